@@ -1,0 +1,62 @@
+"""verifix: correct a trained classifier that learned from wrong labels, from a small verified set."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from verifix.algorithm import correct
+    from verifix.collect import SavedMoments
+    from verifix.correction import Correction, LayerReport
+    from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
+    from verifix.layers import KINDS, LayerKind, Product, register
+    from verifix.survey import collect_moments, inspect
+
+__all__ = [
+    "KINDS",
+    "CheckpointError",
+    "Correction",
+    "DataError",
+    "LayerKind",
+    "LayerReport",
+    "NoLayersError",
+    "Product",
+    "SavedMoments",
+    "UsageError",
+    "VerifixError",
+    "collect_moments",
+    "correct",
+    "inspect",
+    "register",
+]
+
+_HOME = {
+    "correct": "algorithm",
+    "SavedMoments": "collect",
+    "Correction": "correction",
+    "LayerReport": "correction",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "NoLayersError": "errors",
+    "UsageError": "errors",
+    "VerifixError": "errors",
+    "KINDS": "layers",
+    "LayerKind": "layers",
+    "Product": "layers",
+    "register": "layers",
+    "collect_moments": "survey",
+    "inspect": "survey",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import verifix`` costs nothing."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"verifix.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'verifix' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

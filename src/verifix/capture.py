@@ -1,0 +1,441 @@
+"""Run the borrowed model and see every multiplication of a parameter, whoever owns it.
+
+Calls are intercepted at the level of functions (`TorchFunctionMode`), where a weight still is the parameter or a
+view of it, and are matched to parameters by storage. Below that level autocast and composite operations have
+already copied the weight. The lower level (`TorchDispatchMode`) is watched as well, only to name parameters that
+something invisible to the first mode uses, such as a scripted function. The reasons, with what both modes saw in
+a trial, are in ``docs/design.md``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from verifix.errors import UsageError
+from verifix.layers import KINDS, LayerKind, Product
+
+Sink = Callable[["Layer", Tensor], None]
+"""Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix with one kind of input rows: a parameter, or a view of one.
+
+    Attributes
+    ----------
+    parameter
+        Qualified name of the parameter that holds the weight.
+    kind
+        Name of the layer kind.
+    groups
+        Number of independent multiplications.
+    offset, shape, stride
+        Where the weight lies inside the parameter, in elements.
+    """
+
+    parameter: str
+    kind: str
+    groups: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """Return this layer's weight as a view of its parameter, or of a tensor laid out like it."""
+        return parameter.as_strided(self.shape, self.stride, parameter.storage_offset() + self.offset)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last element of the parameter that the weight reaches (half open)."""
+        return self.offset, self.offset + _reach(self.shape, self.stride)
+
+
+def _reach(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """Return how many elements of memory lie from a view's first element to its last, both included."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def _extent(tensor: Tensor) -> int:
+    return _reach(tensor.shape, tensor.stride())
+
+
+def kind_of(layer: Layer) -> LayerKind:
+    """Look a layer's adapter up by name."""
+    return next(kind for kind in KINDS.values() if kind.name == layer.kind)
+
+
+def read_matrix(layer: Layer, parameter: Tensor) -> Tensor:
+    """Return the layer's weight as a float64 matrix ``[groups, d_out, d_in]``."""
+    return kind_of(layer).matrix(layer.view(parameter), layer.groups).double()
+
+
+def write_matrix(layer: Layer, parameter: Tensor, matrix: Tensor) -> None:
+    """Write a matrix ``[groups, d_out, d_in]`` into the layer's part of `parameter`, rounding once to its dtype."""
+    layer.view(parameter).copy_(kind_of(layer).weight(matrix, torch.Size(layer.shape)))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of one parameter of two or more dimensions: `corrected`, `skipped` (and why) or `unused`."""
+
+    parameter: str
+    kind: str
+    status: str
+    reason: str
+    layers: tuple[Layer, ...]
+
+
+@dataclass
+class Census:
+    """Everything that was seen of a model's parameters while it ran.
+
+    Attributes
+    ----------
+    layers
+        Every layer seen, in the order of first use.
+    used_by
+        For each parameter, names of functions without an adapter that used it.
+    keep
+        Mask of rows to keep for the batch that runs next: bool ``[samples]`` or ``[samples, tokens]``, or None.
+    """
+
+    layers: list[Layer] = field(default_factory=list)
+    used_by: dict[str, set[str]] = field(default_factory=dict)
+    keep: Tensor | None = None
+
+    def note_use(self, parameter: str, function: str) -> None:
+        """Remember that a function without an adapter used a parameter."""
+        self.used_by.setdefault(parameter, set()).add(function)
+
+    def accounts(self, model: nn.Module, selection: Selection) -> list[Account]:
+        """Account for every parameter of two or more dimensions, in the model's own order.
+
+        Parameters
+        ----------
+        model
+            The model that ran.
+        selection
+            What the user includes and excludes.
+
+        Returns
+        -------
+        list of Account
+            One entry per parameter; tied parameters have one entry, under their first name.
+
+        Raises
+        ------
+        UsageError
+            If an include or exclude pattern matches no layer.
+        """
+        selection.check(self.layers)
+        index = ParameterIndex(model)
+        names = [name for name, p in index.parameters.items() if p.ndim >= 2 or self._layers_of(name)]
+        return [self._account(name, index.parameters[name], selection) for name in names]
+
+    def _layers_of(self, name: str) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if layer.parameter == name)
+
+    def _account(self, name: str, parameter: Tensor, selection: Selection) -> Account:
+        layers = self._layers_of(name)
+        kind = ", ".join(dict.fromkeys(layer.kind for layer in layers))
+        reason = self._reason_to_skip(name, parameter, layers, selection)
+        if reason:
+            return Account(name, kind, "skipped", reason, layers)
+        return Account(name, kind, "corrected" if layers else "unused", "", layers)
+
+    def _reason_to_skip(self, name: str, parameter: Tensor, layers: tuple[Layer, ...], selection: Selection) -> str:
+        others = ", ".join(sorted(self.used_by.get(name, ())))
+        if others:
+            return f"{'also ' if layers else ''}used by {others}"
+        if layers and not parameter.is_floating_point():
+            return f"{parameter.dtype} weights are not supported"
+        if any(0 in layer.stride for layer in layers):
+            return "used through an expanded view"
+        spans = sorted(layer.span for layer in layers)
+        if spans and spans[-1][1] > _extent(parameter):
+            return "used together with its neighbours in memory"
+        if any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)):
+            return "used through overlapping views"
+        return "" if all(map(selection.wants, layers)) else "not selected"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which layers are wanted: patterns are parameter-name globs or names of layer kinds.
+
+    Attributes
+    ----------
+    include
+        Only layers that match one of these; None for all.
+    exclude
+        Never layers that match one of these.
+    """
+
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+    def wants(self, layer: Layer) -> bool:
+        """Tell whether a layer is selected."""
+        included = self.include is None or any(_matches(layer, p) for p in self.include)
+        return included and not any(_matches(layer, p) for p in self.exclude)
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Refuse a pattern that matches none of the layers seen.
+
+        Parameters
+        ----------
+        layers
+            Every layer of the model.
+
+        Raises
+        ------
+        UsageError
+            Naming the pattern and what there is to match.
+        """
+        for pattern in (*(self.include or ()), *self.exclude):
+            if not any(_matches(layer, pattern) for layer in layers):
+                known = sorted({layer.kind for layer in layers}) + [x.parameter for x in layers[:3]]
+                raise UsageError(
+                    f"the pattern {pattern!r} matches no layer; it must be a kind or a parameter-name glob such as "
+                    f"{', '.join(known) or 'nothing: no layer was seen'}"
+                )
+
+
+def _matches(layer: Layer, pattern: str) -> bool:
+    return layer.kind == pattern or fnmatch.fnmatchcase(layer.parameter, pattern)
+
+
+class ParameterIndex:
+    """Find the parameter that a tensor is, or is a view of, by the memory it occupies.
+
+    Parameters
+    ----------
+    model
+        The model; parameters that share memory in full are one entry, under the first name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self._by_storage: dict[int, list[str]] = {}
+        seen: set[tuple[int, int, tuple[int, ...]]] = set()
+        for name, parameter in model.named_parameters():
+            storage = _storage(parameter)
+            place = (storage or id(parameter), int(parameter.storage_offset()), tuple(parameter.shape))
+            if place in seen:
+                continue
+            seen.add(place)
+            self.parameters[name] = parameter
+            if storage:
+                self._by_storage.setdefault(storage, []).append(name)
+
+    def find(self, tensor: Tensor) -> str | None:
+        """Return the name of the parameter whose memory contains the tensor's first element, or None."""
+        for name in self._by_storage.get(_storage(tensor), ()):
+            start = self.parameters[name].storage_offset()
+            if start <= tensor.storage_offset() < start + _extent(self.parameters[name]):
+                return name
+        return None
+
+    def found_in(self, values: Any) -> set[str]:
+        """Return the names of all parameters among the tensors of a nest of arguments."""
+        tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+        return {name for name in map(self.find, tensors) if name is not None}
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return the address of a plain tensor's memory; 0 for one without (sparse, nested, batched, meta)."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+class _Interceptor(TorchFunctionMode):
+    """Sees each function call; hands on the rows of those with an adapter before they run."""
+
+    def __init__(self, index: ParameterIndex, census: Census, selection: Selection, sink: Sink) -> None:
+        super().__init__()
+        self.index = index
+        self.census = census
+        self.selection = selection
+        self.sink = sink
+        self.depth = 0
+        self._known: set[Layer] = set()
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        names = self.index.found_in((args, kwargs))
+        understood = self._record(KINDS[func], args, kwargs) if func in KINDS and names else set()
+        self.depth += 1
+        try:
+            result = func(*args, **kwargs)
+        finally:
+            self.depth -= 1
+        for name in names - understood:
+            if not self._only_looks(name, result):
+                self.census.note_use(name, _function_name(func))
+        return result
+
+    def _record(self, kind: LayerKind, args: Any, kwargs: Any) -> set[str]:
+        """Hand on the rows of every product; return the parameters whose use that explains."""
+        understood = set()
+        for product in kind.products(args, kwargs, self.census.keep):
+            name = self.index.find(product.weight)
+            if name is not None:
+                understood.add(name)
+                self._hand_on(kind, name, product)
+        return understood
+
+    def _hand_on(self, kind: LayerKind, name: str, product: Product) -> None:
+        weight = product.weight
+        offset = int(weight.storage_offset() - self.index.parameters[name].storage_offset())
+        layer = Layer(name, kind.name, product.groups, offset, tuple(weight.shape), tuple(weight.stride()))
+        if layer not in self._known:
+            self._known.add(layer)
+            self.census.layers.append(layer)
+        if self.selection.wants(layer):
+            for rows in product.rows():
+                self.sink(layer, rows)
+
+    def _only_looks(self, name: str, result: Any) -> bool:
+        """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return all(self.index.find(tensor) == name for tensor in tensors)
+
+
+class _Witness(TorchDispatchMode):
+    """Sees the parameters used outside of every function call that the interceptor sees."""
+
+    def __init__(self, interceptor: _Interceptor) -> None:
+        super().__init__()
+        self.interceptor = interceptor
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.interceptor.depth == 0:
+            for name in self.interceptor.index.found_in((args, kwargs)):
+                if not self.interceptor._only_looks(name, result):
+                    self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")
+        return result
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    name: str = resolve_name(function) or getattr(function, "__name__", str(function))
+    return name.removeprefix("torch.nn.functional.").removeprefix("torch.functional.").removeprefix("torch.")
+
+
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+class _FastPathOff:
+    """Attention's fused fast path is one switch for the whole process: the last to leave turns it back on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                torch.backends.mha.set_fastpath_enabled(self._before)
+
+
+_FAST_PATH_OFF = _FastPathOff()
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Lend a model in eval mode, without gradients, and give back all that running it may change.
+
+    Train flags are set per module instead of by ``model.eval()``, which models override to merge or freeze things.
+    On the way out, also after an exception, every module has its flag, every buffer its object and its content,
+    and the random generators their state. One thread at a time borrows a model.
+
+    Parameters
+    ----------
+    model
+        The user's model.
+
+    Yields
+    ------
+    None
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_lock_of(model))
+        stack.enter_context(_FAST_PATH_OFF)
+        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
+        stack.enter_context(torch.no_grad())
+        flags = [(module, module.training) for module in model.modules()]
+        buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        stack.callback(_give_back, flags, buffers)
+        for module, _ in flags:
+            module.training = False
+        yield
+
+
+def _give_back(flags: list[tuple[nn.Module, bool]], buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+    for module, training in flags:
+        module.training = training
+    for module, name, buffer, content in buffers:
+        buffer.data.copy_(content)
+        module._buffers[name] = buffer
+
+
+@contextmanager
+def intercepting(model: nn.Module, sink: Sink, selection: Selection | None = None) -> Iterator[Census]:
+    """Intercept a borrowed model's multiplications for as long as the context lasts.
+
+    Parameters
+    ----------
+    model
+        The model; see `borrowed`.
+    sink
+        Receives ``(layer, rows)`` for every selected layer, chunk by chunk, before the layer's function runs.
+    selection
+        Layers to hand on; all of them by default. The census lists the others too.
+
+    Yields
+    ------
+    Census
+        What has been seen so far. Set its `keep` before running a batch whose rows do not all count.
+    """
+    census = Census()
+    interceptor = _Interceptor(ParameterIndex(model), census, selection or Selection(), sink)
+    with interceptor, _Witness(interceptor):
+        yield census

@@ -1,0 +1,153 @@
+"""The command line: parse, call, print. Nothing heavy is imported until a command needs it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+from typing import Any
+
+from verifix.errors import VerifixError
+from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+
+COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+    "demo": (DemoCommand, ("name",)),
+    "correct": (CorrectCommand, ()),
+    "score": (ScoreCommand, ("checkpoint",)),
+    "inspect": (InspectCommand, ()),
+}
+"""Each command: the dataclass of its settings, and which of them are positional."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv
+        Arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 2 usage, 3 no gain and nothing written, 4 no layers, 5 data and model do not fit.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = parse(arguments)
+        from verifix.commands import run
+
+        return run(command)
+    except VerifixError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written", 130)
+    except (OSError, MemoryError) as error:
+        return _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """Turn arguments into the settings of one command.
+
+    Parameters
+    ----------
+    argv
+        Arguments.
+
+    Returns
+    -------
+    object
+        An instance of one of the dataclasses of `COMMANDS`.
+
+    Raises
+    ------
+    VerifixError
+        If they are not usable, in one line.
+    """
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="verifix",
+        description="Correct a trained classifier that learned from wrong labels, from a small verified set.",
+        version=version("verifix"),
+        exit_on_error=False,
+    )
+    subcommands = parser.add_subcommands(dest="command", required=True)
+    for name, (settings, positional) in COMMANDS.items():
+        subcommands.add_subcommand(name, _parser(settings, positional), help=(settings.__doc__ or "").splitlines()[0])
+    try:
+        parsed = parser.parse_args(_with_underscores(argv))
+    except ArgumentError as error:
+        raise VerifixError(f"{_in_flags(str(error))}; see verifix --help") from None
+    values = parsed[parsed.command].as_dict()
+    values.pop("config", None)
+    settings = COMMANDS[parsed.command][0]
+    return settings(**values)
+
+
+def _parser(settings: type[Any], positional: Sequence[str]) -> Any:
+    from jsonargparse import ActionYesNo, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, description=(settings.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
+    switches = {f.name: f.default for f in fields(settings) if isinstance(f.default, bool)}
+    texts = _descriptions(settings)
+    hints = _type_hints(settings)
+    for name in positional:
+        field = next(f for f in fields(settings) if f.name == name)
+        optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
+        parser.add_argument(name, type=hints[name], help=texts[name], **optional)
+    parser.add_class_arguments(settings, skip={*positional, *switches}, instantiate=False)
+    for name, default in switches.items():
+        if default:
+            parser.add_argument(f"--{name}", action=ActionYesNo, default=True, help=texts[name])
+        else:
+            parser.add_argument(f"--{name}", action="store_true", help=texts[name])
+    return parser
+
+
+def _descriptions(settings: type[Any]) -> dict[str, str]:
+    """Return each setting's description from the docstrings of its class and the classes it builds on."""
+    from docstring_parser import parse as parse_docstring
+
+    texts: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        texts |= {p.arg_name: p.description or "" for p in parse_docstring(base.__doc__ or "").params}
+    return texts
+
+
+def _type_hints(settings: type[Any]) -> dict[str, Any]:
+    from typing import get_type_hints
+
+    return get_type_hints(settings)
+
+
+def _with_underscores(argv: Sequence[str]) -> list[str]:
+    """Spell ``--verified-from`` as the setting is spelled; values stay as they are."""
+    return [
+        "=".join([head.replace("-", "_").replace("__", "--", 1), *value])
+        if argument.startswith("--") and len(argument) > 2
+        else argument
+        for argument in argv
+        for head, *value in [argument.split("=", 1)]
+    ]
+
+
+def _in_flags(message: str) -> str:
+    """Name settings as the user typed them: ``correct.save_moments`` is ``--save-moments``."""
+    pattern = rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)"
+    return re.sub(pattern, lambda match: f"--{match[1].replace('_', '-')}", " ".join(message.split())).rstrip(".")
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    sys.stderr.write(f"verifix: error: {line}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

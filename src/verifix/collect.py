@@ -1,0 +1,290 @@
+"""One pass of the uncorrected model over samples: the moments of every layer, per fold; and their files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verifix.capture import Account, Census, Layer, Selection, intercepting
+from verifix.errors import CheckpointError, DataError
+from verifix.files import read_safetensors, write_safetensors
+from verifix.moments import Moments, merge
+from verifix.progress import progress_bar
+from verifix.samples import Samples, tensor_bytes
+
+FORMAT = "verifix-moments-1"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Moments of every layer and fold, and the account of every parameter.
+
+    Attributes
+    ----------
+    folds
+        For each fold, the moments by layer.
+    accounts
+        What becomes of each parameter of two or more dimensions.
+    digests
+        SHA-256 of each sample that went in.
+    """
+
+    folds: tuple[Mapping[Layer, Moments], ...]
+    accounts: tuple[Account, ...]
+    digests: frozenset[bytes] = field(default_factory=frozenset)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers to correct, in the order of first use."""
+        return [layer for account in self.accounts if account.status == "corrected" for layer in account.layers]
+
+    def moments(self, layer: Layer, folds: Iterable[int], earlier: Mapping[Layer, Moments]) -> Moments:
+        """Merge one layer's moments over some folds, and those of earlier samples."""
+        # Adding the other folds up is total − fold without the cancellation: what none of them excites stays zero.
+        parts = [self.folds[fold][layer] for fold in folds if layer in self.folds[fold]]
+        return merge(parts + ([earlier[layer]] if layer in earlier else []))
+
+
+def collect(
+    model: nn.Module,
+    samples: Samples,
+    folds: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    device: torch.device,
+    selection: Selection | None = None,
+    show: bool = False,
+) -> Collected:
+    """Run a borrowed model once over all folds; batches never cross folds.
+
+    Parameters
+    ----------
+    model
+        The uncorrected model, borrowed (see `verifix.capture.borrowed`), on `device`.
+    samples
+        The verified samples.
+    folds
+        Indices of each fold.
+    batch_size
+        Samples per batch.
+    device
+        Where the model is.
+    selection
+        Layers wanted; all by default.
+    show
+        Whether to show progress.
+
+    Returns
+    -------
+    Collected
+        One set of moments per fold.
+
+    Raises
+    ------
+    DataError
+        If the rows of a layer are not finite.
+    """
+    tables: list[dict[Layer, Moments]] = [{} for _ in folds]
+    current: dict[Layer, Moments] = {}
+
+    def sink(layer: Layer, rows: Tensor) -> None:
+        _add(current, layer, rows)
+
+    selection = selection or Selection()
+    with progress_bar("moments", sum(map(len, folds)), show) as bar, intercepting(model, sink, selection) as census:
+        for table, fold in zip(tables, folds, strict=True):
+            current = table
+            for batch in samples.batches(fold, batch_size):
+                model(batch.inputs.to(device))
+                bar.update(len(batch.labels))
+    accounts = tuple(census.accounts(model, selection))
+    _condense(tables)
+    return Collected(tuple(tables), accounts, frozenset(samples.digests))
+
+
+def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
+    """Multiply a fold's rows out once, if the rows of the others are too many for the dual form anyway."""
+    for layer in {layer for table in tables for layer in table}:
+        parts = [table[layer] for table in tables if layer in table]
+        if sum(part.n for part in parts) - max(part.n for part in parts) >= parts[0].width:
+            for part in parts:
+                part.condense_()
+
+
+def _add(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
+    rows = rows.to(_moments_device(rows.device))
+    if layer in table:
+        table[layer].add_(rows)
+    else:
+        table[layer] = Moments(rows)
+    if not torch.isfinite(table[layer].trace).all():
+        raise DataError(
+            f"the input of layer {layer.parameter!r} contains NaN or Inf; check the weights before it and the inputs"
+        )
+
+
+def _moments_device(device: torch.device) -> torch.device:
+    """Moments live where the model is, unless that device has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def census_of(model: nn.Module, inputs: Tensor) -> Census:
+    """Run one batch through a borrowed model only to see which layers there are."""
+
+    def ignore(layer: Layer, rows: Tensor) -> None:
+        """Rows are not needed."""
+
+    with intercepting(model, ignore) as census:
+        model(inputs)
+    return census
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return one SHA-256 (hexadecimal) over the names and values of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            total.update(tensor_bytes(tensor))
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class SavedMoments:
+    """Moments of verified samples, with what they belong to: one model, and these samples.
+
+    Attributes
+    ----------
+    moments
+        By layer.
+    model
+        Digest of the uncorrected model; see `model_digest`.
+    digests
+        SHA-256 of each sample that went in.
+    """
+
+    moments: Mapping[Layer, Moments]
+    model: str
+    digests: frozenset[bytes]
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write to a safetensors file.
+
+        Parameters
+        ----------
+        path
+            Where to; must not exist.
+        force
+            Overwrite what is there.
+
+        Returns
+        -------
+        Path
+            The path.
+        """
+        tensors, layers = {}, []
+        for i, (layer, moments) in enumerate(self.moments.items()):
+            form = "gram" if moments.rows is None else "rows"
+            tensors[f"{i}.{form}"] = moments.gram if moments.rows is None else moments.rows
+            layers.append({**asdict(layer), "n": moments.n})
+        about = {
+            "format": FORMAT,
+            "model": self.model,
+            "layers": layers,
+            "samples": sorted(digest.hex() for digest in self.digests),
+        }
+        return write_safetensors(path, tensors, {"verifix": json.dumps(about, sort_keys=True)}, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SavedMoments:
+        """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        SavedMoments
+            Its content.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not such a file, or damaged.
+        """
+        tensors, metadata = read_safetensors(path)
+        try:
+            about = json.loads(metadata["verifix"])
+            if about["format"] != FORMAT:
+                raise KeyError(about["format"])
+            table = {}
+            for i, entry in enumerate(about["layers"]):
+                table[_layer(entry)] = _loaded(tensors, i, entry)
+            digests = frozenset(map(bytes.fromhex, about["samples"]))
+            return cls(table, about["model"], digests)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
+            ) from None
+
+    def checked(
+        self, path: object, model: nn.Module, layers: Sequence[Layer], digests: Iterable[bytes]
+    ) -> Mapping[Layer, Moments]:
+        """Return the moments if they fit this model and no sample is counted twice.
+
+        Parameters
+        ----------
+        path
+            Where they came from, for the message.
+        model
+            The uncorrected model.
+        layers
+            Its layers.
+        digests
+            The new verified samples.
+
+        Returns
+        -------
+        Mapping
+            The moments by layer.
+
+        Raises
+        ------
+        CheckpointError
+            If they belong to other weights, or lack a layer.
+        DataError
+            If they already hold some of the samples.
+        """
+        if self.model != model_digest(model):
+            raise CheckpointError(f"{path} holds moments of other weights; collect them again with this model")
+        missing = [layer.parameter for layer in layers if layer not in self.moments]
+        if missing:
+            raise CheckpointError(
+                f"{path} has no moments of {', '.join(missing[:3])}; collect them with the same include and exclude"
+            )
+        again = len(self.digests & set(digests))
+        if again:
+            raise DataError(
+                f"{again} of the verified samples are in {path} already; give only new ones, or leave the file out"
+            )
+        return self.moments
+
+
+def _layer(entry: Mapping[str, Any]) -> Layer:
+    shape, stride = tuple(entry["shape"]), tuple(entry["stride"])
+    return Layer(entry["parameter"], entry["kind"], entry["groups"], entry["offset"], shape, stride)
+
+
+def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> Moments:
+    if f"{i}.rows" in tensors:
+        return Moments(tensors[f"{i}.rows"])
+    return Moments.from_gram(tensors[f"{i}.gram"], entry["n"])

@@ -1,0 +1,344 @@
+"""The result: corrected weights, what was done and why; it applies, undoes, saves and loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from verifix.errors import CheckpointError, UsageError
+from verifix.files import read_safetensors, write_safetensors
+from verifix.samples import tensor_bytes
+from verifix.strength import Choice, Point
+
+FORMAT = "verifix-correction-1"
+
+TRAINING_NOTE = (
+    "The verified samples were used in training, so the network remembers them with their wrong labels: these scores "
+    "are not an estimate for new data. Measure on samples that neither training nor the correction has seen (--test)."
+)
+
+_CORRECTED_HERE: set[str] = set()
+"""SHA-256 of every weight that this process has corrected, so that a second correction of it can be refused."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one parameter of two or more dimensions.
+
+    Attributes
+    ----------
+    parameter
+        Qualified name.
+    kind
+        Layer kind; empty if no layer uses it.
+    status
+        "corrected", "skipped" or "unused".
+    reason
+        Why it was skipped.
+    rows
+        Input rows seen, per group.
+    effective_rank
+        1 / ‖C‖²_F: how many directions the verified samples excite, mean over groups with any; None if not corrected.
+    relative_change
+        ‖W' − W‖_F / ‖W‖_F; None if not corrected.
+    """
+
+    parameter: str
+    kind: str
+    status: str
+    reason: str = ""
+    rows: int = 0
+    effective_rank: float | None = None
+    relative_change: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class Correction:
+    """The outcome of `verifix.correct`.
+
+    Attributes
+    ----------
+    original, corrected
+        The changed parameters by name, before and after, on the CPU in the model's own dtypes. Both are empty if no
+        change won.
+    choices
+        For each stage of the recipe, the chosen strength, why, and the curve it was chosen from.
+    layers
+        One report per parameter of two or more dimensions.
+    provenance
+        What this was made from: versions, digests of model and samples, and every setting. Plain data.
+    """
+
+    original: Mapping[str, Tensor]
+    corrected: Mapping[str, Tensor]
+    choices: Mapping[str, Choice]
+    layers: tuple[LayerReport, ...]
+    provenance: Mapping[str, Any]
+    _model: nn.Module | None = field(default=None, compare=False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The corrected copy of the model, on the device of the one that was given."""
+        if self._model is None:
+            raise UsageError("a correction loaded from a file holds no model; use apply_(model) on the original one")
+        return self._model
+
+    @property
+    def strengths(self) -> dict[str, float | None]:
+        """The strength of each stage; None where no change won."""
+        return {stage: choice.strength for stage, choice in self.choices.items()}
+
+    @property
+    def alpha(self) -> float | None:
+        """The strength α of the projection; None if no change won."""
+        return self.strengths.get("project")
+
+    @property
+    def curve(self) -> tuple[Point, ...]:
+        """The projection's strength curve: selection scores, which overstate the gain. Empty if α was given."""
+        return self.choices["project"].points if "project" in self.choices else ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether any weight is changed at all."""
+        return bool(self.corrected)
+
+    def blended(self, blend: float = 1.0) -> dict[str, Tensor]:
+        """Return new values between no change and the correction.
+
+        Parameters
+        ----------
+        blend
+            0 for the original weights, 1 for the corrected ones; in between, computed in float64 and rounded once.
+
+        Returns
+        -------
+        dict
+            Parameters by name.
+
+        Raises
+        ------
+        UsageError
+            If `blend` is not within 0 and 1.
+        """
+        if not 0 <= blend <= 1:
+            raise UsageError(f"blend is {blend!r}; it must be a number from 0 (no change) to 1 (the full correction)")
+        if blend in (0, 1):
+            return dict(self.corrected if blend else self.original)
+        return {
+            name: ((1 - blend) * before.double() + blend * self.corrected[name].double()).to(before.dtype)
+            for name, before in self.original.items()
+        }
+
+    def apply_(self, model: nn.Module, *, blend: float = 1.0) -> nn.Module:
+        """Write the correction into a model that has the original weights.
+
+        Parameters
+        ----------
+        model
+            The model to change in place. It must hold exactly the weights that were corrected.
+        blend
+            Between 0 (no change) and 1 (the full correction).
+
+        Returns
+        -------
+        nn.Module
+            The same model.
+
+        Raises
+        ------
+        CheckpointError
+            If a weight is not the original one, for example because it is corrected already; nothing is changed.
+        """
+        return self._swap(model, self.original, self.blended(blend), "apply")
+
+    def undo_(self, model: nn.Module, *, blend: float = 1.0) -> nn.Module:
+        """Give a corrected model its original weights back, bit for bit.
+
+        Parameters
+        ----------
+        model
+            The model to change in place. It must hold exactly the weights that `apply_` wrote.
+        blend
+            The blend it was applied with.
+
+        Returns
+        -------
+        nn.Module
+            The same model.
+
+        Raises
+        ------
+        CheckpointError
+            If a weight is not the corrected one; nothing is changed.
+        """
+        return self._swap(model, self.blended(blend), self.original, "undo")
+
+    def _swap(
+        self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
+    ) -> nn.Module:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name, value in expected.items():
+            if name not in parameters:
+                raise CheckpointError(
+                    f"cannot {verb}: the model has no parameter {name!r}; give the model that was corrected"
+                )
+            found = tensor_digest(parameters[name])
+            if found != tensor_digest(value):
+                already = found == tensor_digest(new[name])
+                raise CheckpointError(
+                    f"cannot {verb}: {name!r} {'has the result of that already' if already else 'has other weights'} "
+                    f"(SHA-256 {found[:12]}…); give the {'original' if verb == 'apply' else 'corrected'} model"
+                )
+        for name, value in new.items():
+            parameters[name].data.copy_(value)
+        return model
+
+    def summary(self) -> str:
+        """Return what was done and why, for reading: settings, strengths, layers; a few lines of text."""
+        about = self.provenance
+        verified = f"{about['samples']} verified samples ({about['verified_from']})"
+        lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
+        for stage, choice in self.choices.items():
+            strength = "no change" if choice.strength is None else f"strength {choice.strength:.4g}"
+            lines.append(f"  {stage}: {strength} ({choice.reason})")
+            lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]
+            if choice.points:
+                lines.append("    These scores chose the strength and overstate the gain; measure it on other samples.")
+        if about["verified_from"] == "training":
+            lines.append(f"  {TRAINING_NOTE}")
+        lines += [f"  {_layer_line(layer)}" for layer in self.layers]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Show strengths and how many layers changed."""
+        strengths = ", ".join(f"{k}={'no change' if v is None else f'{v:.4g}'}" for k, v in self.strengths.items())
+        counts = {s: sum(layer.status == s for layer in self.layers) for s in ("corrected", "skipped", "unused")}
+        return f"Correction({strengths}; layers: {', '.join(f'{n} {s}' for s, n in counts.items())})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the weights as plain data."""
+        return {
+            "provenance": dict(self.provenance),
+            "strengths": self.strengths,
+            "choices": {stage: choice.as_dict() for stage, choice in self.choices.items()},
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write a safetensors file with both versions of every changed weight, their SHA-256 and the provenance.
+
+        Parameters
+        ----------
+        path
+            Where to; must not exist.
+        force
+            Overwrite what is there.
+
+        Returns
+        -------
+        Path
+            The path.
+        """
+        tensors = {f"original/{name}": tensor for name, tensor in self.original.items()}
+        tensors |= {f"corrected/{name}": tensor for name, tensor in self.corrected.items()}
+        about = {
+            "format": FORMAT,
+            "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
+            **self.as_dict(),
+        }
+        return write_safetensors(path, tensors, {"verifix": json.dumps(about, sort_keys=True)}, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Correction:
+        """Read a correction that `save` wrote, and check every tensor against its SHA-256.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Correction
+            The correction; its `model` is not in the file.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is something else, or damaged.
+        """
+        tensors, metadata = read_safetensors(path)
+        try:
+            about = json.loads(metadata["verifix"])
+            if about["format"] != FORMAT:
+                raise KeyError(about["format"])
+            digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+            choices = {stage: _choice(choice) for stage, choice in about["choices"].items()}
+            layers = tuple(LayerReport(**layer) for layer in about["layers"])
+            expected, provenance = about["sha256"], about["provenance"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
+        if digests != expected:
+            raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")
+        return cls(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 (hexadecimal) of a tensor's dtype, shape and values."""
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.sha256(head + tensor_bytes(tensor)).hexdigest()
+
+
+def remember_corrected(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> None:
+    """Note weights that are corrected now, unless a correction left them as they were; see `refuse_corrected`."""
+    before = {tensor_digest(tensor) for tensor in original.values()}
+    _CORRECTED_HERE.update({tensor_digest(tensor) for tensor in corrected.values()} - before)
+
+
+def refuse_corrected(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse to correct weights that this process has corrected already.
+
+    Parameters
+    ----------
+    parameters
+        Current values, by name.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first such weight: correcting twice is not correcting once.
+    """
+    for name, parameter in parameters.items():
+        if tensor_digest(parameter) in _CORRECTED_HERE:
+            raise CheckpointError(
+                f"{name!r} has been corrected already; correct the original weights (undo_ restores them)"
+            )
+
+
+def _choice(data: Mapping[str, Any]) -> Choice:
+    return Choice(data["strength"], tuple(Point(**point) for point in data["points"]), data["reason"])
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _point_line(point: Point, chosen: float | None) -> str:
+    name = "no change" if point.strength is None else f"{point.strength:.4g}"
+    mark = "  ← chosen" if point.strength == chosen else ""
+    gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
+    return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"
+
+
+def _layer_line(layer: LayerReport) -> str:
+    if layer.status != "corrected":
+        return f"{layer.parameter}: {layer.status}{': ' * bool(layer.reason)}{layer.reason}"
+    change = "" if layer.relative_change is None else f", changed by {layer.relative_change:.1%}"
+    return f"{layer.parameter}: {layer.kind}, {layer.rows} rows, effective rank {layer.effective_rank:.1f}{change}"

@@ -1,0 +1,37 @@
+"""What a demonstration reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a demonstration.
+
+    Attributes
+    ----------
+    story
+        What was done, in a sentence or two.
+    memorised
+        Percent of the noisy training labels that the trained network reproduces.
+    before, after
+        Percent right on samples that neither training nor the correction used.
+    alpha
+        The chosen strength; None if no change won.
+    pictures
+        Names of the pictures saved.
+    """
+
+    story: str
+    memorised: float
+    before: float
+    after: float
+    alpha: float | None
+    pictures: tuple[str, ...] = ()
+
+    def scores(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        gain = self.after - self.before
+        return {"before": self.before, "after": self.after, "gain": gain, "alpha": self.alpha}

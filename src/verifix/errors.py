@@ -1,0 +1,31 @@
+"""What goes wrong in a user's hands: one line each, with the exit code the command line gives it."""
+
+from __future__ import annotations
+
+
+class VerifixError(ValueError):
+    """Base of every error a user can cause; its text says what came, what is allowed and what to do next."""
+
+    exit_code = 2
+
+
+class UsageError(VerifixError):
+    """An argument, a pattern or a path that cannot be used as given."""
+
+
+class NoLayersError(VerifixError):
+    """The model has no layer that can be corrected."""
+
+    exit_code = 4
+
+
+class DataError(VerifixError):
+    """Data and model do not fit: labels, shapes, class counts, or a NaN or Inf on the way."""
+
+    exit_code = 5
+
+
+class CheckpointError(VerifixError):
+    """A checkpoint, moments or correction file that does not fit the model it is meant for."""
+
+    exit_code = 5

@@ -1,0 +1,321 @@
+"""Settings as frozen dataclasses that check themselves. No torch here: the command line reads them for its help."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from verifix.errors import UsageError
+
+VERIFIED_FROM = ("unseen", "training")
+
+
+@dataclass(frozen=True)
+class CorrectOptions:
+    """How to correct.
+
+    Attributes
+    ----------
+    alpha
+        Strength of the projection: "auto" lets the verified samples choose; a number means exactly that projection.
+    recipe
+        Stages to run: "verifix" is the paper's method.
+    include
+        Correct only layers that match one of these parameter-name globs or kinds.
+    exclude
+        Leave alone layers that match one of these parameter-name globs or kinds.
+    folds
+        Folds of the cross-fitting that chooses strengths.
+    seed
+        Seed of the folds.
+    device
+        Where to compute; "auto" is where the model is.
+    batch_size
+        Samples per batch; "auto" starts at 64, or at the DataLoader's own, and halves when memory runs out.
+    verified_from
+        Whether the model has been trained on the verified samples ("training") or not ("unseen").
+    moments
+        A moments file of earlier verified samples, to be counted as well.
+    progress
+        Show progress.
+    """
+
+    alpha: float | Literal["auto"] = "auto"
+    recipe: str = "verifix"
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    folds: int = 5
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    verified_from: Literal["unseen", "training"] = "unseen"
+    moments: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model."""
+        if isinstance(self.alpha, str) and self.alpha != "auto":
+            raise UsageError(f"alpha is {self.alpha!r}; it must be a number above 0, or 'auto'")
+        if not isinstance(self.alpha, str) and not (0 < self.alpha < math.inf):
+            raise UsageError(f"alpha is {self.alpha!r}; it must be a finite number above 0, or 'auto'")
+        if not _whole(self.folds) or self.folds < 2:
+            raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
+        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed!r}; it must be a whole number from 0 to 4294967295")
+        if self.batch_size != "auto" and (not _whole(self.batch_size) or self.batch_size < 1):
+            raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
+        if self.verified_from not in VERIFIED_FROM:
+            raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen' or 'training'")
+        for name in ("include", "exclude"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise UsageError(f"{name} is the text {value!r}; it must be a list of patterns, such as [{value!r}]")
+
+    @property
+    def minimum_samples(self) -> int:
+        """How many verified samples these settings need: few leave nothing to choose from."""
+        return max(50, 2 * self.folds) if self.alpha == "auto" else 2
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """How to turn images into the model's inputs.
+
+    Attributes
+    ----------
+    mean
+        Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images.
+    std
+        Standard deviation of each channel, in the same form.
+    size
+        Resize images to this many pixels square; by default they keep their size.
+    label_column
+        Name of the label column of a Parquet file.
+    classes
+        Class names in the order of the model's outputs, separated by commas; needed for an image folder whose
+        folder names are not the class numbers.
+    """
+
+    mean: list[float] | str | None = None
+    std: list[float] | str | None = None
+    size: int | None = None
+    label_column: str = "label"
+    classes: list[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        mean, std = self.channel_mean, self.channel_std
+        if len(mean) != len(std):
+            raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
+        if len(mean) not in (0, 1, 3):
+            raise UsageError(f"mean has {len(mean)} numbers; give 3 for colour images or 1 for grey ones")
+        if any(s <= 0 for s in std):
+            raise UsageError(f"std is {self.std!r}; every number must be above 0")
+        if self.size is not None and (not _whole(self.size) or self.size < 1):
+            raise UsageError(f"size is {self.size!r}; it must be a whole number of pixels, 1 or more")
+
+    @property
+    def channel_mean(self) -> list[float]:
+        """The mean as numbers; empty if none was given."""
+        return _numbers("mean", self.mean)
+
+    @property
+    def channel_std(self) -> list[float]:
+        """The standard deviation as numbers; empty if none was given."""
+        return _numbers("std", self.std)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The class names, or None if none were given."""
+        return split_list(self.classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, with which weights.
+
+    Attributes
+    ----------
+    model
+        The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME or timm:NAME.
+    num_classes
+        Number of outputs to build a torchvision or timm model with; their own by default.
+    """
+
+    model: str
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
+    """Correct a checkpoint from a verified set.
+
+    Attributes
+    ----------
+    checkpoint
+        The trained weights: .safetensors, .pt or .pth.
+    verified
+        The verified samples: an image folder, a .npz file or a Parquet file.
+    verified_from
+        Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
+        On samples it was trained on, scores are no estimate for new data.
+    out
+        Where to write the corrected checkpoint; the correction file goes beside it.
+    include
+        Correct only layers that match one of these parameter-name globs or kinds, separated by commas.
+    exclude
+        Leave alone layers that match one of these parameter-name globs or kinds, separated by commas.
+    test
+        Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
+    save_moments
+        Where to write the moments of the verified samples, for a later --moments.
+    force
+        Replace files that exist.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str
+    verified: str
+    out: str
+    verified_from: Literal["unseen", "training"] = field()
+    include: list[str] | str | None = None  # type: ignore[assignment]
+    exclude: list[str] | str | None = None  # type: ignore[assignment]
+    test: str | None = None
+    save_moments: str | None = None
+    force: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Split lists at commas, then check everything."""
+        object.__setattr__(self, "include", split_list(self.include))
+        object.__setattr__(self, "exclude", split_list(self.exclude))
+        CorrectOptions.__post_init__(self)
+        DataOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand(DataOptions, ModelOptions):
+    """Score a checkpoint on labelled samples.
+
+    Attributes
+    ----------
+    checkpoint
+        The weights: .safetensors, .pt or .pth.
+    data
+        The samples: an image folder, a .npz file or a Parquet file.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch.
+    progress
+        Show progress.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str
+    data: str
+    device: str = "auto"
+    batch_size: int = 250
+    progress: bool = True
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectCommand(DataOptions, ModelOptions):
+    """Show what would be corrected, what not and why, and the memory it would take.
+
+    Attributes
+    ----------
+    checkpoint
+        The weights; not needed to see the layers.
+    data
+        Samples to take one input from: an image folder, a .npz file or a Parquet file.
+    input_shape
+        Instead of data, the shape of one input, such as 3,32,32.
+    include
+        As for correct.
+    exclude
+        As for correct.
+    samples
+        Verified samples to estimate the memory for.
+    folds
+        Folds to estimate the memory for.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str | None = None
+    data: str | None = None
+    input_shape: list[int] | str | None = None
+    include: list[str] | str | None = None
+    exclude: list[str] | str | None = None
+    samples: int = 1000
+    folds: int = 5
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there is something to run the model on."""
+        super().__post_init__()
+        if (self.data is None) == (self.input_shape is None):
+            raise UsageError("inspect needs one of --data and --input-shape, to run the model once")
+        if any(size < 1 or size != int(size) for size in self.shape):
+            raise UsageError(f"input_shape is {self.input_shape!r}; give whole numbers, such as 3,32,32")
+
+    @property
+    def shape(self) -> list[float]:
+        """The input shape as numbers; empty if none was given."""
+        return _numbers("input_shape", self.input_shape)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """Train a small network on wrong labels, correct it, and show the difference.
+
+    Attributes
+    ----------
+    name
+        "digits": handwritten digits, 30% wrong labels; "spiral": the paper's two spirals.
+    out
+        Folder for the pictures; by default a fresh one.
+    seed
+        First seed.
+    seeds
+        How many seeds to run, counting up from the first.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    name: Literal["digits", "spiral"] = "digits"
+    out: str | None = None
+    seed: int = 0
+    seeds: int = 1
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the seeds."""
+        if self.seeds < 1 or self.seed < 0:
+            raise UsageError(
+                f"seed {self.seed} and seeds {self.seeds}: the first must be 0 or more, the second 1 or more"
+            )
+
+
+def split_list(value: list[str] | str | None) -> list[str] | None:
+    """Split a text at its commas; a list or None stays as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _numbers(name: str, value: list[float] | str | None) -> list[float]:
+    try:
+        numbers = [float(part) for part in (split_list(value) if isinstance(value, str) else value) or []]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(math.isfinite(number) for number in numbers):
+        raise UsageError(f"{name} is {value!r}; give numbers separated by commas, such as 0.491,0.482,0.447")
+    return numbers

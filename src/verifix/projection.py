@@ -1,0 +1,194 @@
+"""The projection as pure functions on tensors: Verifix (arXiv 2403.08618), without the SVD.
+
+Notation, per group: rows X ``[n, d_in]``, C = XᵀX / ‖X‖²_F with eigenvalues r, weight W ``[d_out, d_in]``. The paper
+scales each eigendirection of C by its importance λ = α r / ((α − 1) r + 1) and replaces W by W P, P = U diag(λ) Uᵀ.
+That is the solution of one symmetric positive definite system,
+
+    W P = α W C (I + (α − 1) C)⁻¹                      (primal, d_in × d_in)
+        = α (W Xᵀ / s) (I + (α − 1) X Xᵀ / s)⁻¹ X      (dual, n × n, s = ‖X‖²_F)
+
+and both forms read α · left · (I + (α − 1) · kernel)⁻¹ · right. A group with X = 0 keeps its weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifix.errors import UsageError
+from verifix.moments import Moments
+
+ALPHA_RANGE = (1e-9, 1e12)
+"""Strengths for which the system stays positive definite in float64, however deficient the rank of C."""
+
+
+def check_alpha(alpha: float) -> float:
+    """Return α as a float.
+
+    Parameters
+    ----------
+    alpha
+        The strength of the projection.
+
+    Returns
+    -------
+    float
+        The same number.
+
+    Raises
+    ------
+    UsageError
+        Unless it is a number within `ALPHA_RANGE`.
+    """
+    low, high = ALPHA_RANGE
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not low <= alpha <= high:
+        raise UsageError(f"alpha is {alpha!r}; it must be a finite number from {low:g} to {high:g}, or 'auto'")
+    return float(alpha)
+
+
+def importance(r: Tensor, alpha: float) -> Tensor:
+    """Return λ = α r / ((α − 1) r + 1) = logistic(log α + logit r), in [0, 1] (paper, eq. of the importance matrix).
+
+    Parameters
+    ----------
+    r
+        Eigenvalues of C, any shape; clamped to [0, 1] against rounding.
+    alpha
+        The strength, above 0.
+
+    Returns
+    -------
+    Tensor
+        λ, of the shape of `r`.
+    """
+    r = r.clamp(0, 1)
+    return alpha * r / ((alpha - 1) * r + 1)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """All of a layer's projection that does not depend on α.
+
+    Attributes
+    ----------
+    weight
+        W, ``[groups, d_out, d_in]``, float64.
+    alive
+        Bool ``[groups]``: groups with any non-zero row.
+    left
+        W C ``[groups, d_out, d_in]``, or W Xᵀ / s ``[groups, d_out, n]``.
+    kernel
+        C ``[groups, d_in, d_in]``, or X Xᵀ / s ``[groups, n, n]``.
+    right
+        None, or X ``[groups, n, d_in]``.
+    """
+
+    weight: Tensor
+    alive: Tensor
+    left: Tensor
+    kernel: Tensor
+    right: Tensor | None
+
+    def project(self, alpha: float) -> Tensor:
+        """Return W P ``[groups, d_out, d_in]`` for a strength α above 0."""
+        system = (alpha - 1) * self.kernel
+        system.diagonal(dim1=1, dim2=2).add_(1)
+        factor = torch.linalg.cholesky(system)
+        result = alpha * torch.cholesky_solve(self.left.mT, factor).mT
+        if self.right is not None:
+            result = result @ self.right
+        return torch.where(self.alive[:, None, None], result, self.weight)
+
+
+def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
+    """Compare the multiplications of both forms for rows ``[n, width]`` and `outputs` outputs."""
+
+    def solve(size: int) -> float:
+        return size**3 / 3 + 2 * outputs * size**2
+
+    primal = n * width**2 + outputs * width**2 + solve(width)
+    dual = n**2 * width + 2 * outputs * n * width + solve(n)
+    return dual < primal
+
+
+def prepare(weight: Tensor, moments: Moments, *, dual: bool | None = None) -> Factors:
+    """Work out what all strengths share, in the cheaper of the two forms.
+
+    Parameters
+    ----------
+    weight
+        W, ``[groups, d_out, d_in]``, of any floating dtype.
+    moments
+        Moments of the layer's rows.
+    dual
+        Force a form; by default the dual is taken if the rows are still there and it costs less.
+
+    Returns
+    -------
+    Factors
+        To be applied with `Factors.project`.
+
+    Raises
+    ------
+    ValueError
+        If the dual is forced on moments that no longer hold their rows.
+    """
+    weight = weight.double().to(moments.trace.device)
+    rows, scale = moments.rows, moments.trace
+    alive = scale > 0
+    safe = torch.where(alive, scale, torch.ones_like(scale))[:, None, None]
+    if dual is None:
+        dual = rows is not None and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
+    if not dual:
+        kernel = moments.gram / safe
+        return Factors(weight, alive, weight @ kernel, kernel, None)
+    if rows is None:
+        raise ValueError("the dual form needs the rows, and these moments hold only their Gram matrix")
+    return Factors(weight, alive, weight @ rows.mT / safe, rows @ rows.mT / safe, rows)
+
+
+def project(weight: Tensor, moments: Moments, alpha: float) -> Tensor:
+    """Return W P for one layer.
+
+    Parameters
+    ----------
+    weight
+        W, ``[groups, d_out, d_in]``.
+    moments
+        Moments of the layer's rows.
+    alpha
+        The strength α, above 0. Large α tends to the projector onto the span of the rows, not to the identity.
+
+    Returns
+    -------
+    Tensor
+        W P, ``[groups, d_out, d_in]``, float64.
+    """
+    return prepare(weight, moments).project(check_alpha(alpha))
+
+
+def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
+    """Return the spectral form of C, for looking at.
+
+    Parameters
+    ----------
+    moments
+        Moments of a layer's rows.
+
+    Returns
+    -------
+    r : Tensor
+        Eigenvalues, ``[groups, k]`` ascending, clamped to [0, 1]; all zero for a dead group. k is ``d_in``, or n
+        while the rows are held (the other eigenvalues are zero).
+    directions : Tensor
+        Eigenvectors as columns, ``[groups, d_in, k]``.
+    """
+    scale = moments.trace
+    safe = torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+    if moments.rows is not None:
+        _, singular, directions = torch.linalg.svd(moments.rows, full_matrices=False)
+        return (singular.square() / safe[..., 0]).clamp(0, 1).flip(-1), directions.mT.flip(-1)
+    r, directions = torch.linalg.eigh(moments.gram / safe)
+    return r.clamp(0, 1), directions

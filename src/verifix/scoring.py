@@ -1,0 +1,171 @@
+"""Run a model on samples and score what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from verifix.errors import DataError, VerifixError
+from verifix.samples import Samples
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""``(logits [n, k], labels [n]) → [n]`` or a scalar; for a loss, one number per sample."""
+
+Update = Mapping[str, Tensor]
+"""New values of parameters, by qualified name."""
+
+
+def predict(
+    model: nn.Module, samples: Samples, indices: Sequence[int], batch_size: int, device: torch.device
+) -> Tensor:
+    """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
+    parts = [as_logits(model(b.inputs.to(device)), len(b.labels)) for b in samples.batches(indices, batch_size)]
+    return torch.cat(parts)
+
+
+def as_logits(output: object, count: int) -> Tensor:
+    """Check a model's output and return it as logits.
+
+    Parameters
+    ----------
+    output
+        What the model returned for `count` samples: ``[count, classes]``, or ``[count]`` for one logit each.
+    count
+        Number of samples.
+
+    Returns
+    -------
+    Tensor
+        ``[count, outputs]``, float64 on the CPU.
+
+    Raises
+    ------
+    DataError
+        If it is no such tensor, or not finite.
+    """
+    if not isinstance(output, Tensor):
+        raise DataError(
+            f"the model returned a {type(output).__name__}; it must return one tensor of logits [n, classes]"
+        )
+    logits = output.detach().double().cpu()
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
+        raise DataError(
+            f"the model returned {list(output.shape)} for {count} samples; it must return logits [{count}, classes]"
+        )
+    if not torch.isfinite(logits).all():
+        raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
+    return logits
+
+
+def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return 1 where the predicted class is the label, else 0: float64 ``[n]``. One logit predicts class 1 above 0."""
+    predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return (predicted == labels).double()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's cross-entropy in nats, ``[n]``; binary cross-entropy for one logit."""
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.double(), reduction="none")
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def tempered_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's cross-entropy after the temperature that suits these logits best.
+
+    A projection also shrinks the logits. Plain cross-entropy rewards that on its own, even against labels that mean
+    nothing, so strengths are compared with the confidence of each candidate set to its best value first. Logits
+    without information get temperature infinity, and all of them the same loss.
+
+    Parameters
+    ----------
+    logits
+        ``[n, outputs]``.
+    labels
+        ``[n]``.
+
+    Returns
+    -------
+    Tensor
+        Nats, ``[n]``.
+    """
+    from scipy.optimize import minimize_scalar
+
+    span = float((logits.amax(dim=1) - logits.amin(dim=1)).mean()) if logits.shape[1] > 1 else 0.0
+    unit = span or float(logits.abs().mean()) or 1.0
+
+    def mean_loss(sharpness: float) -> float:
+        return float(cross_entropy(logits * (sharpness / unit), labels).mean())
+
+    best = minimize_scalar(mean_loss, bounds=(0.0, 100.0), method="bounded", options={"xatol": 1e-6})
+    # The search never tries its bounds; at 0 all logits are equal, which must tie exactly for a fair comparison.
+    sharpness = best.x if best.fun < mean_loss(0.0) - 1e-9 else 0.0
+    return cross_entropy(logits * (sharpness / unit), labels)
+
+
+def apply_score(function: Score, logits: Tensor, labels: Tensor, what: str, per_sample: bool) -> Tensor:
+    """Call a user's score or loss and check what it returns.
+
+    Parameters
+    ----------
+    function
+        The callable.
+    logits, labels
+        ``[n, outputs]`` and ``[n]``.
+    what
+        "score" or "loss", for the message.
+    per_sample
+        Whether one number per sample is needed.
+
+    Returns
+    -------
+    Tensor
+        float64 ``[n]``, or a scalar where that is allowed.
+
+    Raises
+    ------
+    VerifixError
+        If the shape is another, or a value is not finite.
+    """
+    value = torch.as_tensor(function(logits, labels)).detach().double().cpu()
+    allowed = [labels.shape] if per_sample else [labels.shape, torch.Size([])]
+    if value.shape not in allowed or not torch.isfinite(value).all():
+        raise VerifixError(
+            f"{what}= returned {'non-finite values' if value.shape in allowed else f'shape {list(value.shape)}'}; "
+            f"it must return finite numbers of shape [{len(labels)}]{'' if per_sample else ' or a scalar'}"
+        )
+    return value
+
+
+@contextmanager
+def weights_replaced(model: nn.Module, update: Update) -> Iterator[None]:
+    """Run a model with other weights for as long as the context lasts; the old ones come back in any case.
+
+    Values are copied into the parameters' own memory, so that ties, views and fused copies of them follow.
+
+    Parameters
+    ----------
+    model
+        The model.
+    update
+        New values of some of its parameters.
+
+    Yields
+    ------
+    None
+    """
+    parameters = dict(model.named_parameters())
+    before = {name: parameters[name].detach().clone() for name in update}
+    try:
+        for name, value in update.items():
+            parameters[name].data.copy_(value)
+        yield
+    finally:
+        for name, value in before.items():
+            parameters[name].data.copy_(value)

@@ -1,0 +1,46 @@
+"""The steps of a correction. Each is one file with one class that follows `Stage`; `STAGES` lists them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from verifix.errors import UsageError
+from verifix.stages.base import Context, Cost, Stage
+from verifix.stages.project import Project
+
+STAGES: Mapping[str, type[Stage]] = {"project": Project}
+"""Every stage by name, in the order in which a recipe runs them."""
+
+RECIPES: Mapping[str, tuple[str, ...]] = {"verifix": ("project",)}
+"""Named recipes: which stages, in which order."""
+
+
+def stages_of(recipe: str) -> list[Stage]:
+    """Return the stages of a recipe, in order.
+
+    Parameters
+    ----------
+    recipe
+        A name from `RECIPES`, or stage names joined by commas.
+
+    Returns
+    -------
+    list of Stage
+        Fresh stages.
+
+    Raises
+    ------
+    UsageError
+        If a name is unknown.
+    """
+    names = RECIPES.get(recipe, tuple(recipe.split(",")))
+    for name in names:
+        if name not in STAGES:
+            raise UsageError(
+                f"recipe is {recipe!r}; it must be {' or '.join(map(repr, RECIPES))}, or stages among "
+                f"{', '.join(STAGES)} joined by commas"
+            )
+    return [STAGES[name]() for name in names]
+
+
+__all__ = ["RECIPES", "STAGES", "Context", "Cost", "Project", "Stage", "stages_of"]

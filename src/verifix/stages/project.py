@@ -1,0 +1,70 @@
+"""The paper's stage: every layer's weight times P(α), with one α for all layers. It uses no labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verifix.capture import Layer, read_matrix, write_matrix
+from verifix.projection import Factors, check_alpha, prepare
+from verifix.scoring import Update
+from verifix.stages.base import Context, Cost
+from verifix.strength import Grid
+
+
+class Project:
+    """Scaled activation projection with strength α (Verifix, arXiv 2403.08618; see `verifix.projection`)."""
+
+    name = "project"
+
+    def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - the same for every network
+        """Return α from 10 to 10⁶: below lies almost nothing of the network, above almost all of the projector."""
+        return Grid(10, 1e6)
+
+    def fit(self, context: Context, strength: float) -> Update:
+        """Return W P(α) for every layer, all from one pass of the weights as they are.
+
+        Parameters
+        ----------
+        context
+            Where to take moments and weights from.
+        strength
+            α, above 0.
+
+        Returns
+        -------
+        Update
+            New parameters, in the dtype of the old ones: computed in float64, rounded once.
+        """
+        alpha = check_alpha(strength)
+        update: dict[str, Tensor] = {}
+        for layer, factors in context.remember("factors", lambda: _prepare(context)).items():
+            if layer.parameter not in update:
+                update[layer.parameter] = _copy(context.parameter(layer.parameter))
+            write_matrix(layer, update[layer.parameter], factors.project(alpha))
+        return update
+
+    def cost(self, context: Context) -> Cost:
+        """Estimate the primal form's multiplications; the dual is chosen only where it takes fewer."""
+        first = again = 0.0
+        nbytes = 0
+        for layer in context.layers:
+            groups, outputs, width = read_matrix(layer, context.parameter(layer.parameter)).shape
+            product = 2 * groups * outputs * width**2
+            again += groups * width**3 / 3 + 2 * product
+            first += product
+            nbytes += 8 * groups * (width**2 + 2 * outputs * width)
+        return Cost(first + again, again, nbytes)
+
+
+def _prepare(context: Context) -> dict[Layer, Factors]:
+    return {
+        layer: prepare(read_matrix(layer, context.parameter(layer.parameter)), context.moments(layer))
+        for layer in context.layers
+    }
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    """Copy a parameter with its exact layout in memory, so that a layer's view of it is the same view."""
+    copy = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=parameter.device)
+    return copy.copy_(parameter)

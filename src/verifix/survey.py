@@ -1,0 +1,150 @@
+"""What would be corrected, before correcting anything; and moments on their own, to be used later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verifix.capture import Account, Layer, Selection, borrowed, intercepting
+from verifix.collect import SavedMoments, collect, model_digest
+from verifix.samples import DEFAULT_BATCH_SIZE, random_state_kept, read_samples
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a correction of a model would touch.
+
+    Attributes
+    ----------
+    accounts
+        One per parameter of two or more dimensions.
+    rows
+        Input rows of each layer per sample.
+    widths
+        Groups and row width of each layer.
+    """
+
+    accounts: tuple[Account, ...]
+    rows: dict[Layer, float]
+    widths: dict[Layer, tuple[int, int]]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that would be corrected."""
+        return [layer for account in self.accounts if account.status == "corrected" for layer in account.layers]
+
+    def memory(self, samples: int, folds: int) -> int:
+        """Estimate the memory that a correction holds besides the model and the samples.
+
+        Parameters
+        ----------
+        samples
+            Verified samples.
+        folds
+            Folds of the cross-fitting.
+
+        Returns
+        -------
+        int
+            Bytes: moments of every fold, and what the projection keeps of one of them.
+        """
+        total = 0
+        for layer in self.layers:
+            groups, width = self.widths[layer]
+            per_fold = min(self.rows[layer] * samples / folds, width)
+            total += int(8 * groups * width * (folds * per_fold + 3 * width))
+        return total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the survey as plain data."""
+        entries = []
+        for account in self.accounts:
+            entry = {k: v for k, v in asdict(account).items() if k != "layers"}
+            entry["rows_per_sample"] = sum(self.rows.get(layer, 0) for layer in account.layers)
+            entries.append(entry)
+        return {"parameters": entries}
+
+
+def inspect(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> Survey:
+    """Run one batch through the model and see what a correction would touch.
+
+    Parameters
+    ----------
+    model
+        The model; borrowed, and left as it was.
+    inputs
+        A batch of inputs ``[n, ...]`` on the model's device; their values do not matter.
+    include, exclude
+        As in `verifix.correct`.
+
+    Returns
+    -------
+    Survey
+        Every parameter of two or more dimensions: corrected, skipped and why, or unused.
+    """
+    rows: dict[Layer, float] = {}
+    widths: dict[Layer, tuple[int, int]] = {}
+
+    def sink(layer: Layer, x: Tensor) -> None:
+        rows[layer] = rows.get(layer, 0) + x.shape[1] / len(inputs)
+        widths[layer] = (x.shape[0], x.shape[2])
+
+    selection = Selection(None if include is None else tuple(include), tuple(exclude or ()))
+    with borrowed(model), intercepting(model, sink, selection) as census:
+        model(inputs)
+    return Survey(tuple(census.accounts(model, selection)), rows, widths)
+
+
+def collect_moments(
+    model: nn.Module,
+    verified: Any,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    batch_size: int | str = "auto",
+    progress: bool = True,
+) -> SavedMoments:
+    """Collect the moments of verified samples, to be saved and added to those of later ones.
+
+    Parameters
+    ----------
+    model
+        The uncorrected model; borrowed, and left as it was.
+    verified
+        As in `verifix.correct`; labels are not used.
+    include, exclude
+        As in `verifix.correct`.
+    batch_size
+        Samples per batch.
+    progress
+        Show progress on stderr.
+
+    Returns
+    -------
+    SavedMoments
+        For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
+    """
+    with random_state_kept(), borrowed(model):
+        samples = read_samples(verified, batch_size, progress)
+        device = next(model.parameters(), torch.empty(0)).device
+        collected = collect(
+            model,
+            samples,
+            [range(len(samples))],
+            batch_size=samples.batch_size or DEFAULT_BATCH_SIZE,
+            device=device,
+            selection=Selection(None if include is None else tuple(include), tuple(exclude or ())),
+            show=progress,
+        )
+    table = {layer: collected.folds[0][layer] for layer in collected.layers}
+    return SavedMoments(table, model_digest(model), collected.digests)
