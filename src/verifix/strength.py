@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
 SELECTION_NOTE = "selection score: it chose the strength, so it overstates the gain"

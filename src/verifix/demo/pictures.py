@@ -100,7 +100,7 @@ def decision_boundaries(
     reach = 1.1 * float(points.abs().max())
     line = torch.linspace(-reach, reach, steps)
     grid = torch.cartesian_prod(line, line)
-    figure = Figure(figsize=(4 * len(panels), 4.6), layout="constrained")
+    figure = Figure(figsize=(4 * len(panels), 4.9), layout="constrained")
     for axes, (title, model, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         share = model(grid).softmax(dim=1)[:, 1].reshape(steps, steps).T
         axes.imshow(

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verifix.moments import Moments, merge
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    cuts=st.lists(st.integers(0, 30), max_size=5), width=st.sampled_from([3, 12, 40]), seed=st.integers(0, 999),
+    data=st.data(),
+)
+def test_any_split_and_any_order_of_merging_agree(cuts, width, seed, data):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2, 30, width, dtype=torch.float64, generator=generator)
+    edges = [0, *sorted(cuts), 30]
+    parts = [Moments(rows[:, a:b]) for a, b in itertools.pairwise(edges)]
+    merged = merge(data.draw(st.permutations(parts)))
+    assert merged.n == 30
+    assert (merged.rows is None) == (width <= 30)
+    expected = rows.mT @ rows
+    assert relative(merged.gram, expected) <= 1e-12
+    assert relative(merged.trace, expected.diagonal(dim1=1, dim2=2).sum(1)) <= 1e-12
+
+
+def test_merging_leaves_both_parts_alone():
+    a, b = Moments(torch.ones(1, 2, 4)), Moments(torch.ones(1, 3, 4))
+    total = a + b
+    assert (a.n, b.n, total.n) == (2, 3, 5)
+    assert a.rows.shape == (1, 2, 4)
+    total.add_(torch.ones(1, 1, 4))
+    assert float(a.gram[0, 0, 0]) == 2
+    assert float(total.gram[0, 0, 0]) == 6
+
+
+def test_rows_are_copied_because_the_network_overwrites_them():
+    rows = torch.ones(1, 2, 4, dtype=torch.float64)
+    moments = Moments(rows)
+    moments.add_(rows)
+    rows.zero_()
+    assert float(moments.trace) == 16
+
+
+@pytest.mark.parametrize(("dtype", "value", "n"), [(torch.float16, 30.0, 100), (torch.bfloat16, 1.0, 1000)])
+def test_half_precision_rows_are_upcast_before_multiplying(dtype, value, n):
+    assert float(Moments(torch.full((1, n, 2), value, dtype=dtype)).gram[0, 0, 1]) == n * value**2
+
+
+def test_effective_rank():
+    assert float(Moments(torch.eye(7)[None]).effective_rank) == pytest.approx(7)
+    assert float(Moments(torch.ones(1, 9, 7)).effective_rank) == pytest.approx(1)
+    assert float(Moments(torch.zeros(1, 9, 7)).effective_rank) == 0
+    few = torch.randn(1, 3, 7)
+    assert float(Moments(few).effective_rank) == pytest.approx(float(Moments(few).condense_().effective_rank))
+
+
+def test_memory_is_that_of_the_smaller_form():
+    assert Moments(torch.ones(1, 3, 8)).nbytes == 3 * 8 * 8
+    assert Moments(torch.ones(1, 300, 8)).nbytes == 8 * 8 * 8
+
+
+def test_a_not_finite_row_shows_in_the_trace():
+    for n in (2, 20):
+        rows = torch.ones(1, n, 4)
+        rows[0, 1, 2] = float("nan")
+        assert not torch.isfinite(Moments(rows).trace).any()

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.cases import (
+    ALPHAS,
+    CONVOLUTIONS,
+    Bare,
+    captured,
+    one_hot_rows,
+    projected,
+    slow_projection,
+    tolerance,
+)
+from verifix import UsageError
+from verifix.moments import Moments
+from verifix.projection import ALPHA_RANGE, check_alpha, dual_is_cheaper, importance, prepare, project, spectrum
+
+
+def conditions(case) -> dict[str, torch.Tensor]:
+    plain = case.inputs(3)
+    dead_inputs, dead_group = plain.clone(), plain.clone()
+    dead_inputs[:, 1] = 0
+    dead_group[:, : 4 // case.groups] = 0
+    return {
+        "one sample": case.inputs(1),
+        "many rows": case.inputs(12),
+        "dead inputs": dead_inputs,
+        "dead group": dead_group,
+        "duplicated rows": plain[[0, 0, 0, 1]],
+    }
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution_equals_the_svd_definition(case):
+    conv = case.build()
+    for name, x in conditions(case).items():
+        table, _ = captured(conv, x)
+        (moments,) = table.values()
+        rows = one_hot_rows(conv, x)
+        assert moments.n == rows.shape[1], name
+        for alpha in ALPHAS:
+            weight = conv.weight.detach().reshape(case.groups, -1, rows.shape[2])
+            expected = slow_projection(weight, rows, alpha).reshape(conv.weight.shape)
+            for dual in (None, False) if moments.rows is None else (None, False, True):
+                new = projected(conv, table, alpha, dual)["weight"]
+                assert float((new - expected).norm()) <= tolerance(alpha, weight), (name, alpha, dual)
+
+
+def test_there_are_enough_convolutions():
+    assert len(CONVOLUTIONS) >= 288
+    assert {(c.stride, c.dilation, c.groups, c.padding, c.mode) for c in CONVOLUTIONS} >= {(1, 2, 4, "same", "circular")}
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("samples", [1, 4, 6, 40])
+def test_linear_and_bare_parameter_equal_the_svd_definition(samples, alpha):
+    model, x = Bare(), torch.randn(samples, 6, dtype=torch.float64)
+    x[:, 2] = 0
+    x = torch.cat([x, x[:1]])
+    table, _ = captured(model, x)
+    new = projected(model, table, alpha)
+    first, second = model.both[:4].detach(), model.whole.detach()
+    hidden = (x @ first.T).relu()
+    assert torch.equal(new["both"][4:], model.both[4:])
+    for found, weight, rows in ((new["both"][:4], first, x), (new["whole"], second, hidden)):
+        expected = slow_projection(weight[None], rows[None], alpha)[0]
+        assert float((found - expected).norm()) <= tolerance(alpha, weight)
+
+
+def test_linear_over_tokens_counts_every_token():
+    layer, x = nn.Linear(5, 3).double(), torch.randn(2, 7, 5, dtype=torch.float64)
+    table, _ = captured(layer, x)
+    assert [m.n for m in table.values()] == [14]
+    expected = slow_projection(layer.weight.detach()[None], x.reshape(1, 14, 5), 50.0)[0]
+    torch.testing.assert_close(projected(layer, table, 50.0)["weight"], expected, rtol=0, atol=1e-13)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 12), width=st.integers(1, 8), outputs=st.integers(1, 6), alpha=st.floats(1e-3, 1e6),
+    scale=st.floats(1e-6, 1e6), seed=st.integers(0, 999),
+)
+def test_both_forms_agree_at_every_scale(n, width, outputs, alpha, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = scale * torch.randn(1, n, width, dtype=torch.float64, generator=generator)
+    weight = torch.randn(1, outputs, width, dtype=torch.float64, generator=generator)
+    expected = slow_projection(weight, rows, alpha)
+    forms = [False] if Moments(rows).rows is None else [False, True]
+    for dual in forms:
+        found = prepare(weight, Moments(rows), dual=dual).project(alpha)
+        assert float((found - expected).norm()) <= tolerance(max(alpha, 1 / alpha), weight) + 1e-12
+
+
+@given(st.floats(0, 1), st.floats(1e-6, 1e9))
+def test_importance_is_the_logistic_of_the_paper(r, alpha):
+    found = float(importance(torch.tensor(r, dtype=torch.float64), alpha))
+    assert 0 <= found <= 1 + 1e-12
+    if 1e-12 < r < 1 - 1e-12:
+        logit = torch.tensor(alpha, dtype=torch.float64).log() + torch.tensor(r, dtype=torch.float64).logit()
+        assert found == pytest.approx(float(logit.sigmoid()), rel=1e-9)
+
+
+def test_alpha_one_multiplies_by_c():
+    rows, weight = torch.randn(1, 20, 4).double(), torch.randn(1, 3, 4).double()
+    c = rows.mT @ rows / rows.square().sum()
+    torch.testing.assert_close(project(weight, Moments(rows), 1.0), weight @ c)
+
+
+def test_large_alpha_tends_to_the_span_and_not_to_the_identity():
+    rows, weight = torch.randn(1, 2, 4).double(), torch.randn(1, 3, 4).double()
+    onto_span = torch.linalg.pinv(rows) @ rows
+    torch.testing.assert_close(project(weight, Moments(rows), 1e12), weight @ onto_span, rtol=0, atol=1e-3)
+    assert float((project(weight, Moments(rows), 1e12) - weight).norm()) > 0.1
+
+
+def test_the_extreme_strengths_work_on_a_layer_of_rank_one():
+    rows = torch.ones(1, 1, 50).double().repeat(1, 200, 1)
+    for alpha in ALPHA_RANGE:
+        assert torch.isfinite(project(torch.randn(1, 3, 50), Moments(rows), alpha)).all()
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf"), 1e13, "3", None, True])
+def test_other_strengths_are_refused(alpha):
+    with pytest.raises(UsageError, match="alpha is"):
+        check_alpha(alpha)
+
+
+def test_the_dual_needs_rows():
+    moments = Moments(torch.randn(1, 9, 4))
+    with pytest.raises(ValueError, match="needs the rows"):
+        prepare(torch.randn(1, 2, 4), moments, dual=True)
+
+
+def test_the_dual_is_chosen_where_it_costs_less():
+    assert dual_is_cheaper(10, 1000, 100)
+    assert not dual_is_cheaper(990, 1000, 100)
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_spectrum_rebuilds_c_and_stays_within_0_and_1(n):
+    rows = torch.randn(2, n, 6).double()
+    rows[1] = 0
+    r, directions = spectrum(Moments(rows))
+    c = rows[0].T @ rows[0] / rows[0].square().sum()
+    torch.testing.assert_close(directions[0] @ r[0].diag() @ directions[0].T, c)
+    assert (r >= 0).all()
+    assert (r <= 1).all()
+    assert (r[0].diff() >= 0).all()
+    assert not r[1].any()
