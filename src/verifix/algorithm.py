@@ -18,14 +18,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Layer, Selection, borrowed
+from verifix.capture import Layer, Selection, borrowed, random_state_kept
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
 from verifix.options import CorrectOptions
 from verifix.progress import progress_bar
 from verifix.provenance import describe
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, random_state_kept, read_samples, split_folds
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
 from verifix.scoring import Score, apply_score, as_logits, correct_or_not, tempered_cross_entropy
 from verifix.stages import Context, Stage, stages_of
 from verifix.strength import Choice, Scores, choose, given

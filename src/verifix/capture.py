@@ -10,6 +10,7 @@ a trial, are in ``docs/design.md``.
 from __future__ import annotations
 
 import fnmatch
+import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -374,6 +376,28 @@ _FAST_PATH_OFF = _FastPathOff()
 
 
 @contextmanager
+def random_state_kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Give the global random generators their state back; models draw from them, and so does reading data.
+
+    Parameters
+    ----------
+    devices
+        CUDA devices whose generators count as well.
+
+    Yields
+    ------
+    None
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's state that is kept
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Lend a model in eval mode, without gradients, and give back all that running it may change.
 
@@ -394,7 +418,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_lock_of(model))
         stack.enter_context(_FAST_PATH_OFF)
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        stack.enter_context(torch.random.fork_rng(devices=sorted(devices, key=str)))
+        stack.enter_context(random_state_kept(sorted(devices, key=str)))
         stack.enter_context(torch.no_grad())
         flags = [(module, module.training) for module in model.modules()]
         buffers = [

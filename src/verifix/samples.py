@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,18 +194,6 @@ def _quiet_about_rare_classes() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give the global random generators their state back; reading data may use them."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's state that is kept
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
 def _source(verified: Any) -> tuple[Dataset[Any], Callable[[list[Any]], Any], int | None, int]:
     """Return dataset, collate function, batch size and number of workers of what the user gave."""
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
@@ -262,7 +249,16 @@ def _read(
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
     )
-    yield from map(_batch, loader)
+    try:
+        yield from map(_batch, loader)
+    except (RuntimeError, TypeError) as error:
+        if "stack expects" in str(error) or "default_collate" in str(error):
+            line = " ".join(str(error).split())
+            raise DataError(
+                f"inputs of different shape or kind cannot be put into one batch ({line}); "
+                "bring them to one size, or give a DataLoader with a collate_fn"
+            ) from None
+        raise
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

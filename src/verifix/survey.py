@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Account, Layer, Selection, borrowed, intercepting
+from verifix.capture import Account, Layer, Selection, borrowed, intercepting, random_state_kept
 from verifix.collect import SavedMoments, collect, model_digest
-from verifix.samples import DEFAULT_BATCH_SIZE, random_state_kept, read_samples
+from verifix.samples import DEFAULT_BATCH_SIZE, read_samples
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+import verifix
+from tests.cases import Bare, captured, projected, slow_projection, small_data, small_net
+from verifix import DataError, UsageError
+from verifix.capture import Selection, borrowed, intercepting
+from verifix.layers import KINDS, Linear, Product, register
+
+
+def statuses(model, x) -> dict[str, tuple[str, str]]:
+    _, census = captured(model, x)
+    return {a.parameter: (a.status, a.reason) for a in census.accounts(model, Selection())}
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+class Uses(nn.Module):
+    """One parameter for every way of using one that no adapter understands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("matmul", "einsum", "added", "embedded", "normed", "both", "scripted", "never", "fed"):
+            setattr(self, name, nn.Parameter(torch.randn(4, 4)))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = x @ self.matmul + torch.einsum("bd,de->be", x, self.einsum) + self.added.sum(0)
+        x = x + F.embedding(torch.zeros(len(x), dtype=torch.long), self.embedded)
+        x = F.linear(x, self.normed / self.normed.norm()) + F.linear(x, self.both) + x @ self.both
+        x = _scripted(x, self.scripted) + F.linear(self.fed, self.fed.new_ones(4, 4)).sum(0)
+        assert self.never.shape == (4, 4)  # looking at a parameter is not using it
+        return self.attention(x[:, None], x[:, None], x[:, None])[0][:, 0]
+
+
+def _matmul(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(x, w.t())
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # scripting is deprecated, but users' models have it
+    _scripted = torch.jit.script(_matmul)
+
+
+def test_a_parameter_without_an_adapter_is_skipped_by_the_name_of_its_user_and_never_unused():
+    found = statuses(Uses().eval(), torch.randn(3, 4))
+    assert found["never"] == ("unused", "")
+    for name, user in {
+        "matmul": "matmul", "einsum": "einsum", "added": "sum", "embedded": "embedding", "normed": "div",
+        "both": "also used by Tensor.matmul", "scripted": "aten.mm", "fed": "linear",
+        "attention.in_proj_weight": "multi_head_attention_forward",
+        "attention.out_proj.weight": "multi_head_attention_forward",
+    }.items():
+        status, reason = found[name]
+        assert status == "skipped", name
+        assert user in reason, (name, reason)
+        assert "used by" in reason
+
+
+def test_tied_weights_are_one_layer_with_the_rows_of_both_uses():
+    model, x = Tied().double(), torch.randn(5, 4, dtype=torch.float64)
+    table, census = captured(model, x)
+    (moments,) = table.values()
+    assert moments.n == 10
+    assert [a.parameter for a in census.accounts(model, Selection())] == ["first.weight"]
+    rows = torch.cat([x, model.first(x).relu()])[None].detach()
+    expected = slow_projection(model.first.weight.detach()[None], rows, 30.0)[0]
+    torch.testing.assert_close(projected(model, table, 30.0)["first.weight"], expected)
+
+
+def test_tied_by_memory_alone_is_tied():
+    model = Tied()
+    model.second.weight = nn.Parameter(model.first.weight.data)
+    assert statuses(model, torch.randn(2, 4)) == {"first.weight": ("corrected", "")}
+
+
+def test_two_halves_of_one_parameter_are_two_layers_and_overlapping_ones_are_skipped():
+    class Halves(nn.Module):
+        def __init__(self, second: slice) -> None:
+            super().__init__()
+            self.weight, self.second = nn.Parameter(torch.randn(6, 4)), second
+
+        def forward(self, x):
+            return F.linear(x, self.weight[:3]) + F.linear(x, self.weight[self.second])
+
+    disjoint, _ = captured(Halves(slice(3, 6)), torch.randn(2, 4))
+    assert [layer.offset for layer in disjoint] == [0, 12]
+    assert statuses(Halves(slice(2, 5)), torch.randn(2, 4)) == {
+        "weight": ("skipped", "used through overlapping views")
+    }
+
+
+def test_a_transposed_view_and_a_channels_last_weight_are_written_where_they_lie():
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4, dtype=torch.float64))
+
+        def forward(self, x):
+            return F.linear(x, self.weight.T)
+
+    model, x = Transposed(), torch.randn(20, 6, dtype=torch.float64)
+    table, _ = captured(model, x)
+    expected = slow_projection(model.weight.detach().T[None], x[None], 20.0)[0].T
+    torch.testing.assert_close(projected(model, table, 20.0)["weight"], expected)
+
+    conv = nn.Conv2d(3, 4, 2).double()
+    last = nn.Conv2d(3, 4, 2).double().to(memory_format=torch.channels_last)
+    last.load_state_dict(conv.state_dict())
+    images, labels = torch.randn(60, 3, 4, 4, dtype=torch.float64), torch.arange(60) % 4
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    a = verifix.correct(nn.Sequential(conv, *pool), (images, labels), alpha=10.0, progress=False)
+    b = verifix.correct(nn.Sequential(last, *pool), (images, labels), alpha=10.0, progress=False)
+    torch.testing.assert_close(a.model[0].weight, b.model[0].weight, rtol=0, atol=1e-13)
+
+
+def test_expanded_views_are_skipped():
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x):
+            return F.linear(x, self.weight.expand(3, 4))
+
+    assert statuses(Expanded(), torch.randn(2, 4)) == {"weight": ("skipped", "used through an expanded view")}
+
+
+def test_autocast_does_not_hide_layers():
+    model = small_net(bn=False).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = statuses(model, torch.randn(4, 8))
+    assert set(found.values()) == {("corrected", "")}
+
+
+def test_in_place_operations_after_a_layer_do_not_change_its_rows():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            y = self.net(x)
+            x.zero_()
+            return y
+
+    x = torch.randn(3, 4, dtype=torch.float64)
+    plain, _ = captured(model, x.clone())
+    destroyed, _ = captured(Overwrites(), x.clone())
+    for a, b in zip(plain.values(), destroyed.values(), strict=True):
+        assert torch.equal(a.gram, b.gram)
+
+
+def test_the_captured_pass_gives_the_logits_of_the_plain_pass():
+    model, x = small_net().eval(), torch.randn(5, 8)
+    with torch.no_grad():
+        expected = model(x)
+    with borrowed(model), intercepting(model, lambda layer, rows: None):
+        assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(8, 3), lambda: nn.Conv1d(8, 3, 2, padding=1)])
+def test_a_mask_of_samples_leaves_rows_out(make):
+    layer = make().double()
+    x = torch.randn(6, 8, *([5] if isinstance(layer, nn.Conv1d) else []), dtype=torch.float64)
+    keep = torch.tensor([True, False, True, True, False, True])
+    masked, _ = captured(layer, x, keep=keep)
+    kept, _ = captured(layer, x[keep])
+    assert torch.equal(next(iter(masked.values())).gram, next(iter(kept.values())).gram)
+
+
+def test_a_mask_of_tokens_leaves_rows_out():
+    layer, x = nn.Linear(4, 2).double(), torch.randn(3, 5, 4, dtype=torch.float64)
+    keep = torch.arange(5) < torch.tensor([[2], [5], [0]])
+    (moments,) = captured(layer, x, keep=keep)[0].values()
+    assert moments.n == 7
+    torch.testing.assert_close(moments.gram[0], x[keep].T @ x[keep])
+    (pooled,) = captured(layer, x[:, 0], keep=keep)[0].values()
+    assert pooled.n == 2
+
+
+def test_a_mask_that_does_not_fit_is_refused():
+    with pytest.raises(DataError, match="does not begin with the axes"):
+        captured(nn.Linear(4, 2), torch.randn(3, 5, 4), keep=torch.ones(3, 6, dtype=torch.bool))
+    with pytest.raises(DataError, match="does not fit a mask"):
+        captured(nn.Conv1d(4, 2, 1), torch.randn(3, 4, 5), keep=torch.ones(2, dtype=torch.bool))
+
+
+class Bomb(nn.Module):
+    """A layer that meddles with everything a model may touch while it runs, and raises on a real batch if armed."""
+
+    def __init__(self, inner: nn.Module, armed: bool) -> None:
+        super().__init__()
+        self.inner, self.armed = inner, armed
+
+    def forward(self, x):
+        if isinstance(self.inner, nn.BatchNorm1d):
+            self.inner.running_mean.add_(1)  # a model that changes its own buffers while it runs
+            self.inner.running_var = self.inner.running_var + 1
+        torch.rand(1)
+        np.random.rand()
+        random.random()
+        if self.armed and len(x) > 1:
+            raise RuntimeError("boom")
+        return self.inner(x)
+
+
+def bombs(armed: int | None) -> nn.Sequential:
+    model = nn.Sequential(*[Bomb(layer, i == armed) for i, layer in enumerate(small_net())]).train()
+    model[1].eval()
+    return model
+
+
+def everything(model: nn.Module) -> dict:
+    """All that running a model may change, in a form that compares equal exactly if nothing did."""
+    return {
+        "state": {k: v.clone() for k, v in model.state_dict().items()},
+        "objects": [id(t) for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values())],
+        "versions": [p._version for p in model.parameters()],
+        "grads": [p.requires_grad for p in model.parameters()],
+        "flags": [m.training for m in model.modules()],
+        "hooks": [
+            len(getattr(m, a)) for m in model.modules()
+            for a in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+        ],
+        "keys": [sorted(vars(m)) for m in model.modules()],
+        "rng": torch.get_rng_state(),
+        "numpy": str(np.random.get_state()),
+        "python": random.getstate(),
+        "fast path": torch.backends.mha.get_fastpath_enabled(),
+        "grad mode": torch.is_grad_enabled(),
+        "modes": (len(_get_current_function_mode_stack()), _get_current_dispatch_mode()),
+    }
+
+
+def assert_same(a: dict, b: dict) -> None:
+    for key in a:
+        if key == "state":
+            assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
+        elif key == "rng":
+            assert torch.equal(a[key], b[key])
+        else:
+            assert a[key] == b[key], key
+
+
+@pytest.mark.parametrize("at", [*range(6), None])
+@pytest.mark.parametrize("how", ["capture", "correct", "inspect", "collect"])
+def test_nothing_is_left_changed_also_after_an_exception_at_each_layer(at, how):
+    model, (x, y) = bombs(at), small_data()
+    before = everything(model)
+    run = {
+        "capture": lambda: captured(model, x),
+        "correct": lambda: verifix.correct(model, (x, y), progress=False),
+        "inspect": lambda: verifix.inspect(model, x),
+        "collect": lambda: verifix.collect_moments(model, (x, y), progress=False),
+    }[how]
+    if at is None:
+        run()
+    else:
+        with pytest.raises(RuntimeError, match="boom"):
+            run()
+    assert_same(before, everything(model))
+
+
+def test_a_backward_pass_works_after_a_capture():
+    model = small_net().train()
+    captured(model, torch.randn(4, 8))
+    model(torch.randn(4, 8)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_two_threads_do_not_mix_their_captures():
+    model = small_net(bn=False).double().eval()
+    batches = [torch.randn(50, 8, dtype=torch.float64) for _ in range(4)]
+    alone = [captured(model, x)[0] for x in batches]
+    together: list = [None] * 4
+
+    def work(i: int) -> None:
+        for _ in range(5):
+            together[i] = captured(model, batches[i])[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for a, b in zip(alone, together, strict=True):
+        for layer in a:
+            assert a[layer].n == b[layer].n
+            assert torch.equal(a[layer].gram, b[layer].gram)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_the_fast_path_comes_back_when_two_models_are_captured_at_once():
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with borrowed(nn.Linear(2, 2)):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(10)
+    with borrowed(nn.Linear(2, 2)):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        leave.set()
+        thread.join()
+        assert not torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_include_and_exclude_by_name_and_by_kind():
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2)).eval()
+    x = torch.randn(2, 2, 4)
+
+    def corrected(**patterns) -> list[str]:
+        survey = verifix.inspect(model, x, **patterns)
+        assert len(survey.accounts) == 3
+        return [layer.parameter for layer in survey.layers]
+
+    assert corrected(include=["linear"]) == ["2.weight", "3.weight"]
+    assert corrected(include=["[02].*"]) == ["0.weight", "2.weight"]
+    assert corrected(exclude=["conv1d", "3.*"]) == ["2.weight"]
+    for patterns in ({"include": ["conv2d"]}, {"exclude": ["head.*"]}):
+        with pytest.raises(UsageError, match="matches no layer"):
+            verifix.inspect(model, x, **patterns)
+
+
+def test_users_can_add_a_layer_kind():
+    class Addmm:
+        name = "addmm"
+        functions = (torch.addmm,)
+
+        def products(self, args, kwargs, keep):
+            yield Product(args[2], 1, lambda: iter([args[1].unsqueeze(0)]))
+
+        def matrix(self, weight, groups):
+            return weight.T.unsqueeze(0)
+
+        def weight(self, matrix, shape):
+            return matrix.squeeze(0).T
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 3, dtype=torch.float64))
+            self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x, self.weight)
+
+    model, (x, y) = Model(), small_data()
+    assert statuses(model, x.double()) == {"weight": ("skipped", "used by addmm")}
+    register(Addmm())
+    try:
+        fixed = verifix.correct(model, (x.double(), y), alpha=20.0, progress=False)
+        expected = slow_projection(model.weight.detach().T[None], x.double()[None], 20.0)[0].T
+        torch.testing.assert_close(fixed.model.weight.detach(), expected)
+        with pytest.raises(UsageError, match="already has"):
+            register(Addmm())
+    finally:
+        del KINDS[torch.addmm]
+    second = Linear()
+    second.functions = (torch.mm,)
+    with pytest.raises(UsageError, match="exists already"):
+        register(second)
+
+
+def test_a_not_finite_activation_names_the_layer():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+    class Overflows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, x):
+            return self.net[1](self.net[0](x) / 0)
+
+    with pytest.raises(DataError, match=r"layer 'net.1.weight' contains NaN or Inf"):
+        captured(Overflows(), torch.randn(3, 4))
+
+
+def test_memory_of_rows_does_not_grow_with_the_batch():
+    from verifix.layers import unfold
+
+    pieces = list(unfold(torch.randn(9, 2, 8, 8), (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 1, chunk_bytes=1))
+    assert [p.shape for p in pieces] == [(1, 64, 18)] * 9
+
+
+def test_an_unbatched_input_of_a_convolution_counts_as_one_sample():
+    conv = nn.Conv2d(2, 3, 2).double()
+    x = torch.randn(2, 5, 5, dtype=torch.float64)
+    (single,), (batched,) = captured(conv, x)[0].values(), captured(conv, x[None])[0].values()
+    assert torch.equal(single.gram, batched.gram)
+
+
+def test_captures_leave_no_memory_behind():
+    model, x = Bare(), torch.randn(30, 6, dtype=torch.float64)
+    captured(model, x)
+    gc.collect()
+    count = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    for _ in range(20):
+        captured(model, x)
+    gc.collect()
+    assert sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()) <= count
