@@ -30,8 +30,15 @@ class ConvCase:
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1]
         kernel = (3, 2, 1)[: self.dims]
         return kind(
-            CHANNELS, 2 * CHANNELS, kernel, stride=self.stride, dilation=self.dilation, groups=self.groups,
-            padding=self.padding, padding_mode=self.mode, dtype=torch.float64,
+            CHANNELS,
+            2 * CHANNELS,
+            kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            padding=self.padding,
+            padding_mode=self.mode,
+            dtype=torch.float64,
         ).eval()
 
     def inputs(self, samples: int) -> torch.Tensor:
@@ -44,7 +51,11 @@ class ConvCase:
 CONVOLUTIONS = [
     ConvCase(*values)
     for values in itertools.product(
-        (1, 2, 3), (1, 2), (1, 2), (1, 2, CHANNELS), (0, 1, "same", "valid"),
+        (1, 2, 3),
+        (1, 2),
+        (1, 2),
+        (1, 2, CHANNELS),
+        (0, 1, "same", "valid"),
         ("zeros", "reflect", "replicate", "circular"),
     )
     if not (values[1] == 2 and values[4] == "same")
@@ -68,8 +79,16 @@ def one_hot_rows(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The rows of a convolution, column by column: what a filter that is 1 in one place and 0 elsewhere gives out."""
     groups, width = conv.groups, conv.weight[0].numel()
     probe = type(conv)(
-        conv.in_channels, groups * width, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=groups, bias=False, padding_mode=conv.padding_mode, dtype=x.dtype,
+        conv.in_channels,
+        groups * width,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        groups=groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+        dtype=x.dtype,
     )
     with torch.no_grad():
         probe.weight.copy_(torch.eye(width, dtype=x.dtype).repeat(groups, 1).reshape(probe.weight.shape))
@@ -128,8 +147,12 @@ def tolerance(alpha: float, weight: torch.Tensor) -> float:
 
 def small_net(bn: bool = True, classes: int = 3, d_in: int = 8) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(d_in, 16), *([nn.BatchNorm1d(16)] if bn else []), nn.ReLU(inplace=True),
-        nn.Linear(16, 16), nn.ReLU(inplace=True), nn.Linear(16, classes),
+        nn.Linear(d_in, 16),
+        *([nn.BatchNorm1d(16)] if bn else []),
+        nn.ReLU(inplace=True),
+        nn.Linear(16, 16),
+        nn.ReLU(inplace=True),
+        nn.Linear(16, classes),
     )
 
 

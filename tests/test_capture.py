@@ -67,8 +67,14 @@ def test_a_parameter_without_an_adapter_is_skipped_by_the_name_of_its_user_and_n
     found = statuses(Uses().eval(), torch.randn(3, 4))
     assert found["never"] == ("unused", "")
     for name, user in {
-        "matmul": "matmul", "einsum": "einsum", "added": "sum", "embedded": "embedding", "normed": "div",
-        "both": "also used by Tensor.matmul", "scripted": "aten.mm", "fed": "linear",
+        "matmul": "matmul",
+        "einsum": "einsum",
+        "added": "sum",
+        "embedded": "embedding",
+        "normed": "div",
+        "both": "also used by Tensor.matmul",
+        "scripted": "aten.mm",
+        "fed": "linear",
         "attention.in_proj_weight": "multi_head_attention_forward",
         "attention.out_proj.weight": "multi_head_attention_forward",
     }.items():
@@ -106,9 +112,7 @@ def test_two_halves_of_one_parameter_are_two_layers_and_overlapping_ones_are_ski
 
     disjoint, _ = captured(Halves(slice(3, 6)), torch.randn(2, 4))
     assert [layer.offset for layer in disjoint] == [0, 12]
-    assert statuses(Halves(slice(2, 5)), torch.randn(2, 4)) == {
-        "weight": ("skipped", "used through overlapping views")
-    }
+    assert statuses(Halves(slice(2, 5)), torch.randn(2, 4)) == {"weight": ("skipped", "used through overlapping views")}
 
 
 def test_a_transposed_view_and_a_channels_last_weight_are_written_where_they_lie():
@@ -221,7 +225,7 @@ class Bomb(nn.Module):
             self.inner.running_mean.add_(1)  # a model that changes its own buffers while it runs
             self.inner.running_var = self.inner.running_var + 1
         torch.rand(1)
-        np.random.rand()
+        np.random.random()  # noqa: NPY002 - the global generator is meant
         random.random()
         if self.armed and len(x) > 1:
             raise RuntimeError("boom")
@@ -243,12 +247,13 @@ def everything(model: nn.Module) -> dict:
         "grads": [p.requires_grad for p in model.parameters()],
         "flags": [m.training for m in model.modules()],
         "hooks": [
-            len(getattr(m, a)) for m in model.modules()
+            len(getattr(m, a))
+            for m in model.modules()
             for a in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
         ],
         "keys": [sorted(vars(m)) for m in model.modules()],
         "rng": torch.get_rng_state(),
-        "numpy": str(np.random.get_state()),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
         "python": random.getstate(),
         "fast path": torch.backends.mha.get_fastpath_enabled(),
         "grad mode": torch.is_grad_enabled(),

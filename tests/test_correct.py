@@ -119,9 +119,7 @@ def test_every_form_of_verified_samples_gives_the_same_correction():
         "bare stream": Stream(x, y),
         "batch sampler": DataLoader(plain, batch_sampler=torch.utils.data.BatchSampler(range(80), 20, False)),
     }
-    results = {
-        name: verifix.correct(model, form, batch_size=16, progress=False) for name, form in forms.items()
-    }
+    results = {name: verifix.correct(model, form, batch_size=16, progress=False) for name, form in forms.items()}
     expected = results["pair"]
     for name, result in results.items():
         assert result.alpha == expected.alpha, name
@@ -342,10 +340,20 @@ def bad_inputs() -> dict:
         "nan activation": (Infinite(), (x, y), {"alpha": 2}, DataError, "layer 'b.weight' contains NaN or Inf"),
         "width": (net(d_in=9), (x, y), {}, DataError, "cannot run on an input of shape"),
         "dict output": (Odd(8, 3), (x, y), {}, DataError, "returned a dict"),
-        "3-d output": (nn.Sequential(nn.Linear(8, 3), nn.Unflatten(1, (3, 1))), (x, y), {}, DataError, "it must return"),
+        "3-d output": (
+            nn.Sequential(nn.Linear(8, 3), nn.Unflatten(1, (3, 1))),
+            (x, y),
+            {},
+            DataError,
+            "it must return",
+        ),
         "no layers": (nn.Sequential(nn.LayerNorm(8)), (x, y % 8), {}, NoLayersError, "no weight matrix at all"),
         "no usable layers": (
-            nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)), (x, y), {}, NoLayersError, "_weight_norm",
+            nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
+            (x, y),
+            {},
+            NoLayersError,
+            "_weight_norm",
         ),
         "not a module": (lambda x: x, (x, y), {}, UsageError, "must be a torch.nn.Module"),
         "not samples": (net(), 5, {}, UsageError, "verified is a int"),

@@ -16,7 +16,9 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @settings(deadline=None, max_examples=80)
 @given(
-    cuts=st.lists(st.integers(0, 30), max_size=5), width=st.sampled_from([3, 12, 40]), seed=st.integers(0, 999),
+    cuts=st.lists(st.integers(0, 30), max_size=5),
+    width=st.sampled_from([3, 12, 40]),
+    seed=st.integers(0, 999),
     data=st.data(),
 )
 def test_any_split_and_any_order_of_merging_agree(cuts, width, seed, data):

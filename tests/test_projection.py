@@ -53,7 +53,9 @@ def test_convolution_equals_the_svd_definition(case):
 
 def test_there_are_enough_convolutions():
     assert len(CONVOLUTIONS) >= 288
-    assert {(c.stride, c.dilation, c.groups, c.padding, c.mode) for c in CONVOLUTIONS} >= {(1, 2, 4, "same", "circular")}
+    assert {(c.stride, c.dilation, c.groups, c.padding, c.mode) for c in CONVOLUTIONS} >= {
+        (1, 2, 4, "same", "circular")
+    }
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -82,8 +84,12 @@ def test_linear_over_tokens_counts_every_token():
 
 @settings(deadline=None, max_examples=60)
 @given(
-    n=st.integers(1, 12), width=st.integers(1, 8), outputs=st.integers(1, 6), alpha=st.floats(1e-3, 1e6),
-    scale=st.floats(1e-6, 1e6), seed=st.integers(0, 999),
+    n=st.integers(1, 12),
+    width=st.integers(1, 8),
+    outputs=st.integers(1, 6),
+    alpha=st.floats(1e-3, 1e6),
+    scale=st.floats(1e-6, 1e6),
+    seed=st.integers(0, 999),
 )
 def test_both_forms_agree_at_every_scale(n, width, outputs, alpha, scale, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ from verifix.options import CorrectOptions
 from verifix.progress import progress_bar
 from verifix.provenance import describe
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
-from verifix.scoring import Score, apply_score, as_logits, correct_or_not, tempered_cross_entropy
+from verifix.scoring import Score, apply_score, as_logits, correct_or_not, device_named, tempered_cross_entropy
 from verifix.stages import Context, Stage, stages_of
 from verifix.strength import Choice, Scores, choose, given
 
@@ -299,7 +299,7 @@ def _working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[n
             f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
         ) from error
     work.zero_grad(set_to_none=True)
-    where = home if options.device == "auto" else _device(options.device)
+    where = home if options.device == "auto" else device_named(options.device)
     work.to(where)
     with borrowed(work):
         yield work, where
@@ -309,16 +309,6 @@ def _working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[n
 def _device_of(model: nn.Module) -> torch.device:
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UsageError(f"device {name!r} is not available ({line}); use 'cpu', 'cuda' or 'auto'") from None
-    return device
 
 
 def _with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:

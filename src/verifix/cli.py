@@ -139,8 +139,9 @@ def _with_underscores(argv: Sequence[str]) -> list[str]:
 
 def _in_flags(message: str) -> str:
     """Name settings as the user typed them: ``correct.save_moments`` is ``--save-moments``."""
+    message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"correct.\1", " ".join(message.split()))
     pattern = rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)"
-    return re.sub(pattern, lambda match: f"--{match[1].replace('_', '-')}", " ".join(message.split())).rstrip(".")
+    return re.sub(pattern, lambda match: f"--{match[1].replace('_', '-')}", message).rstrip(".")
 
 
 def _fail(message: str, code: int) -> int:

@@ -18,10 +18,10 @@ from verifix.files import check_output
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
 from verifix.io.datasets import open_data
 from verifix.io.models import build_model
-from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, split_list
 from verifix.progress import progress_bar
 from verifix.samples import Samples, check_labels, read_samples
-from verifix.scoring import correct_or_not, cross_entropy, predict
+from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
 from verifix.survey import collect_moments, inspect
 
 
@@ -143,7 +143,7 @@ def run_inspect(command: InspectCommand) -> int:
         inputs = torch.zeros(1, *map(int, command.shape))
     else:
         inputs = next(read_samples(_First(open_data(command.data, command))).batches([0], 1)).inputs
-    survey = inspect(model, inputs, include=_list(command.include), exclude=_list(command.exclude))
+    survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
     memory = survey.memory(command.samples, command.folds)
     result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
     lines = [
@@ -192,9 +192,9 @@ def _model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) ->
     return model.eval()
 
 
-def _device(name: str) -> str:
+def _device(name: str) -> torch.device:
     """Return the device wanted; "auto" is a GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return device_named(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def _accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
@@ -213,12 +213,6 @@ def _accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dic
         "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
         "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
     }
-
-
-def _list(patterns: list[str] | str | None) -> list[str] | None:
-    from verifix.options import split_list
-
-    return split_list(patterns)
 
 
 def _print(result: dict[str, Any], text: str, as_json: bool) -> None:

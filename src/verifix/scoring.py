@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifix.errors import DataError, VerifixError
+from verifix.errors import DataError, UsageError, VerifixError
 from verifix.samples import Samples
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -17,6 +17,33 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 Update = Mapping[str, Tensor]
 """New values of parameters, by qualified name."""
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Parameters
+    ----------
+    name
+        Such as "cpu" or "cuda:0".
+
+    Returns
+    -------
+    torch.device
+        The device.
+
+    Raises
+    ------
+    UsageError
+        If torch does not know it, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UsageError(f"device {name!r} is not available ({line}); use 'cpu', 'cuda' or 'auto'") from None
+    return device
 
 
 def predict(

@@ -69,7 +69,7 @@ def digits_set_right(images: Tensor, given: Tensor, before: Tensor, after: Tenso
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, image, g, b, a in zip(figure.axes, images, given, before, after, strict=False):
-        axes.imshow(image, cmap="gray_r")
+        axes.imshow(image.numpy(), cmap="gray_r")
         axes.set_title(f"given {int(g)}, before {int(b)}\nafter {int(a)}", fontsize=9)
     figure.suptitle(f"Training digits with a wrong label, set right by the correction: {len(images)} of {total}")
     return _save(figure, folder, "digits-set-right.png")
@@ -102,12 +102,12 @@ def decision_boundaries(
     grid = torch.cartesian_prod(line, line)
     figure = Figure(figsize=(4 * len(panels), 4.9), layout="constrained")
     for axes, (title, model, labels) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        share = model(grid).softmax(dim=1)[:, 1].reshape(steps, steps).T
+        share = model(grid).softmax(dim=1)[:, 1].reshape(steps, steps).T.numpy()
         axes.imshow(
             share, extent=(-reach, reach, -reach, reach), origin="lower", cmap="RdBu", alpha=0.5, vmin=0, vmax=1
         )
-        axes.contour(line, line, share, levels=[0.5], colors="black", linewidths=0.8)
-        axes.scatter(*points.T, c=labels, cmap="RdBu", s=9, edgecolors="white", linewidths=0.2)
+        axes.contour(line.numpy(), line.numpy(), share, levels=[0.5], colors="black", linewidths=0.8)
+        axes.scatter(*points.T.numpy(), c=labels.numpy(), cmap="RdBu", s=9, edgecolors="white", linewidths=0.2)
         axes.set(title=title, xticks=[], yticks=[])
     return _save(figure, folder, "decision-boundaries.png")
 

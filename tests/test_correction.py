@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import verifix
+from tests.cases import small_data, small_net
+from verifix import CheckpointError, Correction, SavedMoments, UsageError
+from verifix.correction import tensor_digest
+
+
+@pytest.fixture
+def case():
+    model, samples = small_net().eval(), small_data()
+    return model, samples, verifix.correct(model, samples, alpha=20, progress=False)
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_apply_and_undo_are_exact_and_demand_the_right_weights(case):
+    model, _, correction = case
+    before = state(model)
+    assert correction.apply_(model) is model
+    assert same(state(model), state(correction.model))
+    with pytest.raises(CheckpointError, match="already"):
+        correction.apply_(model)
+    assert same(state(model), state(correction.model))
+    correction.undo_(model)
+    assert same(state(model), before)
+    with pytest.raises(CheckpointError, match="already"):
+        correction.undo_(model)
+
+
+@pytest.mark.parametrize("verb", ["apply_", "undo_"])
+def test_other_weights_are_left_alone(case, verb):
+    model, _, correction = case
+    if verb == "undo_":
+        correction.apply_(model)
+    with torch.no_grad():
+        model[5].weight[0, 0] += 1e-7
+    before = state(model)
+    with pytest.raises(CheckpointError, match=r"'5.weight' has other weights"):
+        getattr(correction, verb)(model)
+    assert same(state(model), before)
+    with pytest.raises(CheckpointError, match=r"no parameter '0.weight'"):
+        getattr(correction, verb)(nn.LayerNorm(3))
+
+
+def test_blend_goes_from_no_change_to_the_correction(case):
+    model, _, correction = case
+    before, after = state(model), state(correction.model)
+    for blend in (0.0, 0.25, 1.0):
+        correction.apply_(model, blend=blend)
+        expected = before["0.weight"].double() * (1 - blend) + after["0.weight"].double() * blend
+        torch.testing.assert_close(model[0].weight.detach(), expected.float(), rtol=0, atol=0)
+        correction.undo_(model, blend=blend)
+        assert same(state(model), before)
+    correction.apply_(model, blend=0.5)
+    with pytest.raises(CheckpointError):
+        correction.undo_(model)
+    for blend in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match="blend is"):
+            correction.apply_(model, blend=blend)
+
+
+def test_tied_weights_change_once_and_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.head(self.b(self.a(x).relu()).relu())
+
+    model, samples = Tied().eval(), small_data()
+    correction = verifix.correct(model, samples, alpha=20, progress=False)
+    assert set(correction.corrected) == {"a.weight", "head.weight"}
+    assert correction.model.a.weight is correction.model.b.weight
+    correction.apply_(model)
+    assert model.a.weight is model.b.weight
+    assert torch.equal(model.b.weight, correction.corrected["a.weight"])
+
+
+def test_save_and_load_keep_everything(case, tmp_path):
+    model, samples, _ = case
+    correction = verifix.correct(model, samples, progress=False)
+    correction.save(tmp_path / "c.safetensors")
+    loaded = Correction.load(tmp_path / "c.safetensors")
+    assert loaded.as_dict() == correction.as_dict()
+    assert loaded.curve == correction.curve
+    assert loaded.layers == correction.layers
+    assert loaded.summary() == correction.summary()
+    assert same(dict(loaded.original), dict(correction.original))
+    assert same(dict(loaded.corrected), dict(correction.corrected))
+    with pytest.raises(UsageError, match="use apply_"):
+        _ = loaded.model
+    twin = copy.deepcopy(model)
+    loaded.apply_(twin)
+    assert same(state(twin), state(correction.model))
+    with safe_open(tmp_path / "c.safetensors", "pt") as file:
+        (text,) = [file.metadata()[k] for k in file.metadata()]
+        about = json.loads(text)
+        for name in file.keys():  # noqa: SIM118
+            assert about["sha256"][name] == tensor_digest(file.get_tensor(name))
+    assert about["provenance"]["samples"] == 80
+
+
+def test_the_same_correction_gives_the_same_bytes(case, tmp_path):
+    model, samples, correction = case
+    again = verifix.correct(model, samples, alpha=20, progress=False)
+    for i, c in enumerate((correction, again)):
+        c.save(tmp_path / f"{i}.safetensors")
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
+
+
+def test_a_file_that_exists_is_kept_unless_forced(case, tmp_path):
+    *_, correction = case
+    path = tmp_path / "c.safetensors"
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="exists already"):
+        correction.save(path)
+    assert path.read_text() == "precious"
+    correction.save(path, force=True)
+    assert Correction.load(path).alpha == 20
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+    with pytest.raises(UsageError, match="does not exist"):
+        correction.save(tmp_path / "nowhere" / "c.safetensors")
+    with pytest.raises(UsageError, match="is a folder"):
+        correction.save(tmp_path)
+
+
+def test_damaged_and_foreign_files_are_refused(case, tmp_path):
+    model, samples, correction = case
+    path = correction.save(tmp_path / "c.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    (tmp_path / "flipped.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        Correction.load(tmp_path / "flipped.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(content[:100])
+    (tmp_path / "text.safetensors").write_text("hello")
+    moments = verifix.collect_moments(model, samples, progress=False).save(tmp_path / "m.safetensors")
+    for reader, names in (
+        (Correction, ("short.safetensors", "text.safetensors", "m.safetensors")),
+        (SavedMoments, ("short.safetensors", "text.safetensors", "c.safetensors")),
+    ):
+        for name in names:
+            with pytest.raises(CheckpointError, match=name) as caught:
+                reader.load(tmp_path / name)
+            assert "\n" not in str(caught.value)
+    assert SavedMoments.load(moments).digests
+
+
+def test_summary_and_repr_tell_what_was_done(case):
+    model, samples, fixed = case
+    correction = verifix.correct(model, samples, progress=False, exclude=["5.*"])
+    text = correction.summary()
+    assert "80 verified samples (unseen)" in text
+    assert "no change  loss" in text
+    assert "overstate the gain" in text
+    assert "5.weight: skipped: not selected" in text
+    assert "0.weight: linear, 80 rows, effective rank" in text
+    assert repr(fixed) == "Correction(project=20; layers: 3 corrected, 0 skipped, 0 unused)"
+    assert "set by the user" in fixed.summary()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from verifix.cli import main
+from verifix.demo import digits, spiral
+from verifix.demo.training import percent_right, wrong_labels
+
+
+def test_wrong_labels_are_wrong_and_exactly_as_many_as_asked():
+    labels = torch.arange(1000) % 10
+    noisy = wrong_labels(labels, 0.3, 10, seed=1)
+    assert int((noisy != labels).sum()) == 300
+    assert set(noisy.tolist()) == set(range(10))
+
+
+def test_the_three_parts_of_the_digits_share_nothing():
+    data = digits.load(3)
+    parts = [set(p.tolist()) for p in (data.training, data.verified, data.unseen)]
+    assert [len(p) for p in parts] == [1000, 200, 597]
+    assert len(set.union(*parts)) == 1797
+
+
+def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
+    assert main(["demo", "--seed", "1", "--out", str(tmp_path / "new" / "out"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert set(result) == {"seeds", "mean_before", "mean_gain", "seconds"}
+    (row,) = result["seeds"]
+    assert set(row) == {"seed", "before", "after", "gain", "alpha"}
+    assert row["seed"] == 1
+    assert row["gain"] == pytest.approx(row["after"] - row["before"])
+    data = digits.load(1)
+    model = digits.trained(data, 1)
+    assert percent_right(model, data.inputs[data.training], data.given) >= 95
+    assert row["before"] == pytest.approx(percent_right(model, data.inputs[data.unseen], data.labels[data.unseen]))
+    for name in ("strength-curve.png", "digits-set-right.png"):
+        with Image.open(tmp_path / "new" / "out" / name) as picture:
+            assert picture.size[0] > 500
+            assert len(picture.convert("L").getcolors()) > 20
+    assert err == ""
+
+
+def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("verifix.demo", fromlist=["DEMOS"]).DEMOS, "digits", _quick)
+    for _ in range(2):
+        main(["demo", "--seeds", "2"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["verifix-demo-1", "verifix-demo-2"]
+    out = capsys.readouterr().out
+    assert "mean: 50.0% before, gain +10.0" in out
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", "file"]) == 2
+    assert main(["demo", "--seeds", "0"]) == 2
+    assert main(["demo", "squares"]) == 2
+
+
+def _quick(seed, folder):
+    from verifix.demo.outcome import Outcome
+
+    return Outcome("Story.", 100.0, 50.0, 60.0, None)
+
+
+def test_the_spiral_demo_draws_the_three_panels(tmp_path):
+    outcome = spiral.run(0, tmp_path)
+    assert outcome.memorised >= 90
+    assert outcome.after - outcome.before >= 5
+    with Image.open(tmp_path / "decision-boundaries.png") as picture:
+        assert picture.size[0] > 2 * picture.size[1]
+    x, y = spiral.spirals(1000, 0)
+    assert torch.equal(y.bincount(), torch.tensor([500, 500]))
+    assert float(x.abs().max()) < 7
