@@ -1,0 +1,1 @@
+"""Measurements that take too long, or need too much, to be tests."""

@@ -9,20 +9,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from verifix.files import write_text
+from benchmarks.environment import environment
 
 NORMALISE = ["--mean", "0.491,0.482,0.447", "--std", "0.247,0.243,0.262"]
 
@@ -65,26 +59,9 @@ def main() -> None:
         **environment(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out, json.dumps(record, indent=2) + "\n", force=True)
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     summary = {key: record[key] for key in ("test", "strengths", "seconds", "peak_gigabytes")}
     sys.stdout.write(json.dumps(summary, indent=2) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, the commit, and whether the working tree differs from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
-
-    return {
-        "verifix": version("verifix"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "processors": os.cpu_count(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "src")),
-    }
 
 
 if __name__ == "__main__":

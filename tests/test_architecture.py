@@ -46,6 +46,7 @@ ORDER = [
     "demo",
     "commands",
     "cli",
+    "__main__",
 ]
 """Every module; each imports only from modules before it."""
 

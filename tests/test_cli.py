@@ -223,7 +223,7 @@ def test_no_change_writes_nothing_and_says_so(world, tmp_path, capsys):
     argv = arguments(world, tmp_path / "fixed.safetensors", verified=tmp_path / "v.parquet")
     code, text, _ = run(argv, capsys)
     assert code == 3
-    assert "No change: nothing was written" in text
+    assert "No change: no checkpoint was written" in text
     assert [p.name for p in tmp_path.iterdir()] == ["v.parquet"]
 
 
@@ -251,8 +251,8 @@ def test_inspect_lists_every_layer_and_estimates_memory(world, capsys):
     base = ["inspect", "--model", f"py:{world / 'net.py'}:build"]
     code, text, _ = run([*base, "--input-shape", "3,10,10"], capsys)
     assert code == 0
-    assert "0.weight: corrected, conv2d, 64 rows per sample" in text
-    assert "4.weight: corrected, linear, 1 rows per sample" in text
+    assert "0.weight: would be corrected, conv2d, 64 rows per sample" in text
+    assert "4.weight: would be corrected, linear, 1 rows per sample" in text
     assert "2 layers would be corrected" in text
     code, text, _ = run([*base, "--data", world / "verified.npz", "--exclude", "linear", "--json"], capsys)
     data = json.loads(text)
@@ -435,7 +435,7 @@ def test_an_output_that_exists_needs_force_and_the_input_is_never_overwritten(wo
     assert out.stat().st_mode & 0o777 == 0o640
     code, _, err = run([*arguments(world, world / "net.safetensors", alpha=9), "--force"], capsys)
     assert code == 2
-    assert "is the input checkpoint" in err
+    assert "is an input; it is never overwritten" in err
     beside = tmp_path / "other.correction.safetensors"
     beside.write_text("precious")
     assert run(arguments(world, tmp_path / "other.safetensors", alpha=9), capsys)[0] == 2

@@ -165,12 +165,15 @@ def test_damaged_and_foreign_files_are_refused(case, tmp_path):
 
 def test_summary_and_repr_tell_what_was_done(case):
     model, samples, fixed = case
-    correction = verifix.correct(model, samples, progress=False, exclude=["5.*"])
-    text = correction.summary()
+    kept = verifix.correct(model, samples, progress=False, exclude=["5.*"])
+    assert kept.alpha is None
+    assert {r.status for r in kept.layers} == {"kept", "skipped"}
+    assert "5.weight: skipped: not selected" in kept.summary()
+    assert "0.weight: kept: no change won" in kept.summary()
+    text = kept.summary() + fixed.summary()
     assert "80 verified samples (unseen)" in text
     assert "no change  loss" in text
     assert "overstate the gain" in text
-    assert "5.weight: skipped: not selected" in text
     assert "0.weight: linear, 80 rows, effective rank" in text
-    assert repr(fixed) == "Correction(project=20; layers: 3 corrected, 0 skipped, 0 unused)"
+    assert repr(fixed) == "Correction(project=20; layers: 3 corrected)"
     assert "set by the user" in fixed.summary()

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +17,33 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Layer, Selection, borrowed, random_state_kept
+from verifix.capture import (
+    Layer,
+    borrowed,
+    check_model,
+    copy_model,
+    intercepting,
+    out_of_memory,
+    run_model,
+    seeded,
+    selection_of,
+)
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
-from verifix.options import CorrectOptions
+from verifix.moments import Moments
+from verifix.options import CorrectOptions, patterns
 from verifix.progress import progress_bar
 from verifix.provenance import describe
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
-from verifix.scoring import Score, apply_score, as_logits, correct_or_not, device_named, tempered_cross_entropy
+from verifix.scoring import (
+    Score,
+    apply_score,
+    as_logits,
+    correct_or_not,
+    device_named,
+    tempered_cross_entropy,
+)
 from verifix.stages import Context, Stage, stages_of
 from verifix.strength import Choice, Scores, choose, given
 
@@ -122,29 +139,32 @@ def correct(
     options = CorrectOptions(
         alpha=alpha,
         recipe=recipe,
-        include=None if include is None else _list(include),
-        exclude=None if exclude is None else _list(exclude),
+        include=patterns(include),
+        exclude=patterns(exclude),
         folds=folds,
         seed=seed,
         device=str(device),
         batch_size=batch_size,
         verified_from=verified_from,
-        moments=None if moments is None or isinstance(moments, SavedMoments) else str(moments),
+        moments=str(moments) if isinstance(moments, (str, Path)) else None,
         progress=progress,
     )
     stages = stages_of(options.recipe)
-    _check_model(model)
+    check_model(model)
     refuse_corrected(dict(model.named_parameters()))
-    with random_state_kept():
+    saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress)
         _check_enough(samples, options)
         with _working_copy(model, options) as (work, where):
-            whole, parts = _prepare(work, where, samples, options, moments)
+            provenance = describe(work, samples, options, earlier=saved is not None)
+            _check_outputs(model, work, where, samples)
+            whole, parts = _prepare(work, where, samples, options, saved, provenance["model_sha256"])
             choices: dict[str, Choice] = {}
             for stage in stages:
                 choices[stage.name] = _choose(stage, parts, samples, options, score, loss)
                 whole, parts = _advance(stage, choices[stage.name].strength, whole, parts, last=stage is stages[-1])
-            return _finish(work, whole, choices, options, samples)
+            return _finish(work, whole, choices, provenance)
 
 
 def _prepare(
@@ -152,14 +172,13 @@ def _prepare(
     where: torch.device,
     samples: Samples,
     options: CorrectOptions,
-    moments: Any,
+    saved: SavedMoments | None,
+    digest: str,
 ) -> tuple[Context, list[Context]]:
     """Run the one pass; return the context of all samples, and one per fold that leaves the fold out."""
     choosing = options.alpha == "auto"
     folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
-    selection = Selection(None if options.include is None else tuple(options.include), tuple(options.exclude or ()))
-    first = next(samples.batches([0], 1))
-    _check_outputs(work, first.inputs.to(where), samples)
+    selection = selection_of(options.include, options.exclude)
 
     def run(size: int) -> Collected:
         return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=options.progress)
@@ -167,11 +186,9 @@ def _prepare(
     collected, size = _with_smaller_batches(run, samples.batch_size, options)
     if not collected.layers:
         raise NoLayersError(_nothing_to_correct(collected))
-    earlier: dict[Layer, Any] = {}
-    if moments is not None:
-        saved = moments if isinstance(moments, SavedMoments) else SavedMoments.load(moments)
-        name = options.moments or "the saved moments"
-        earlier = dict(saved.checked(name, work, collected.layers, samples.digests))
+    earlier: dict[Layer, Moments] = {}
+    if saved is not None:
+        earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
 
     def context(without: int | None) -> Context:
         kept = [k for k in range(len(folds)) if k != without]
@@ -242,13 +259,7 @@ def _advance(
     return whole.after(stage.fit(whole, strength)), further
 
 
-def _finish(
-    work: nn.Module,
-    whole: Context,
-    choices: dict[str, Choice],
-    options: CorrectOptions,
-    samples: Samples,
-) -> Correction:
+def _finish(work: nn.Module, whole: Context, choices: dict[str, Choice], provenance: dict[str, Any]) -> Correction:
     """Put the new weights into the copy and describe what was done."""
     parameters = dict(work.named_parameters())
     original = {name: parameters[name].detach().cpu().clone() for name in whole.update}
@@ -256,7 +267,6 @@ def _finish(
     for name, value in corrected.items():
         if not torch.isfinite(value).all():
             raise DataError(f"the corrected {name!r} is not finite in {value.dtype}; correct the model in float32")
-    provenance = describe(work, samples, options)
     layers = tuple(_report(whole, original, corrected))
     for name, value in whole.update.items():
         parameters[name].data.copy_(value)
@@ -272,11 +282,12 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
                 seen = whole.collected.moments(layer, whole.folds, whole.earlier)
                 rows += seen.n
                 ranks += [rank for rank in seen.effective_rank.tolist() if rank > 0]
+        kept = account.status == "corrected" and name not in corrected
         yield LayerReport(
             name,
             account.kind,
-            account.status,
-            account.reason,
+            "kept" if kept else account.status,
+            "no change won" if kept else account.reason,
             rows,
             sum(ranks) / max(len(ranks), 1) if account.status == "corrected" else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,
@@ -291,14 +302,7 @@ def _relative_change(before: Tensor, after: Tensor) -> float:
 @contextmanager
 def _working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
     """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
-    home = _device_of(model)
-    try:
-        work = copy.deepcopy(model)
-    except Exception as error:
-        raise UsageError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
-        ) from error
-    work.zero_grad(set_to_none=True)
+    home, work = _device_of(model), copy_model(model)
     where = home if options.device == "auto" else device_named(options.device)
     work.to(where)
     with borrowed(work):
@@ -318,32 +322,13 @@ def _with_smaller_batches(run: Callable[[int], T], own: int | None, options: Cor
         try:
             return run(size), size
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if options.batch_size != "auto" or size == 1:
                 raise VerifixError(
                     f"memory ran out with batches of {size}; lower batch_size, or exclude wide layers"
                 ) from error
         size //= 2
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _list(patterns: Sequence[str]) -> Any:
-    """Pass a bare string on as it is, to be refused with a message of its own."""
-    return patterns if isinstance(patterns, str) else list(patterns)
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise UsageError(f"{name!r} is on the meta device and has no values; load the weights first")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
 
 
 def _check_enough(samples: Samples, options: CorrectOptions) -> None:
@@ -356,15 +341,22 @@ def _check_enough(samples: Samples, options: CorrectOptions) -> None:
         )
 
 
-def _check_outputs(work: nn.Module, inputs: Tensor, samples: Samples) -> None:
-    try:
-        output = work(inputs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"the model cannot run on an input of shape {list(inputs.shape)} and {inputs.dtype}: {line}"
-        ) from error
-    check_labels(samples.labels, as_logits(output, 1).shape[1])
+def _check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
+    """Run the copy on two samples: it must give logits for the labels, and leave the original alone."""
+    inputs = next(samples.batches([0, 1], 2)).inputs.to(where)
+
+    def ignore(layer: Layer, rows: Tensor) -> None:
+        """Rows are not needed."""
+
+    with borrowed(model), intercepting(model, ignore) as original:
+        output = run_model(work, inputs)
+    used = [layer.parameter for layer in original.layers] + list(original.used_by)
+    if used:
+        raise UsageError(
+            f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
+            "define it in the module's class instead"
+        )
+    check_labels(samples.labels, as_logits(output, len(inputs)).shape[1])
 
 
 def _nothing_to_correct(collected: Collected) -> str:

@@ -9,6 +9,7 @@ a trial, are in ``docs/design.md``.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import random
 import threading
@@ -25,7 +26,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from verifix.errors import UsageError
+from verifix.errors import DataError, UsageError, VerifixError
 from verifix.layers import KINDS, LayerKind, Product
 
 Sink = Callable[["Layer", Tensor], None]
@@ -220,6 +221,11 @@ def _matches(layer: Layer, pattern: str) -> bool:
     return layer.kind == pattern or fnmatch.fnmatchcase(layer.parameter, pattern)
 
 
+def selection_of(include: Sequence[str] | None, exclude: Sequence[str] | None) -> Selection:
+    """Build a selection from a user's lists of patterns."""
+    return Selection(None if include is None else tuple(include), tuple(exclude or ()))
+
+
 class ParameterIndex:
     """Find the parameter that a tensor is, or is a view of, by the memory it occupies.
 
@@ -289,7 +295,7 @@ class _Interceptor(TorchFunctionMode):
         finally:
             self.depth -= 1
         for name in names - understood:
-            if not self._only_looks(name, result):
+            if not self._only_looks(name, func, result):
                 self.census.note_use(name, _function_name(func))
         return result
 
@@ -314,8 +320,10 @@ class _Interceptor(TorchFunctionMode):
             for rows in product.rows():
                 self.sink(layer, rows)
 
-    def _only_looks(self, name: str, result: Any) -> bool:
+    def _only_looks(self, name: str, function: Callable[..., Any], result: Any) -> bool:
         """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
+        if _writes(function):
+            return False
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return all(self.index.find(tensor) == name for tensor in tensors)
 
@@ -331,9 +339,16 @@ class _Witness(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if self.interceptor.depth == 0:
             for name in self.interceptor.index.found_in((args, kwargs)):
-                if not self.interceptor._only_looks(name, result):
+                if not self.interceptor._only_looks(name, func, result):
                     self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")
         return result
+
+
+def _writes(function: Callable[..., Any]) -> bool:
+    """Tell a function that changes its argument in place, by torch's own convention for names."""
+    name = str(getattr(function, "__name__", "")).split(".", maxsplit=1)[0]
+    harmless = name in {"requires_grad_", "detach_", "retain_grad_", "share_memory_"}
+    return name.endswith("_") and not name.endswith("__") and not harmless
 
 
 def _function_name(function: Callable[..., Any]) -> str:
@@ -345,7 +360,8 @@ _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 _LOCKS_LOCK = threading.Lock()
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
+def lock_of(model: nn.Module) -> threading.RLock:
+    """Return the lock that whoever runs or copies a model holds meanwhile."""
     with _LOCKS_LOCK:
         return _LOCKS.setdefault(model, threading.RLock())
 
@@ -398,12 +414,25 @@ def random_state_kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global random generators for as long as the context lasts, then give them their state back."""
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    with random_state_kept(devices):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - datasets draw from the global generator
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+@contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Lend a model in eval mode, without gradients, and give back all that running it may change.
 
     Train flags are set per module instead of by ``model.eval()``, which models override to merge or freeze things.
-    On the way out, also after an exception, every module has its flag, every buffer its object and its content,
-    and the random generators their state. One thread at a time borrows a model.
+    On the way out, also after an exception, every module has its flag and the very buffers it had, with their
+    content, and the random generators have their state. One thread at a time borrows a model.
 
     Parameters
     ----------
@@ -415,17 +444,16 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     None
     """
     with ExitStack() as stack:
-        stack.enter_context(_lock_of(model))
+        stack.enter_context(lock_of(model))
         stack.enter_context(_FAST_PATH_OFF)
         devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
         stack.enter_context(random_state_kept(sorted(devices, key=str)))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(_fresh_casts())
         flags = [(module, module.training) for module in model.modules()]
         buffers = [
-            (module, name, buffer, buffer.clone())
+            (module, dict(module._buffers), {k: b.clone() for k, b in module._buffers.items() if b is not None})
             for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
         ]
         stack.callback(_give_back, flags, buffers)
         for module, _ in flags:
@@ -433,12 +461,130 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _give_back(flags: list[tuple[nn.Module, bool]], buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+@contextmanager
+def _fresh_casts() -> Iterator[None]:
+    """Keep autocast from serving casts of weights that have been replaced since."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+def _give_back(
+    flags: list[tuple[nn.Module, bool]],
+    buffers: list[tuple[nn.Module, dict[str, Tensor | None], dict[str, Tensor]]],
+) -> None:
     for module, training in flags:
         module.training = training
-    for module, name, buffer, content in buffers:
-        buffer.data.copy_(content)
-        module._buffers[name] = buffer
+    for module, objects, contents in buffers:
+        module._buffers.clear()
+        module._buffers.update(objects)
+        for name, content in contents.items():
+            buffer = module._buffers[name]
+            if buffer is not None and not (buffer.shape == content.shape and torch.equal(buffer, content)):
+                buffer.data = content
+
+
+def check_model(model: object) -> None:
+    """Check that a model can be run and copied, and that its values are values.
+
+    Parameters
+    ----------
+    model
+        What the user gave.
+
+    Raises
+    ------
+    UsageError
+        If it is no module, or its weights are not there.
+    DataError
+        If a weight or buffer is not finite; names it.
+    """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
+            what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
+            raise UsageError(f"{name!r} {what}; load the weights first")
+        narrow = tensor.is_floating_point() and tensor.element_size() == 1  # float8 cannot be asked
+        values = tensor.float() if narrow else tensor
+        if values.is_floating_point() and not torch.isfinite(values).all():
+            raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
+
+
+def run_model(model: nn.Module, inputs: Tensor) -> Any:
+    """Run a model, and turn what its own code raises into one line about the inputs.
+
+    Parameters
+    ----------
+    model
+        The model.
+    inputs
+        A batch, on its device.
+
+    Returns
+    -------
+    object
+        The output.
+
+    Raises
+    ------
+    DataError
+        If the model cannot run on these inputs. Lack of memory and errors of this package pass as they are.
+    """
+    try:
+        return model(inputs)
+    except Exception as error:
+        if isinstance(error, (VerifixError, MemoryError)) or out_of_memory(error):
+            raise
+        line = " ".join(str(error).split())
+        raise DataError(
+            f"the model cannot run on inputs of shape {list(inputs.shape)} and {inputs.dtype}: "
+            f"{type(error).__name__}: {line}"
+        ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether torch ran out of memory, on any device."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model; parameters that share memory share it in the copy, and gradients stay behind.
+
+    Parameters
+    ----------
+    model
+        The user's model; nothing of it is changed.
+
+    Returns
+    -------
+    nn.Module
+        The copy.
+
+    Raises
+    ------
+    UsageError
+        If something in the model cannot be copied.
+    """
+    memo: dict[int, Any] = {}
+    first: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], nn.Parameter] = {}
+    with lock_of(model):
+        try:
+            for parameter in model.parameters():
+                if storage := _storage(parameter):
+                    place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
+                    twin = first.setdefault(place, parameter)
+                    memo[id(parameter)] = copy.deepcopy(twin, memo)
+            work = copy.deepcopy(model, memo)
+        except Exception as error:
+            raise UsageError(
+                f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
+            ) from error
+    work.zero_grad(set_to_none=True)
+    return work
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -35,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 2 usage, 3 no gain and nothing written, 4 no layers, 5 data and model do not fit.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console that lacks a character must not cost the result
     try:
         command = parse(arguments)
         from verifix.commands import run
@@ -43,9 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VerifixError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
-    except (OSError, MemoryError) as error:
-        return _fail(f"{type(error).__name__}: {error}", 1)
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        if os.environ.get("VERIFIX_TRACEBACK"):
+            raise
+        return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1)
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -81,7 +91,7 @@ def parse(argv: Sequence[str]) -> Any:
         subcommands.add_subcommand(name, _parser(settings, positional), help=(settings.__doc__ or "").splitlines()[0])
     try:
         parsed = parser.parse_args(_with_underscores(argv))
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise VerifixError(f"{_in_flags(str(error))}; see verifix --help") from None
     values = parsed[parsed.command].as_dict()
     values.pop("config", None)
@@ -127,19 +137,28 @@ def _type_hints(settings: type[Any]) -> dict[str, Any]:
 
 
 def _with_underscores(argv: Sequence[str]) -> list[str]:
-    """Spell ``--verified-from`` as the setting is spelled; values stay as they are."""
+    """Spell ``--verified-from`` as the setting is spelled, and tie a negative number to its flag."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and re.match(r"-[\d.]", argument) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
     return [
         "=".join([head.replace("-", "_").replace("__", "--", 1), *value])
         if argument.startswith("--") and len(argument) > 2
         else argument
-        for argument in argv
+        for argument in joined
         for head, *value in [argument.split("=", 1)]
     ]
 
 
 def _in_flags(message: str) -> str:
     """Name settings as the user typed them: ``correct.save_moments`` is ``--save-moments``."""
-    message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"correct.\1", " ".join(message.split()))
+    message = " ".join(message.split())
+    if union := re.search(r'Parser key "(?:\w+\.)?(\w+)": Does not validate .* Given value: (.*)', message):
+        message = f"correct.{union[1]} cannot be {union[2]}"
+    message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"correct.\1", message)
     pattern = rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)"
     return re.sub(pattern, lambda match: f"--{match[1].replace('_', '-')}", message).rstrip(".")
 

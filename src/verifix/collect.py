@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Account, Census, Layer, Selection, intercepting
+from verifix.capture import Account, Layer, Selection, intercepting, run_model
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.moments import Moments, merge
@@ -49,7 +49,9 @@ class Collected:
         """Merge one layer's moments over some folds, and those of earlier samples."""
         # Adding the other folds up is total − fold without the cancellation: what none of them excites stays zero.
         parts = [self.folds[fold][layer] for fold in folds if layer in self.folds[fold]]
-        return merge(parts + ([earlier[layer]] if layer in earlier else []))
+        if layer in earlier:
+            parts.append(earlier[layer])
+        return merge(parts) if parts else next(table[layer] for table in self.folds if layer in table).empty()
 
 
 def collect(
@@ -102,7 +104,7 @@ def collect(
         for table, fold in zip(tables, folds, strict=True):
             current = table
             for batch in samples.batches(fold, batch_size):
-                model(batch.inputs.to(device))
+                run_model(model, batch.inputs.to(device))
                 bar.update(len(batch.labels))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
@@ -133,17 +135,6 @@ def _add(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
 def _moments_device(device: torch.device) -> torch.device:
     """Moments live where the model is, unless that device has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
-
-
-def census_of(model: nn.Module, inputs: Tensor) -> Census:
-    """Run one batch through a borrowed model only to see which layers there are."""
-
-    def ignore(layer: Layer, rows: Tensor) -> None:
-        """Rows are not needed."""
-
-    with intercepting(model, ignore) as census:
-        model(inputs)
-    return census
 
 
 def model_digest(model: nn.Module) -> str:
@@ -236,26 +227,24 @@ class SavedMoments:
                 f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
             ) from None
 
-    def checked(
-        self, path: object, model: nn.Module, layers: Sequence[Layer], digests: Iterable[bytes]
-    ) -> Mapping[Layer, Moments]:
-        """Return the moments if they fit this model and no sample is counted twice.
+    def checked(self, path: object, model: str, collected: Collected, device: torch.device) -> dict[Layer, Moments]:
+        """Return the moments if they fit a model, and no sample is counted twice.
 
         Parameters
         ----------
         path
             Where they came from, for the message.
         model
-            The uncorrected model.
-        layers
-            Its layers.
-        digests
-            The new verified samples.
+            Digest of the uncorrected model.
+        collected
+            Its layers, and the new verified samples.
+        device
+            Where the model is.
 
         Returns
         -------
-        Mapping
-            The moments by layer.
+        dict
+            The moments by layer, on the device where moments live.
 
         Raises
         ------
@@ -264,19 +253,17 @@ class SavedMoments:
         DataError
             If they already hold some of the samples.
         """
-        if self.model != model_digest(model):
+        if self.model != model:
             raise CheckpointError(f"{path} holds moments of other weights; collect them again with this model")
-        missing = [layer.parameter for layer in layers if layer not in self.moments]
+        missing = [layer.parameter for layer in collected.layers if layer not in self.moments]
         if missing:
             raise CheckpointError(
                 f"{path} has no moments of {', '.join(missing[:3])}; collect them with the same include and exclude"
             )
-        again = len(self.digests & set(digests))
+        again = len(self.digests & collected.digests)
         if again:
-            raise DataError(
-                f"{again} of the verified samples are in {path} already; give only new ones, or leave the file out"
-            )
-        return self.moments
+            raise DataError(f"{again} of the verified samples are in {path} already; give only new ones")
+        return {layer: self.moments[layer].to(_moments_device(device)) for layer in collected.layers}
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +17,7 @@ from torch.utils.data import Dataset
 from verifix.algorithm import correct
 from verifix.capture import borrowed
 from verifix.correction import TRAINING_NOTE, Correction
-from verifix.files import check_output
+from verifix.files import check_outputs
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
 from verifix.io.datasets import open_data
 from verifix.io.models import build_model
@@ -26,7 +29,7 @@ from verifix.survey import collect_moments, inspect
 
 
 def run(command: Any) -> int:
-    """Run a command.
+    """Run a command; whatever the user's own code prints goes to stderr.
 
     Parameters
     ----------
@@ -38,26 +41,27 @@ def run(command: Any) -> int:
     int
         The exit code.
     """
-    if isinstance(command, CorrectCommand):
-        return run_correct(command)
-    if isinstance(command, ScoreCommand):
-        return run_score(command)
-    if isinstance(command, InspectCommand):
-        return run_inspect(command)
-    return run_demo(command)
+    runners: dict[type, Callable[[Any], tuple[int, dict[str, Any], str]]] = {
+        CorrectCommand: run_correct,
+        ScoreCommand: run_score,
+        InspectCommand: run_inspect,
+        DemoCommand: run_demo,
+    }
+    with contextlib.redirect_stdout(sys.stderr):
+        code, result, text = runners[type(command)](command)
+    sys.stdout.write((json.dumps(result, indent=2) if command.json else text) + "\n")
+    return code
 
 
-def run_correct(command: CorrectCommand) -> int:
+def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     """Correct a checkpoint and write it, if a correction won; see `CorrectCommand`."""
     start = time.perf_counter()
     checkpoint = read_checkpoint(command.checkpoint)
     checkpoint.refuse_corrected()
-    checkpoint.check_out(command.out, force=command.force)
-    if command.save_moments is not None:
-        check_output(command.save_moments, force=command.force)
+    _check_files(command, checkpoint)
     model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
     verified = open_data(command.verified, command)
-    test = None if command.test is None else read_samples(open_data(command.test, command), 250, command.progress)
+    test = None if command.test is None else _read_test(model, command.test, command)
     correction = correct(
         model,
         verified,
@@ -71,27 +75,49 @@ def run_correct(command: CorrectCommand) -> int:
         verified_from=command.verified_from,
         moments=command.moments,
         progress=command.progress,
-    )
+    ).rounded(checkpoint.dtypes(model))
     result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
     if test is not None:
         result["test"] = _measure(model, correction, test, command)
     if command.verified_from == "training":
         result["warning"] = TRAINING_NOTE
-    if command.save_moments is not None:
-        collected = collect_moments(
-            model,
-            verified,
-            include=command.include,
-            exclude=command.exclude,
-            batch_size=command.batch_size,
-            progress=command.progress,
-        )
-        collected.save(command.save_moments, force=command.force)
     if correction.changed:
-        result |= _write(correction, checkpoint, command)
+        result |= _write(model, correction, checkpoint, command)
+    if command.save_moments is not None:
+        result["moments_file"] = str(_save_moments(model, verified, command, command.save_moments))
     result["seconds"] = round(time.perf_counter() - start, 2)
-    _print(result, _correct_text(correction, result), command.json)
-    return 0 if correction.changed else 3
+    return (0 if correction.changed else 3), result, _correct_text(correction, result)
+
+
+def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
+    """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
+    out = Path(command.out)
+    checkpoint.check_format(out)
+    outputs = [out, correction_path(out), *([Path(command.save_moments)] if command.save_moments else [])]
+    inputs = [command.checkpoint, command.verified, command.test, command.moments]
+    check_outputs(outputs, [path for path in inputs if path is not None], force=command.force)
+
+
+def _read_test(model: nn.Module, path: str, command: CorrectCommand) -> Samples:
+    """Read the test samples, and try the model on two of them before the long work begins."""
+    test = read_samples(open_data(path, command), 250, command.progress)
+    device = next(model.parameters()).device
+    with borrowed(model):
+        logits = predict(model, test, range(min(2, len(test))), 2, device)
+    check_labels(test.labels, logits.shape[1])
+    return test
+
+
+def _save_moments(model: nn.Module, verified: Dataset[Any], command: CorrectCommand, path: str) -> Path:
+    collected = collect_moments(
+        model,
+        verified,
+        include=command.include,
+        exclude=command.exclude,
+        batch_size=command.batch_size,
+        progress=command.progress,
+    )
+    return collected.save(path, force=command.force)
 
 
 def _measure(model: nn.Module, correction: Correction, test: Samples, command: CorrectCommand) -> dict[str, Any]:
@@ -100,10 +126,19 @@ def _measure(model: nn.Module, correction: Correction, test: Samples, command: C
     return {"samples": len(test), "before": before, "after": after, "gain": after - before}
 
 
-def _write(correction: Correction, checkpoint: Checkpoint, command: CorrectCommand) -> dict[str, str]:
-    beside = correction.save(correction_path(command.out), force=command.force)
+def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, command: CorrectCommand) -> dict[str, str]:
+    """Write the correction file and the checkpoint: both, or neither."""
+    beside, existed = correction_path(command.out), correction_path(command.out).exists()
+    correction.save(beside, force=command.force)
     provenance = dict(correction.provenance) | {"strengths": correction.strengths, "correction_file": beside.name}
-    out = checkpoint.save(command.out, correction.corrected, provenance, force=command.force)
+    try:
+        out = checkpoint.save(
+            command.out, checkpoint.spread(model, correction.corrected), provenance, force=command.force
+        )
+    except BaseException:
+        if not existed:
+            beside.unlink()
+        raise
     return {"out": str(out), "correction_file": str(beside)}
 
 
@@ -115,15 +150,14 @@ def _correct_text(correction: Correction, result: dict[str, Any]) -> str:
             f"On {test['samples']} test samples: {test['before']:.2f}% right before, {test['after']:.2f}% after "
             f"({test['gain']:+.2f})."
         )
-    written = (
-        f"Wrote {result['out']} and {result['correction_file']}."
-        if result["out"]
-        else "No change: nothing was written."
-    )
-    return "\n".join([*lines, f"{written} {result['seconds']:.0f} s."])
+    if "moments_file" in result:
+        lines.append(f"Wrote the moments to {result['moments_file']}.")
+    files = f"Wrote {result['out']} and {result['correction_file']}."
+    lines.append(f"{files if result['out'] else 'No change: no checkpoint was written.'} {result['seconds']:.0f} s.")
+    return "\n".join(lines)
 
 
-def run_score(command: ScoreCommand) -> int:
+def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     """Score a checkpoint; see `ScoreCommand`."""
     model = _model(command.model, command.num_classes, read_checkpoint(command.checkpoint)).to(_device(command.device))
     samples = read_samples(open_data(command.data, command), command.batch_size, command.progress)
@@ -131,11 +165,10 @@ def run_score(command: ScoreCommand) -> int:
     text = (
         f"{result['accuracy']:.2f}% of {result['samples']} samples right, cross-entropy {result['cross_entropy']:.4f}"
     )
-    _print(result, text, command.json)
-    return 0
+    return 0, result, text
 
 
-def run_inspect(command: InspectCommand) -> int:
+def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
     """Show what a correction would touch; see `InspectCommand`."""
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint)
     model = _model(command.model, command.num_classes, checkpoint)
@@ -146,21 +179,20 @@ def run_inspect(command: InspectCommand) -> int:
     survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
     memory = survey.memory(command.samples, command.folds)
     result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
-    lines = [
-        f"{entry['parameter']}: {entry['status']}, "
-        + (
-            entry["reason"] or f"{entry['kind']}, {entry['rows_per_sample']:.0f} rows per sample"
-            if entry["kind"] or entry["reason"]
-            else "never used"
-        )
-        for entry in result["parameters"]
-    ]
+    lines = [_inspect_line(entry) for entry in result["parameters"]]
     lines.append(
         f"{len(survey.layers)} layers would be corrected; about {memory / 2**20:.0f} MiB besides the model, with "
         f"{command.samples} samples and {command.folds} folds."
     )
-    _print(result, "\n".join(lines), command.json)
-    return 0 if survey.layers else 4
+    return (0 if survey.layers else 4), result, "\n".join(lines)
+
+
+def _inspect_line(entry: dict[str, Any]) -> str:
+    if entry["status"] == "corrected":
+        what = f"would be corrected, {entry['kind']}, {entry['rows_per_sample']:.0f} rows per sample"
+    else:
+        what = ", ".join(filter(None, (entry["status"], entry["reason"])))
+    return f"{entry['parameter']}: {what}"
 
 
 class _First(Dataset[Any]):
@@ -170,19 +202,18 @@ class _First(Dataset[Any]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return 1
+        return min(1, len(self.dataset))  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
 
-def run_demo(command: DemoCommand) -> int:
+def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
     """Run a demonstration; see `DemoCommand`."""
     from verifix import demo
 
-    result, text = demo.run(command.name, command.seed, command.seeds, command.out, progress=not command.json)
-    _print(result, text, command.json)
-    return 0
+    result, text = demo.run(command.name, command.seed, command.seeds, command.out, force=command.force)
+    return 0, result, text
 
 
 def _model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
@@ -213,7 +244,3 @@ def _accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dic
         "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
         "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
     }
-
-
-def _print(result: dict[str, Any], text: str, as_json: bool) -> None:
-    sys.stdout.write((json.dumps(result, indent=2) if as_json else text) + "\n")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
@@ -38,7 +39,7 @@ class LayerReport:
     kind
         Layer kind; empty if no layer uses it.
     status
-        "corrected", "skipped" or "unused".
+        "corrected", "kept" (no change won), "skipped" or "unused".
     reason
         Why it was skipped.
     rows
@@ -58,7 +59,7 @@ class LayerReport:
     relative_change: float | None = None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Correction:
     """The outcome of `verifix.correct`.
 
@@ -80,7 +81,7 @@ class Correction:
     choices: Mapping[str, Choice]
     layers: tuple[LayerReport, ...]
     provenance: Mapping[str, Any]
-    _model: nn.Module | None = field(default=None, compare=False)
+    _model: nn.Module | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -198,7 +199,29 @@ class Correction:
                 )
         for name, value in new.items():
             parameters[name].data.copy_(value)
+        if verb == "apply":
+            remember_corrected(expected, new)
         return model
+
+    def rounded(self, dtypes: Mapping[str, torch.dtype]) -> Correction:
+        """Return the same correction with its weights rounded as a file of other dtypes will hold them.
+
+        Parameters
+        ----------
+        dtypes
+            The dtype of each parameter in the file, by name.
+
+        Returns
+        -------
+        Correction
+            Corrected weights, and the weights of `model`, that the file can hold exactly.
+        """
+        corrected = {name: value.to(dtypes[name]).to(value.dtype) for name, value in self.corrected.items()}
+        parameters = {} if self._model is None else dict(self._model.named_parameters())
+        for name in corrected if parameters else ():
+            parameters[name].data.copy_(corrected[name])
+        remember_corrected(self.original, corrected)
+        return replace(self, corrected=corrected)
 
     def summary(self) -> str:
         """Return what was done and why, for reading: settings, strengths, layers; a few lines of text."""
@@ -206,8 +229,7 @@ class Correction:
         verified = f"{about['samples']} verified samples ({about['verified_from']})"
         lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
         for stage, choice in self.choices.items():
-            strength = "no change" if choice.strength is None else f"strength {choice.strength:.4g}"
-            lines.append(f"  {stage}: {strength} ({choice.reason})")
+            lines.append(f"  {stage}: {choice.reason}" + (f" (α = {choice.strength:g})" if not choice.points else ""))
             lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]
             if choice.points:
                 lines.append("    These scores chose the strength and overstate the gain; measure it on other samples.")
@@ -219,8 +241,8 @@ class Correction:
     def __repr__(self) -> str:
         """Show strengths and how many layers changed."""
         strengths = ", ".join(f"{k}={'no change' if v is None else f'{v:.4g}'}" for k, v in self.strengths.items())
-        counts = {s: sum(layer.status == s for layer in self.layers) for s in ("corrected", "skipped", "unused")}
-        return f"Correction({strengths}; layers: {', '.join(f'{n} {s}' for s, n in counts.items())})"
+        counts = {s: sum(x.status == s for x in self.layers) for s in ("corrected", "kept", "skipped", "unused")}
+        return f"Correction({strengths}; layers: {', '.join(f'{n} {s}' for s, n in counts.items() if n)})"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as plain data."""

@@ -25,6 +25,12 @@ class DataError(VerifixError):
     exit_code = 5
 
 
+class OutputError(VerifixError):
+    """A file that could not be written."""
+
+    exit_code = 1
+
+
 class CheckpointError(VerifixError):
     """A checkpoint, moments or correction file that does not fit the model it is meant for."""
 

@@ -6,14 +6,14 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from verifix.errors import CheckpointError, UsageError
+from verifix.errors import CheckpointError, OutputError, UsageError, VerifixError
 
 
 def check_output(path: str | Path, *, force: bool = False) -> Path:
@@ -43,7 +43,34 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
         raise UsageError(f"{path} exists already; choose another name, or pass --force to replace it")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"the folder {path.parent} cannot be written to; choose another")
     return path
+
+
+def check_outputs(outputs: Sequence[Path], inputs: Sequence[str | Path], *, force: bool) -> None:
+    """Check all files that a command will write, before it begins.
+
+    Parameters
+    ----------
+    outputs
+        Where to.
+    inputs
+        What the command reads; never overwritten, whatever `force` says.
+    force
+        Allow other files that exist.
+
+    Raises
+    ------
+    UsageError
+        If two outputs are one file, one is an input, or one cannot be written.
+    """
+    for i, path in enumerate(outputs):
+        if path.resolve() in {other.resolve() for other in outputs[:i]}:
+            raise UsageError(f"{path} is to be written twice; choose different names")
+        if any(path.exists() and Path(source).exists() and path.samefile(source) for source in inputs):
+            raise UsageError(f"{path} is an input; it is never overwritten, so choose another name")
+        check_output(path, force=force)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: bool = False) -> Path:
@@ -62,6 +89,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: 
     -------
     Path
         The path.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before is untouched.
     """
     path = check_output(path, force=force)
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
@@ -74,9 +106,14 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: 
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         with suppress(FileNotFoundError):
             temporary.unlink()
+        if isinstance(error, Exception) and not isinstance(error, VerifixError):
+            line = " ".join(str(error).split())[:200]
+            raise OutputError(
+                f"{path} could not be written ({type(error).__name__}: {line}); check the disk"
+            ) from error
         raise
     return path
 
@@ -93,15 +130,6 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def write_text(path: str | Path, text: str, *, force: bool = False) -> Path:
-    """Write a text file atomically, in UTF-8; see `write_atomically`."""
-    return write_atomically(path, lambda p: _write_utf8(p, text), force=force)
-
-
-def _write_utf8(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def write_safetensors(

@@ -100,6 +100,16 @@ class Moments:
             self._settle()
         return self
 
+    def empty(self) -> Moments:
+        """Return the moments of no rows, for the same layer."""
+        return Moments(self.trace.new_empty(self.groups, 0, self.width))
+
+    def to(self, device: torch.device) -> Moments:
+        """Return the same moments on another device."""
+        if self._gram is not None:
+            return Moments.from_gram(self._gram.to(device), self.n)
+        return Moments(torch.cat(self._rows or [], dim=1).to(device))
+
     def condense_(self) -> Moments:
         """Go over to XᵀX now, where merging will need it anyway; returns this object."""
         self._gram, self._rows = self.gram, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -55,9 +56,8 @@ class CorrectOptions:
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
-        if isinstance(self.alpha, str) and self.alpha != "auto":
-            raise UsageError(f"alpha is {self.alpha!r}; it must be a number above 0, or 'auto'")
-        if not isinstance(self.alpha, str) and not (0 < self.alpha < math.inf):
+        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
+        if self.alpha != "auto" and not (number and 0 < self.alpha < math.inf):
             raise UsageError(f"alpha is {self.alpha!r}; it must be a finite number above 0, or 'auto'")
         if not _whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
@@ -69,8 +69,8 @@ class CorrectOptions:
             raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen' or 'training'")
         for name in ("include", "exclude"):
             value = getattr(self, name)
-            if isinstance(value, str):
-                raise UsageError(f"{name} is the text {value!r}; it must be a list of patterns, such as [{value!r}]")
+            if value is not None and not (isinstance(value, list) and all(isinstance(p, str) for p in value)):
+                raise UsageError(f"{name} is {value!r}; it must be a list of patterns, such as ['head.*', 'conv2d']")
 
     @property
     def minimum_samples(self) -> int:
@@ -114,6 +114,10 @@ class DataOptions:
             raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
         if len(mean) not in (0, 1, 3):
             raise UsageError(f"mean has {len(mean)} numbers; give 3 for colour images or 1 for grey ones")
+        if any(abs(value) > 10 for value in (*mean, *std)):
+            raise UsageError(
+                f"mean is {self.mean!r} and std {self.std!r}; they are for pixels from 0 to 1: divide by 255"
+            )
         if any(s <= 0 for s in std):
             raise UsageError(f"std is {self.std!r}; every number must be above 0")
         if self.size is not None and (not _whole(self.size) or self.size < 1):
@@ -160,7 +164,9 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
     checkpoint
         The trained weights: .safetensors, .pt or .pth.
     verified
-        The verified samples: an image folder, a .npz file or a Parquet file.
+        The verified samples: a folder with one subfolder of images per class; a .npz file with inputs "x" and labels
+        "y" (8-bit images are divided by 255, other numbers taken as they are); or a Parquet file with a column
+        image {bytes, path} and a label column.
     verified_from
         Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
         On samples it was trained on, scores are no estimate for new data.
@@ -170,6 +176,10 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         Correct only layers that match one of these parameter-name globs or kinds, separated by commas.
     exclude
         Leave alone layers that match one of these parameter-name globs or kinds, separated by commas.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch; "auto" starts at 64 and halves when memory runs out.
     test
         Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
     save_moments
@@ -208,7 +218,7 @@ class ScoreCommand(DataOptions, ModelOptions):
     checkpoint
         The weights: .safetensors, .pt or .pth.
     data
-        The samples: an image folder, a .npz file or a Parquet file.
+        The samples, in the form of --verified of verifix correct.
     device
         Where to compute; "auto" is a GPU if there is one.
     batch_size
@@ -226,6 +236,12 @@ class ScoreCommand(DataOptions, ModelOptions):
     progress: bool = True
     json: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InspectCommand(DataOptions, ModelOptions):
@@ -240,9 +256,9 @@ class InspectCommand(DataOptions, ModelOptions):
     input_shape
         Instead of data, the shape of one input, such as 3,32,32.
     include
-        As for correct.
+        Only layers that match one of these parameter-name globs or kinds, separated by commas.
     exclude
-        As for correct.
+        No layers that match one of these parameter-name globs or kinds, separated by commas.
     samples
         Verified samples to estimate the memory for.
     folds
@@ -265,6 +281,8 @@ class InspectCommand(DataOptions, ModelOptions):
         super().__post_init__()
         if (self.data is None) == (self.input_shape is None):
             raise UsageError("inspect needs one of --data and --input-shape, to run the model once")
+        if self.samples < 1 or self.folds < 1:
+            raise UsageError(f"samples is {self.samples} and folds {self.folds}; both must be 1 or more")
         if any(size < 1 or size != int(size) for size in self.shape):
             raise UsageError(f"input_shape is {self.input_shape!r}; give whole numbers, such as 3,32,32")
 
@@ -288,6 +306,8 @@ class DemoCommand:
         First seed.
     seeds
         How many seeds to run, counting up from the first.
+    force
+        Replace pictures that exist.
     json
         Print the result as JSON on stdout.
     """
@@ -296,14 +316,18 @@ class DemoCommand:
     out: str | None = None
     seed: int = 0
     seeds: int = 1
+    force: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
         """Check the seeds."""
-        if self.seeds < 1 or self.seed < 0:
-            raise UsageError(
-                f"seed {self.seed} and seeds {self.seeds}: the first must be 0 or more, the second 1 or more"
-            )
+        if self.seeds < 1 or self.seed < 0 or self.seed + self.seeds > 2**32:
+            raise UsageError(f"seed is {self.seed} and seeds {self.seeds}; use seeds from 0 to 4294967295, one or more")
+
+
+def patterns(value: Sequence[str] | None) -> list[str] | None:
+    """Return patterns as a list; a bare text, which is a sequence too, stays as it is and is refused later."""
+    return value if value is None or isinstance(value, str) else list(value)  # type: ignore[return-value]
 
 
 def split_list(value: list[str] | str | None) -> list[str] | None:

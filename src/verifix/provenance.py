@@ -14,17 +14,19 @@ from verifix.options import CorrectOptions
 from verifix.samples import Samples
 
 
-def describe(model: nn.Module, samples: Samples, options: CorrectOptions) -> dict[str, Any]:
+def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, earlier: bool) -> dict[str, Any]:
     """Return versions, digests and settings.
 
     Parameters
     ----------
     model
-        The model with its original weights.
+        The model with its original weights, before it has run.
     samples
         The verified samples.
     options
         The settings.
+    earlier
+        Whether moments of earlier samples are added.
 
     Returns
     -------
@@ -38,6 +40,6 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions) -> dic
         "model_sha256": model_digest(model),
         "samples": len(samples),
         "samples_sha256": samples.digest(),
-        "earlier_moments": options.moments is not None,
+        "earlier_moments": earlier,
         **settings,
     }

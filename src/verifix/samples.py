@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from verifix.errors import DataError, UsageError
 from verifix.progress import progress_bar
@@ -20,9 +29,6 @@ MEMORY_BYTES = 2**30
 """Samples are kept in memory after the first reading if they take no more than this."""
 
 DEFAULT_BATCH_SIZE = 64
-
-Verified = DataLoader[Any] | Dataset[Any] | tuple[Tensor, Tensor]
-"""What `verifix.correct` accepts as verified samples: a DataLoader, a Dataset or a pair (inputs, labels)."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Samples that can be read again by index, in any order, as often as needed.
+class Source:
+    """How samples are read by index.
 
     Attributes
     ----------
@@ -45,18 +51,73 @@ class Samples:
         Turns a list of those into a batch.
     batch_size
         The user's own, or None if it is free.
-    workers
-        Worker processes that read.
+    options
+        Further settings of the DataLoader that reads.
+    """
+
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any] = default_collate
+    batch_size: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Yield the samples at `indices`, in that order, `batch_size` at a time.
+
+        Parameters
+        ----------
+        indices
+            Which samples.
+        batch_size
+            How many at a time.
+
+        Yields
+        ------
+        Batch
+            Inputs and labels, checked for form.
+
+        Raises
+        ------
+        DataError
+            If they are no pair of inputs and labels, or do not fit into one batch.
+        """
+        # A generator of its own, because a DataLoader otherwise draws a seed from the user's global one.
+        loader = DataLoader(
+            Subset(self.dataset, [int(i) for i in indices]),
+            batch_size=batch_size,
+            collate_fn=self.collate,
+            generator=torch.Generator().manual_seed(0),
+            **self.options,
+        )
+        try:
+            yield from map(_batch, loader)
+        except (RuntimeError, TypeError) as error:
+            if "stack expects" in str(error) or "default_collate" in str(error):
+                line = " ".join(str(error).split())
+                raise DataError(
+                    f"inputs of different shape or kind cannot be put into one batch ({line}); "
+                    "bring them to one size, or give a DataLoader with a collate_fn"
+                ) from None
+            raise
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that can be read again by index, in any order, as often as needed.
+
+    Attributes
+    ----------
+    source
+        Where they are read from.
+    batch_size
+        The user's own, or None if it is free.
     labels
         int64 ``[n]``.
     digests
         One SHA-256 per sample, of its input as the model gets it.
     """
 
-    dataset: Dataset[Any]
-    collate: Callable[[list[Any]], Any]
+    source: Source
     batch_size: int | None
-    workers: int
     labels: Tensor
     digests: tuple[bytes, ...]
 
@@ -66,11 +127,13 @@ class Samples:
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time."""
-        yield from _read(self.dataset, self.collate, self.workers, indices, batch_size)
+        yield from self.source.read(indices, batch_size)
 
     def digest(self) -> str:
         """Return one SHA-256 (hexadecimal) of all inputs and labels, whatever their order."""
-        rows = sorted(d + int(y).to_bytes(8, "little") for d, y in zip(self.digests, self.labels, strict=True))
+        rows = sorted(
+            d + int(y).to_bytes(8, "little", signed=True) for d, y in zip(self.digests, self.labels, strict=True)
+        )
         return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
@@ -99,7 +162,8 @@ def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = Fal
     UsageError
         If `verified` is none of the accepted things.
     """
-    dataset, collate, own_size, workers = _source(verified)
+    source = _source(verified)
+    dataset, own_size = source.dataset, source.batch_size
     if batch_size != "auto":
         own_size = int(batch_size)
     count = len(dataset)  # type: ignore[arg-type]
@@ -110,7 +174,7 @@ def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = Fal
     digests: list[bytes] = []
     held = 0
     with progress_bar("reading samples", count, show) as bar:
-        for batch in _read(dataset, collate, workers, range(count), own_size or DEFAULT_BATCH_SIZE):
+        for batch in source.read(range(count), own_size or DEFAULT_BATCH_SIZE):
             _check_finite(batch.inputs, len(digests))
             digests.extend(_digest(x) for x in batch.inputs)
             labels.append(batch.labels)
@@ -118,9 +182,13 @@ def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = Fal
             inputs = [*inputs, batch.inputs] if held <= MEMORY_BYTES else []
             bar.update(len(batch.labels))
     y = torch.cat(labels)
+    if len(y) != count:
+        raise DataError(
+            f"the verified set has {count} samples, but batches of it hold {len(y)}; its collate_fn drops some"
+        )
     if held <= MEMORY_BYTES and len({x.shape[1:] for x in inputs}) == 1:
-        dataset, collate, workers = TensorDataset(torch.cat(inputs), y), default_collate, 0
-    return Samples(dataset, collate, own_size, workers, y, tuple(digests))
+        source = Source(TensorDataset(torch.cat(inputs), y))
+    return Samples(source, own_size, y, tuple(digests))
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:
@@ -174,9 +242,11 @@ def split_folds(samples: Samples, folds: int, seed: int) -> list[np.ndarray[Any,
             "verify more samples, or give alpha as a number"
         )
     labels = samples.labels.numpy()
+    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    strata = np.where(counts < folds, -1, values)[inverse]  # rare classes are spread evenly as one
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with _quiet_about_rare_classes():
-        return [np.sort(held) for _, held in splitter.split(np.zeros(len(labels)), labels, groups)]
+        return [np.sort(held) for _, held in splitter.split(np.zeros(len(labels)), strata, groups)]
 
 
 def _group_ids(digests: Sequence[bytes]) -> list[int]:
@@ -194,26 +264,60 @@ def _quiet_about_rare_classes() -> Iterator[None]:
         yield
 
 
-def _source(verified: Any) -> tuple[Dataset[Any], Callable[[list[Any]], Any], int | None, int]:
-    """Return dataset, collate function, batch size and number of workers of what the user gave."""
+def _source(verified: Any) -> Source:
+    """Return how to read what the user gave."""
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
-        return _from_pair(*verified), default_collate, None, 0
+        return Source(_from_pair(*verified))
     if isinstance(verified, DataLoader):
-        if isinstance(verified.dataset, IterableDataset) or verified.batch_size is None:
-            return _from_stream(verified), default_collate, verified.batch_size, 0
-        return verified.dataset, verified.collate_fn, verified.batch_size, verified.num_workers
+        return _from_loader(verified)
     if isinstance(verified, IterableDataset):
-        return _from_stream(DataLoader(verified, batch_size=None)), default_collate, None, 0
-    if hasattr(verified, "__getitem__") and hasattr(verified, "__len__"):
-        return verified, default_collate, None, 0
+        return Source(_from_stream(DataLoader(verified, batch_size=None)))
+    sequence = hasattr(verified, "__getitem__") and hasattr(verified, "__len__")
+    if sequence and not isinstance(verified, (Mapping, str, bytes)):
+        return Source(verified)
     raise UsageError(
         f"verified is a {type(verified).__name__}; it must be a DataLoader, a Dataset with __len__ and __getitem__, "
         "or a pair of tensors (inputs, labels)"
     )
 
 
+def _from_loader(loader: DataLoader[Any]) -> Source:
+    """Read the samples that a loader draws, each once and by index, so that its order does not matter."""
+    streams = loader.batch_size is None and loader.batch_sampler is None
+    if streams or isinstance(loader.dataset, IterableDataset):
+        return Source(_from_stream(loader), batch_size=loader.batch_size)
+    options: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    if loader.num_workers:
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    indices = _drawn(loader)
+    dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
+    return Source(dataset, loader.collate_fn, loader.batch_size, options)
+
+
+def _drawn(loader: DataLoader[Any]) -> list[int] | None:
+    """Return the indices that a loader's sampler draws, sorted, or None for all of them."""
+    sampler = loader.sampler
+    if loader.batch_size is not None and _draws_all(sampler):
+        return None
+    batches: Any = loader.batch_sampler if loader.batch_size is None else [sampler]
+    generators = [g for s in (sampler, loader) if isinstance(g := getattr(s, "generator", None), torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        return sorted({int(i) for batch in batches for i in batch})
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _draws_all(sampler: Any) -> bool:
+    """Tell the samplers that draw every sample once; what `drop_last` would leave out by chance is read as well."""
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler
+
+
 def _from_pair(inputs: Any, labels: Any) -> TensorDataset:
-    inputs, labels = torch.as_tensor(inputs), torch.as_tensor(labels)
+    inputs, labels = _as_tensor(inputs, "inputs"), _as_tensor(labels, "labels")
     if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
         raise DataError(
             f"inputs of shape {list(inputs.shape)} and labels of shape {list(labels.shape)} do not pair up; "
@@ -227,38 +331,15 @@ def _from_stream(loader: DataLoader[Any]) -> TensorDataset:
     batches = []
     for item in loader:
         inputs, labels = _pair(item)
-        single = torch.as_tensor(labels).ndim == 0
-        batches.append(_batch((inputs.unsqueeze(0), torch.as_tensor(labels)[None]) if single else item))
+        labels = _as_tensor(labels, "labels")
+        single = labels.ndim == 0 and isinstance(inputs, Tensor)
+        batches.append(_batch((inputs.unsqueeze(0), labels[None]) if single else item))
     if not batches:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
+    shapes = sorted({tuple(b.inputs.shape[1:]) for b in batches})
+    if len(shapes) > 1:
+        raise DataError(f"inputs have the shapes {shapes[0]} and {shapes[1]}; bring them to one size")
     return TensorDataset(torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches]))
-
-
-def _read(
-    dataset: Dataset[Any],
-    collate: Callable[[list[Any]], Any],
-    workers: int,
-    indices: Sequence[int],
-    batch_size: int,
-) -> Iterator[Batch]:
-    # A generator of its own, because a DataLoader otherwise draws a seed from the user's global one.
-    loader = DataLoader(
-        Subset(dataset, [int(i) for i in indices]),
-        batch_size=batch_size,
-        collate_fn=collate,
-        num_workers=workers,
-        generator=torch.Generator().manual_seed(0),
-    )
-    try:
-        yield from map(_batch, loader)
-    except (RuntimeError, TypeError) as error:
-        if "stack expects" in str(error) or "default_collate" in str(error):
-            line = " ".join(str(error).split())
-            raise DataError(
-                f"inputs of different shape or kind cannot be put into one batch ({line}); "
-                "bring them to one size, or give a DataLoader with a collate_fn"
-            ) from None
-        raise
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -272,7 +353,15 @@ def _batch(item: Any) -> Batch:
     inputs, labels = _pair(item)
     if not isinstance(inputs, Tensor):
         raise DataError(f"the inputs of a batch are a {type(inputs).__name__}; they must be one tensor [n, ...]")
-    return Batch(inputs, _as_labels(torch.as_tensor(labels), len(inputs)))
+    return Batch(inputs, _as_labels(_as_tensor(labels, "labels"), len(inputs)))
+
+
+def _as_tensor(values: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"the {what} cannot be made a tensor ({line}); give numbers in one array") from None
 
 
 def _as_labels(labels: Tensor, count: int) -> Tensor:
@@ -288,7 +377,7 @@ def _as_labels(labels: Tensor, count: int) -> Tensor:
 def _check_finite(inputs: Tensor, start: int) -> None:
     if not inputs.is_floating_point():
         return
-    finite = torch.isfinite(inputs.flatten(1)).all(dim=1)
+    finite = torch.isfinite(inputs.reshape(len(inputs), -1)).all(dim=1)
     if not finite.all():
         i = start + int((~finite).nonzero()[0])
         raise DataError(f"the input of sample {i} contains NaN or Inf; every input must be finite")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from verifix.capture import run_model
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.samples import Samples
 
@@ -39,8 +40,8 @@ def device_named(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = str(error).strip().splitlines()[0]
         raise UsageError(f"device {name!r} is not available ({line}); use 'cpu', 'cuda' or 'auto'") from None
     return device
@@ -50,7 +51,10 @@ def predict(
     model: nn.Module, samples: Samples, indices: Sequence[int], batch_size: int, device: torch.device
 ) -> Tensor:
     """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
-    parts = [as_logits(model(b.inputs.to(device)), len(b.labels)) for b in samples.batches(indices, batch_size)]
+    parts = [
+        as_logits(run_model(model, batch.inputs.to(device)), len(batch.labels))
+        for batch in samples.batches(indices, batch_size)
+    ]
     return torch.cat(parts)
 
 
@@ -79,7 +83,9 @@ def as_logits(output: object, count: int) -> Tensor:
             f"the model returned a {type(output).__name__}; it must return one tensor of logits [n, classes]"
         )
     logits = output.detach().double().cpu()
-    if logits.ndim == 1:
+    if count == 1 and logits.ndim < 2:  # a model that squeezes its output drops the axis of a single sample, too
+        logits = logits.reshape(1, -1)
+    elif logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
         raise DataError(
@@ -160,7 +166,11 @@ def apply_score(function: Score, logits: Tensor, labels: Tensor, what: str, per_
     VerifixError
         If the shape is another, or a value is not finite.
     """
-    value = torch.as_tensor(function(logits, labels)).detach().double().cpu()
+    result = function(logits, labels)
+    try:
+        value = torch.as_tensor(result).detach().double().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise VerifixError(f"{what}= returned a {type(result).__name__}; it must return a tensor of numbers") from None
     allowed = [labels.shape] if per_sample else [labels.shape, torch.Size([])]
     if value.shape not in allowed or not torch.isfinite(value).all():
         raise VerifixError(

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Account, Layer, Selection, borrowed, intercepting, random_state_kept
+from verifix.capture import (
+    Account,
+    Layer,
+    borrowed,
+    check_model,
+    copy_model,
+    intercepting,
+    run_model,
+    seeded,
+    selection_of,
+)
 from verifix.collect import SavedMoments, collect, model_digest
+from verifix.options import CorrectOptions, patterns
 from verifix.samples import DEFAULT_BATCH_SIZE, read_samples
 
 
@@ -99,10 +110,13 @@ def inspect(
         rows[layer] = rows.get(layer, 0) + x.shape[1] / len(inputs)
         widths[layer] = (x.shape[0], x.shape[2])
 
-    selection = Selection(None if include is None else tuple(include), tuple(exclude or ()))
-    with borrowed(model), intercepting(model, sink, selection) as census:
-        model(inputs)
-    return Survey(tuple(census.accounts(model, selection)), rows, widths)
+    options = CorrectOptions(include=patterns(include), exclude=patterns(exclude))
+    check_model(model)
+    selection = selection_of(options.include, options.exclude)
+    work = copy_model(model)
+    with borrowed(work), intercepting(work, sink, selection) as census:
+        run_model(work, inputs)
+    return Survey(tuple(census.accounts(work, selection)), rows, widths)
 
 
 def collect_moments(
@@ -111,7 +125,7 @@ def collect_moments(
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
-    batch_size: int | str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
     progress: bool = True,
 ) -> SavedMoments:
     """Collect the moments of verified samples, to be saved and added to those of later ones.
@@ -134,17 +148,20 @@ def collect_moments(
     SavedMoments
         For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
     """
-    with random_state_kept(), borrowed(model):
-        samples = read_samples(verified, batch_size, progress)
-        device = next(model.parameters(), torch.empty(0)).device
-        collected = collect(
-            model,
-            samples,
-            [range(len(samples))],
-            batch_size=samples.batch_size or DEFAULT_BATCH_SIZE,
-            device=device,
-            selection=Selection(None if include is None else tuple(include), tuple(exclude or ())),
-            show=progress,
-        )
-    table = {layer: collected.folds[0][layer] for layer in collected.layers}
-    return SavedMoments(table, model_digest(model), collected.digests)
+    options = CorrectOptions(include=patterns(include), exclude=patterns(exclude), batch_size=batch_size)
+    check_model(model)
+    with torch.inference_mode(False), seeded(options.seed):
+        samples = read_samples(verified, options.batch_size, progress)
+        work = copy_model(model)
+        digest = model_digest(work)
+        with borrowed(work):
+            collected = collect(
+                work,
+                samples,
+                [range(len(samples))],
+                batch_size=samples.batch_size or DEFAULT_BATCH_SIZE,
+                device=next(work.parameters(), torch.empty(0)).device,
+                selection=selection_of(options.include, options.exclude),
+                show=progress,
+            )
+    return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ DEMOS: dict[str, Callable[[int, Path | None], Outcome]] = {"digits": digits.run,
 """Each demonstration: a seed, and the folder for its pictures or None → what came out."""
 
 
-def run(name: str, seed: int, seeds: int, out: str | None, *, progress: bool) -> tuple[dict[str, Any], str]:
+def run(name: str, seed: int, seeds: int, out: str | None, *, force: bool = False) -> tuple[dict[str, Any], str]:
     """Run a demonstration for one or more seeds; pictures are of the first.
 
     Parameters
@@ -27,8 +29,8 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, progress: bool) ->
         First seed, and how many.
     out
         Folder for the pictures; a fresh one by default.
-    progress
-        Show progress.
+    force
+        Replace pictures that exist.
 
     Returns
     -------
@@ -38,13 +40,21 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, progress: bool) ->
     text : str
         The same for reading, and where the pictures are.
     """
-    folder = _folder(out)
+    folder, fresh = _folder(out)
+    if not force:
+        _refuse_pictures(folder)
     start = time.perf_counter()
     outcomes = []
-    with progress_bar(f"demo {name}", seeds, progress, unit="seed") as bar:
-        for s in range(seed, seed + seeds):
-            outcomes.append(DEMOS[name](s, folder if s == seed else None))
-            bar.update()
+    try:
+        with progress_bar(f"demo {name}", seeds, True, unit="seed") as bar:
+            for s in range(seed, seed + seeds):
+                outcomes.append(DEMOS[name](s, folder if s == seed else None))
+                bar.update()
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder)
+        raise
+    sys.stderr.write(f"pictures in {folder}/\n")
     rows = [{**outcome.scores(), "seed": s} for s, outcome in enumerate(outcomes, seed)]
     result = {
         "seeds": [{key: row[key] for key in ("seed", "before", "after", "gain", "alpha")} for row in rows],
@@ -55,13 +65,15 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, progress: bool) ->
     return result, _text(seed, outcomes, result, folder)
 
 
-def _folder(out: str | None) -> Path:
+def _folder(out: str | None) -> tuple[Path, bool]:
+    """Return the folder for the pictures, and whether it was made for this run."""
     if out is not None:
-        folder = Path(out)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder} is a file; name a folder for the pictures")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        folder, existed = Path(out), Path(out).exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be made a folder ({error.strerror}); choose another --out") from None
+        return folder, not existed
     number = 1
     while True:
         folder = Path(f"verifix-demo-{number}")
@@ -70,7 +82,12 @@ def _folder(out: str | None) -> Path:
         except FileExistsError:
             number += 1
         else:
-            return folder
+            return folder, True
+
+
+def _refuse_pictures(folder: Path) -> None:
+    for picture in folder.glob("*.png"):
+        raise UsageError(f"{picture} exists already; choose another --out, or pass --force to replace it")
 
 
 def _text(seed: int, outcomes: list[Outcome], result: dict[str, Any], folder: Path) -> str:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from verifix.correction import Correction
+from verifix.files import write_atomically
 
 BEFORE, AFTER, GREY = "#b5482f", "#1f6f8b", "#6b6b6b"
 
@@ -114,5 +115,5 @@ def decision_boundaries(
 
 def _save(figure: Figure, folder: Path, name: str) -> str:
     FigureCanvasAgg(figure)
-    figure.savefig(folder / name, dpi=130)
+    write_atomically(folder / name, lambda path: figure.savefig(path, dpi=130, format="png"), force=True)
     return name

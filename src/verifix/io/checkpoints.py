@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from verifix.correction import Correction, tensor_digest
 from verifix.errors import CheckpointError, UsageError, VerifixError
-from verifix.files import check_output, read_safetensors, read_torch, write_atomically, write_safetensors
+from verifix.files import read_safetensors, read_torch, write_atomically, write_safetensors
 
 NESTS = ("state_dict", "model_state_dict", "model", "net", "weights")
 """Keys under which a state dict is looked for, in this order."""
@@ -58,24 +58,41 @@ class Checkpoint:
         CheckpointError
             If keys or shapes do not fit; names the first few.
         """
-        wanted = model.state_dict()
-        missing = [key for key in wanted if key not in self.state]
-        unexpected = [key for key in self.state if key not in wanted]
+        wanted = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+        state = self._with_tied(model)
+        missing = [key for key in wanted if key not in state]
+        unexpected = [key for key in state if key not in wanted]
         if missing or unexpected:
+            prefixed = all(key.startswith("module.") for key in state)
+            hint = "strip the prefix 'module.' of DataParallel from its keys, or " if prefixed else ""
             raise CheckpointError(
                 f"{self.path} does not fit the model: {_few('missing', missing)}; {_few('unexpected', unexpected)}; "
-                "give the checkpoint of this model, or the model of this checkpoint"
+                f"{hint}give the checkpoint of this model, or the model of this checkpoint"
             )
         wrong = [
-            f"{key} {list(self.state[key].shape)} instead of {list(value.shape)}"
+            f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
             for key, value in wanted.items()
-            if self.state[key].shape != value.shape
+            if state[key].shape != value.shape
         ]
         if wrong:
             raise CheckpointError(
                 f"{self.path} does not fit the model: {_few('shapes', wrong)}; check the number of classes"
             )
-        model.load_state_dict(dict(self.state), assign=False)
+        model.load_state_dict(state, strict=False)
+
+    def _with_tied(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the state with every name of a tied weight, of which a file may hold one or all."""
+        state = dict(self.state)
+        for names in tied_names(model).values():
+            held = [name for name in names if name in state]
+            for name in held[1:]:
+                if tensor_digest(state[name]) != tensor_digest(state[held[0]]):
+                    raise CheckpointError(
+                        f"{self.path} has different values for {held[0]!r} and {name!r}, which are one weight in the "
+                        "model; give the checkpoint of this model"
+                    )
+            state |= {name: state[held[0]] for name in names if held}
+        return state
 
     def refuse_corrected(self) -> None:
         """Refuse a checkpoint that has been corrected already.
@@ -99,35 +116,36 @@ class Checkpoint:
             after = Correction.load(beside).corrected
         except VerifixError:
             return False
-        return any(k in self.state and tensor_digest(self.state[k]) == tensor_digest(v) for k, v in after.items())
+        return any(
+            k in self.state and tensor_digest(self.state[k].to(v.dtype)) == tensor_digest(v) for k, v in after.items()
+        )
 
-    def check_out(self, out: str | Path, *, force: bool) -> Path:
-        """Check where the corrected checkpoint is to go, before any work is done.
+    def check_format(self, out: Path) -> None:
+        """Check that a corrected checkpoint's name fits the format, which is that of the original.
 
         Parameters
         ----------
         out
-            The path.
-        force
-            Whether a file there may be replaced.
-
-        Returns
-        -------
-        Path
-            The path.
+            The name.
 
         Raises
         ------
         UsageError
-            If it is the input itself, has another format's suffix, or exists.
+            If it does not.
         """
-        out = Path(out)
-        if out.exists() and out.samefile(self.path):
-            raise UsageError(f"{out} is the input checkpoint; it is never overwritten, so choose another name")
-        if (out.suffix == ".safetensors") != self.is_safetensors:
-            raise UsageError(f"{out} and {self.path} differ in format; end --out in {self.path.suffix}")
-        check_output(correction_path(out), force=force)
-        return check_output(out, force=force)
+        allowed = (".safetensors",) if self.is_safetensors else (".pt", ".pth")
+        if out.suffix not in allowed:
+            raise UsageError(f"{out} and {self.path} differ in format; end --out in {' or '.join(allowed)}")
+
+    def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return the dtype in which this checkpoint holds each parameter of the model."""
+        state = self._with_tied(model)
+        return {name: state[name].dtype for name, _ in model.named_parameters()}
+
+    def spread(self, model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return new values of parameters by the keys of this checkpoint; a tied weight may have several."""
+        names = tied_names(model)
+        return {key: value for name, value in update.items() for key in names[name] if key in self.state}
 
     def save(
         self, out: str | Path, update: Mapping[str, Tensor], provenance: Mapping[str, Any], *, force: bool
@@ -172,6 +190,15 @@ class Checkpoint:
         return out
 
 
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return, for the first name of each parameter, all names that it or its memory has in the model."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        place = (parameter.data_ptr(), *parameter.shape) if parameter.numel() else (id(parameter),)
+        groups.setdefault(place, []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
 def correction_path(checkpoint: str | Path) -> Path:
     """Return where the correction file of a corrected checkpoint lies: beside it."""
     path = Path(checkpoint)
@@ -209,20 +236,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _state_in(content: object, path: Path) -> Mapping[str, Tensor]:
-    if _is_state(content):
-        return content  # type: ignore[return-value]
-    if isinstance(content, Mapping):
-        for nest in NESTS:
-            if _is_state(content.get(nest)):
-                return content[nest]  # type: ignore[no-any-return]
+    """Find the state dict: under one of the usual keys, or the content itself; what is no tensor in it is left be."""
+    candidates = [content.get(nest) for nest in NESTS] if isinstance(content, Mapping) else []
+    for candidate in (*candidates, content):
+        if isinstance(candidate, Mapping):
+            state = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
+            if state:
+                return state
     keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-    raise CheckpointError(
-        f"{path} holds no state dict (it holds {keys}); save model.state_dict(), or under {' or '.join(NESTS[:3])}"
-    )
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, Mapping) and len(value) > 0 and all(isinstance(v, Tensor) for v in value.values())
+    raise CheckpointError(f"{path} holds no state dict (it holds {keys}); save model.state_dict() in it")
 
 
 def _few(what: str, names: list[str]) -> str:

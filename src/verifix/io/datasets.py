@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
@@ -65,13 +65,26 @@ class Images(Dataset[tuple[Tensor, int]]):
     def _decode(self, read: Callable[[], bytes], name: str) -> np.ndarray[Any, Any]:
         try:
             with Image.open(io.BytesIO(read())) as image:
-                picture = image.convert("L" if len(self.mean) == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+                picture = _eight_bits(image, name).convert("L" if len(self.mean) == 1 else "RGB")
+        except UnidentifiedImageError:
+            raise DataError(f"{name} is not in a known image format; replace it or leave it out") from None
+        except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{name} is not a readable image ({error}); replace it or leave it out") from None
         if self.size is not None:
             picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
         array = np.array(picture)
         return array if array.ndim == 3 else array[:, :, None]
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Bring an image to 8 bits a channel; Pillow's own conversion clips deeper ones to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name} has 32 bits a channel, whose range is not known; save it with 8 or 16 bits")
+    return image.convert("RGBA") if "transparency" in image.info else image
 
 
 def open_data(path: str | Path, options: DataOptions) -> Dataset[Any]:
@@ -128,6 +141,8 @@ def _from_folder(path: Path, options: DataOptions) -> Images:
 def _class_numbers(path: Path, names: Sequence[str], classes: Sequence[str] | None) -> dict[str, int]:
     """Map folder names to class numbers by name, never by order."""
     if classes is not None:
+        if len(set(classes)) < len(classes):
+            raise DataError(f"--classes names {max(classes, key=list(classes).count)!r} twice; name each class once")
         unknown = [name for name in names if name not in classes]
         if unknown:
             raise DataError(f"{path / unknown[0]} is none of the classes {', '.join(classes[:10])}; check --classes")
@@ -141,31 +156,54 @@ def _class_numbers(path: Path, names: Sequence[str], classes: Sequence[str] | No
 
 
 def _from_npz(path: Path, options: DataOptions) -> TensorDataset:
+    if options.size is not None:
+        raise UsageError(f"--size is for image files; the arrays of {path} are taken as they are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            inputs, labels = _pick(arrays, INPUT_NAMES, path), _pick(arrays, LABEL_NAMES, path)
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a readable .npz file ({error}); write it with numpy.savez") from None
+            inputs, labels = (_tensor(_pick(arrays, names, path)) for names in (INPUT_NAMES, LABEL_NAMES))
+    except DataError:
+        raise
     except Exception as error:  # zipfile and zlib have errors of their own
-        raise DataError(f"{path} is not a readable .npz file ({error}); write it with numpy.savez") from None
-    x = torch.from_numpy(inputs)
-    if x.dtype == torch.uint8 and x.ndim == 4:
-        x = x.permute(0, 3, 1, 2).float() / 255
-    if x.dtype == torch.float64:
-        x = x.float()
-    if options.channel_mean:
-        if x.ndim != 4 or x.shape[1] != len(options.channel_mean):
-            raise DataError(
-                f"{path} has inputs {list(inputs.shape)}; these --mean and --std are for images with "
-                f"{len(options.channel_mean)} channels"
-            )
-        mean, std = torch.tensor(options.channel_mean), torch.tensor(options.channel_std)
-        x = (x - mean[:, None, None]) / std[:, None, None]
-    if len(labels) != len(x):
-        raise DataError(f"{path} has {len(x)} inputs and {len(labels)} labels; they must pair up")
-    return TensorDataset(x, torch.from_numpy(labels))
+        line = " ".join(str(error).split())
+        raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
+    if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
+        raise DataError(
+            f"{path} has inputs {list(inputs.shape)} and labels {list(labels.shape)}; give one label per input"
+        )
+    return TensorDataset(_normalised(_pixels(inputs, path), options, path), labels)
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+
+
+def _pixels(x: Tensor, path: Path) -> Tensor:
+    """Turn 8-bit images, with their channels last, first or left out, into floats; other numbers become float32."""
+    if x.dtype in (torch.float16, torch.float64):
+        return x.float()
+    if x.dtype != torch.uint8:
+        return x
+    if x.ndim == 3:
+        return x[:, None].float() / 255
+    last, first = x.ndim == 4 and x.shape[3] in (1, 3), x.ndim == 4 and x.shape[1] in (1, 3)
+    if last == first:
+        raise DataError(
+            f"{path} has 8-bit inputs {list(x.shape)}; they must be images [n, height, width], or with 1 or 3 channels "
+            "either last or first"
+        )
+    return (x.permute(0, 3, 1, 2) if last else x).float() / 255
+
+
+def _normalised(x: Tensor, options: DataOptions, path: Path) -> Tensor:
+    if not options.channel_mean:
+        return x
+    if x.ndim != 4 or x.shape[1] != len(options.channel_mean):
+        raise DataError(
+            f"{path} has inputs {list(x.shape)}; these --mean and --std are for images with "
+            f"{len(options.channel_mean)} channels"
+        )
+    mean, std = torch.tensor(options.channel_mean), torch.tensor(options.channel_std)
+    return (x - mean[:, None, None]) / std[:, None, None]
 
 
 def _pick(arrays: Any, names: Sequence[str], path: Path) -> np.ndarray[Any, Any]:
@@ -183,6 +221,8 @@ def _from_parquet(path: Path, options: DataOptions) -> Images:
     label = options.label_column
     try:
         schema = pyarrow.parquet.read_schema(path)
+        if label == "image":
+            raise UsageError("--label-column is 'image', which holds the images; name the column of the labels")
         missing = [name for name in ("image", label) if name not in schema.names]
         if missing:
             raise DataError(
@@ -196,7 +236,7 @@ def _from_parquet(path: Path, options: DataOptions) -> Images:
         raise DataError(f"{path} is not a readable Parquet file ({line}); check that it is complete") from None
     if not pyarrow.types.is_struct(images.type) or "bytes" not in {field.name for field in images.type}:
         raise DataError(f"the column 'image' of {path} is {images.type}; it must be a struct with the field 'bytes'")
-    wrong = next((i for i, y in enumerate(labels) if not isinstance(y, int) or isinstance(y, bool)), None)
+    wrong = next((i for i, y in enumerate(labels) if type(y) is not int or y.bit_length() > 62), None)
     if wrong is not None:
         raise DataError(
             f"row {wrong} of {path} has the label {labels[wrong]!r}; labels must be class indices (integers)"

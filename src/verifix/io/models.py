@@ -59,7 +59,7 @@ def _from_python(rest: str, num_classes: int | None) -> nn.Module:
         raise UsageError(f"{where} has no function {factory_name!r}; name the function that builds the model")
     try:
         model = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{where}:{factory_name}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -70,11 +70,14 @@ def _from_python(rest: str, num_classes: int | None) -> nn.Module:
 
 def _import(where: str) -> ModuleType:
     path = Path(where)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise UsageError(f"{where} does not exist; check the path of the model's file")
+    # As if the file were run, or Python started here: neighbours can be imported.
+    sys.path.insert(0, str(path.resolve().parent if is_file else Path.cwd()))
     try:
-        if path.suffix != ".py":
+        if not is_file:
             return importlib.import_module(where)
-        if not path.is_file():
-            raise UsageError(f"{where} does not exist; check the path of the model's file")
         spec = importlib.util.spec_from_file_location(f"_verifix_model_{path.stem}", path)
         if spec is None or spec.loader is None:
             raise UsageError(f"{where} cannot be imported as a Python file")
@@ -83,8 +86,10 @@ def _import(where: str) -> ModuleType:
         spec.loader.exec_module(module)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
     return module
 
 

@@ -31,14 +31,14 @@ def stages_of(recipe: str) -> list[Stage]:
     Raises
     ------
     UsageError
-        If a name is unknown.
+        If a name is unknown, or there twice.
     """
-    names = RECIPES.get(recipe, tuple(recipe.split(",")))
+    names = RECIPES.get(recipe) or tuple(str(recipe).split(","))
     for name in names:
-        if name not in STAGES:
+        if name not in STAGES or names.count(name) > 1:
             raise UsageError(
                 f"recipe is {recipe!r}; it must be {' or '.join(map(repr, RECIPES))}, or stages among "
-                f"{', '.join(STAGES)} joined by commas"
+                f"{', '.join(STAGES)}, each once, joined by commas"
             )
     return [STAGES[name]() for name in names]
 

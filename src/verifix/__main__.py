@@ -1,0 +1,9 @@
+"""``python -m verifix``: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from verifix.cli import main
+
+sys.exit(main())
