@@ -323,7 +323,7 @@ def bad_commands() -> dict:
         "parquet of nothing": (with_file("v.parquet", b"PAR1", verified=...), 5, "v.parquet is not a readable Parquet"),
         "npz of nothing": (with_file("v.npz", b"PK nonsense", verified=...), 5, "v.npz is not a readable .npz"),
         "npz shapes": (with_npz(x=np.zeros((60, 3)), y=y), 5, "these --mean and --std are for images"),
-        "npz pair": (with_npz(x=x, y=y[:50]), 5, "60 inputs and 50 labels"),
+        "npz pair": (with_npz(x=x, y=y[:50]), 5, "inputs [60, 10, 10, 3] and labels [50]"),
         "npz names": (with_npz(x=x, answers=y), 5, "has the arrays x, answers"),
         "npz pickle": (with_npz(x=x, y=np.array([{}] * 60, dtype=object)), 5, "is not a readable .npz"),
         "npz floats": (with_npz(x=x, y=y.astype(float)), 5, "labels are torch.float64"),
@@ -503,6 +503,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path):
         path.write_text("half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(verifix.VerifixError, match=r"file could not be written \(OSError: disk full\)"):
         write_atomically(target, fail, force=True)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]

@@ -42,7 +42,9 @@ def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
         with Image.open(tmp_path / "new" / "out" / name) as picture:
             assert picture.size[0] > 500
             assert len(picture.convert("L").getcolors()) > 20
-    assert err == ""
+    assert f"pictures in {tmp_path / 'new' / 'out'}" in err
+    assert main(["demo", "--seed", "1", "--out", str(tmp_path / "new" / "out")]) == 2
+    assert "exists already; choose another --out, or pass --force" in capsys.readouterr().err
 
 
 def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):

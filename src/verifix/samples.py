@@ -300,7 +300,8 @@ def _drawn(loader: DataLoader[Any]) -> list[int] | None:
     if loader.batch_size is not None and _draws_all(sampler):
         return None
     batches: Any = loader.batch_sampler if loader.batch_size is None else [sampler]
-    generators = [g for s in (sampler, loader) if isinstance(g := getattr(s, "generator", None), torch.Generator)]
+    owners = (loader, sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    generators = [g for s in owners if isinstance(g := getattr(s, "generator", None), torch.Generator)]
     states = [generator.get_state() for generator in generators]
     try:
         return sorted({int(i) for batch in batches for i in batch})
