@@ -52,7 +52,7 @@ def main() -> None:
         "strengths": result["strengths"],
         "choices": result["choices"],
         "seconds": round(seconds, 1),
-        "peak_gigabytes": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+        "peak_gigabytes": round(1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e9, 2),
         "looks_at_test_data": 2,
         "layers": result["layers"],
         "files": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},

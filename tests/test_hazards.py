@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pathlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_a_weight_that_is_written_to_while_running_is_skipped_and_the_users_stay
 def test_a_forward_that_is_a_closure_over_the_original_is_refused():
     (x, y), model = small_data(), small_net().train()
     old = model[1].forward
-    model[1].forward = lambda x: old(x)
+    model[1].forward = lambda x: old(x)  # noqa: PLW0108 - a closure is the point
     state = copy.deepcopy(model[1].state_dict())
     with pytest.raises(UsageError, match=r"still runs '1\.\w+' of the original"):
         verifix.correct(model, (x, y), alpha=9, progress=False)
@@ -124,7 +124,7 @@ def test_buffers_that_come_and_grow_while_running_are_taken_back():
 
         def forward(self, x):
             self.cache = x
-            self.grows.resize_(5)
+            self.grows.data = torch.zeros(5)
             self.register_buffer("late", x)
             return self.layer(x)
 
@@ -323,7 +323,7 @@ def test_tied_copies_that_differ_and_prefixed_keys_are_refused(tied, capsys):
 
 def test_no_input_is_ever_overwritten_and_no_output_twice(tied, capsys):
     save_file({k: v.clone() for k, v in tied.state_dict().items()}, "c.correction.safetensors")
-    files = {name: pathlib.Path(name).open("rb").read() for name in ("c.correction.safetensors", "v.npz")}
+    files = {name: Path(name).read_bytes() for name in ("c.correction.safetensors", "v.npz")}
     for out, more in {
         "c.safetensors": (),
         "c.correction.safetensors": (),
@@ -334,7 +334,7 @@ def test_no_input_is_ever_overwritten_and_no_output_twice(tied, capsys):
         assert command("c.correction.safetensors", out, "--force", *more) == 2, out
         err = capsys.readouterr().err
         assert "is an input" in err or "written twice" in err
-    assert {name: pathlib.Path(name).open("rb").read() for name in files} == files
+    assert {name: Path(name).read_bytes() for name in files} == files
 
 
 def test_a_checkpoint_that_fails_to_be_written_leaves_no_correction_file(tied, monkeypatch, capsys, tmp_path):
@@ -355,7 +355,7 @@ def test_a_state_dict_with_other_things_beside_its_tensors_keeps_them(tied):
 
 def test_what_a_model_raises_is_one_line_everywhere(tied, capsys):
     save_file({k: v.clone() for k, v in tied.state_dict().items()}, "c.safetensors")
-    x, y = small_data()
+    _, y = small_data()
     np.savez("wide.npz", x=np.zeros((60, 9), np.float32), y=y[:60].numpy())
     score = ["score", "c.safetensors", "--model", "py:net:build", "--data", "wide.npz"]
     inspect = ["inspect", "--model", "py:net:build", "--input-shape", "9"]
