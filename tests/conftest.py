@@ -16,6 +16,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs ../shared beside the checkout"))
 
 
+def pytest_configure():
+    torch.set_num_threads(1)  # the cases are small; threads would only wait for each other
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

@@ -32,6 +32,8 @@ ORDER = [
     "stages",
     "correction",
     "provenance",
+    "setup",
+    "crossfit",
     "algorithm",
     "survey",
     "io",

@@ -9,45 +9,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import (
-    Layer,
-    borrowed,
-    check_model,
-    copy_model,
-    intercepting,
-    out_of_memory,
-    run_model,
-    seeded,
-    selection_of,
-)
-from verifix.collect import Collected, SavedMoments, collect
+from verifix.capture import check_model, seeded
+from verifix.collect import SavedMoments
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
-from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
-from verifix.moments import Moments
+from verifix.crossfit import choose_strength
+from verifix.errors import DataError
 from verifix.options import CorrectOptions, patterns
-from verifix.progress import progress_bar
 from verifix.provenance import describe
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
-from verifix.scoring import (
-    Score,
-    apply_score,
-    as_logits,
-    correct_or_not,
-    device_named,
-    tempered_cross_entropy,
-)
+from verifix.samples import read_samples
+from verifix.scoring import Score
+from verifix.setup import check_enough, check_outputs, prepare, working_copy
 from verifix.stages import Context, Stage, stages_of
-from verifix.strength import Choice, Scores, choose, given
-
-T = TypeVar("T")
+from verifix.strength import Choice
 
 
 def correct(
@@ -155,98 +135,16 @@ def correct(
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress)
-        _check_enough(samples, options)
-        with _working_copy(model, options) as (work, where):
+        check_enough(samples, options)
+        with working_copy(model, options) as (work, where):
             provenance = describe(work, samples, options, earlier=saved is not None)
-            _check_outputs(model, work, where, samples)
-            whole, parts = _prepare(work, where, samples, options, saved, provenance["model_sha256"])
+            check_outputs(model, work, where, samples)
+            whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"])
             choices: dict[str, Choice] = {}
             for stage in stages:
-                choices[stage.name] = _choose(stage, parts, samples, options, score, loss)
+                choices[stage.name] = choose_strength(stage, parts, samples, options, score, loss)
                 whole, parts = _advance(stage, choices[stage.name].strength, whole, parts, last=stage is stages[-1])
             return _finish(work, whole, choices, provenance)
-
-
-def _prepare(
-    work: nn.Module,
-    where: torch.device,
-    samples: Samples,
-    options: CorrectOptions,
-    saved: SavedMoments | None,
-    digest: str,
-) -> tuple[Context, list[Context]]:
-    """Run the one pass; return the context of all samples, and one per fold that leaves the fold out."""
-    choosing = options.alpha == "auto"
-    folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
-    selection = selection_of(options.include, options.exclude)
-
-    def run(size: int) -> Collected:
-        return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=options.progress)
-
-    collected, size = _with_smaller_batches(run, samples.batch_size, options)
-    if not collected.layers:
-        raise NoLayersError(_nothing_to_correct(collected))
-    earlier: dict[Layer, Moments] = {}
-    if saved is not None:
-        earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
-
-    def context(without: int | None) -> Context:
-        kept = [k for k in range(len(folds)) if k != without]
-        indices = sorted(int(i) for k in kept for i in folds[k])
-        return Context(work, samples, indices, kept, collected, earlier, size, where, selection)
-
-    return context(None), [context(k) for k in range(len(folds))] if choosing else []
-
-
-def _choose(
-    stage: Stage,
-    parts: Sequence[Context],
-    samples: Samples,
-    options: CorrectOptions,
-    score: Score | None,
-    loss: Score | None,
-) -> Choice:
-    """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
-    if options.alpha != "auto":
-        return given(float(options.alpha))
-
-    def scores(logits: Tensor) -> Scores:
-        losses = apply_score(loss or tempered_cross_entropy, logits, samples.labels, "loss", per_sample=True)
-        values = apply_score(score or correct_or_not, logits, samples.labels, "score", per_sample=False)
-        return Scores(losses, float(values.mean()))
-
-    def cross_fitted(strengths: Sequence[float]) -> list[Scores]:
-        return [scores(logits) for logits in _cross_fit(stage, strengths, parts, len(samples), options.progress)]
-
-    baseline = scores(_held_out(parts, len(samples)))
-    return choose(baseline, cross_fitted, stage.candidates(parts[0]))
-
-
-def _cross_fit(
-    stage: Stage, strengths: Sequence[float], parts: Sequence[Context], count: int, show: bool
-) -> list[Tensor]:
-    """Return, per strength, the logits ``[n, outputs]`` of all samples, each from the fit that left it out."""
-    results: list[dict[int, Tensor]] = [{} for _ in strengths]
-    with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
-        for part in parts:
-            held_out = _left_out(part, count)
-            fresh = part.after({})  # what the stage remembers for this fold is freed with it
-            for i, strength in enumerate(strengths):
-                logits = part.predict(held_out, stage.fit(fresh, strength))
-                results[i].update(zip(held_out, logits, strict=True))
-                bar.update()
-    return [torch.stack([rows[i] for i in range(count)]) for rows in results]
-
-
-def _held_out(parts: Sequence[Context], count: int) -> Tensor:
-    """Return the logits of all samples without this stage, each under the earlier stages that left it out."""
-    order = [i for part in parts for i in _left_out(part, count)]
-    logits = torch.cat([part.predict(_left_out(part, count), {}) for part in parts])
-    return logits[torch.tensor(order).argsort()]
-
-
-def _left_out(part: Context, count: int) -> list[int]:
-    return sorted(set(range(count)) - set(part.indices))
 
 
 def _advance(
@@ -297,72 +195,3 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
 def _relative_change(before: Tensor, after: Tensor) -> float:
     size = float(before.double().norm())
     return float((after.double() - before.double()).norm()) / size if size else 0.0
-
-
-@contextmanager
-def _working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
-    """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
-    home, work = _device_of(model), copy_model(model)
-    where = home if options.device == "auto" else device_named(options.device)
-    work.to(where)
-    with borrowed(work):
-        yield work, where
-    work.to(home)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def _with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
-    """Run with the batch size wanted; if it is ours to choose, halve it for as long as memory runs out."""
-    size = own or DEFAULT_BATCH_SIZE
-    while True:
-        try:
-            return run(size), size
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            if options.batch_size != "auto" or size == 1:
-                raise VerifixError(
-                    f"memory ran out with batches of {size}; lower batch_size, or exclude wide layers"
-                ) from error
-        size //= 2
-
-
-def _check_enough(samples: Samples, options: CorrectOptions) -> None:
-    if len(samples) < options.minimum_samples:
-        alternative = "verify more, or give alpha as a number" if options.alpha == "auto" else "verify more"
-        raise DataError(
-            f"{len(samples)} verified sample{'s' * (len(samples) != 1)}, but "
-            f"{'choosing a strength' if options.alpha == 'auto' else 'a correction'} needs at least "
-            f"{options.minimum_samples}; {alternative}"
-        )
-
-
-def _check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
-    """Run the copy on two samples: it must give logits for the labels, and leave the original alone."""
-    inputs = next(samples.batches([0, 1], 2)).inputs.to(where)
-
-    def ignore(layer: Layer, rows: Tensor) -> None:
-        """Rows are not needed."""
-
-    with borrowed(model), intercepting(model, ignore) as original:
-        output = run_model(work, inputs)
-    used = [layer.parameter for layer in original.layers] + list(original.used_by)
-    if used:
-        raise UsageError(
-            f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
-            "define it in the module's class instead"
-        )
-    check_labels(samples.labels, as_logits(output, len(inputs)).shape[1])
-
-
-def _nothing_to_correct(collected: Collected) -> str:
-    if not collected.accounts:
-        return "the model has no weight matrix at all; there is nothing to correct"
-    reasons = "; ".join(
-        f"{a.parameter} {a.status}{' (' + a.reason + ')' if a.reason else ''}" for a in collected.accounts[:3]
-    )
-    return f"no layer of the model can be corrected: {reasons}; see 'verifix inspect'"

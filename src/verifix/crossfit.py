@@ -1,0 +1,66 @@
+"""Cross-fitting: every verified sample is scored by a correction that was made without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from verifix.options import CorrectOptions
+from verifix.progress import progress_bar
+from verifix.samples import Samples
+from verifix.scoring import Score, apply_score, correct_or_not, tempered_cross_entropy
+from verifix.stages import Context, Stage
+from verifix.strength import Choice, Scores, choose, given
+
+
+def choose_strength(
+    stage: Stage,
+    parts: Sequence[Context],
+    samples: Samples,
+    options: CorrectOptions,
+    score: Score | None,
+    loss: Score | None,
+) -> Choice:
+    """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
+    if options.alpha != "auto":
+        return given(float(options.alpha))
+
+    def scores(logits: Tensor) -> Scores:
+        losses = apply_score(loss or tempered_cross_entropy, logits, samples.labels, "loss", per_sample=True)
+        values = apply_score(score or correct_or_not, logits, samples.labels, "score", per_sample=False)
+        return Scores(losses, float(values.mean()))
+
+    def cross_fitted(strengths: Sequence[float]) -> list[Scores]:
+        return [scores(logits) for logits in cross_fit(stage, strengths, parts, len(samples), options.progress)]
+
+    baseline = scores(_held_out(parts, len(samples)))
+    return choose(baseline, cross_fitted, stage.candidates(parts[0]))
+
+
+def cross_fit(
+    stage: Stage, strengths: Sequence[float], parts: Sequence[Context], count: int, show: bool
+) -> list[Tensor]:
+    """Return, per strength, the logits ``[n, outputs]`` of all samples, each from the fit that left it out."""
+    results: list[dict[int, Tensor]] = [{} for _ in strengths]
+    with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
+        for part in parts:
+            held_out = _left_out(part, count)
+            fresh = part.after({})  # what the stage remembers for this fold is freed with it
+            for i, strength in enumerate(strengths):
+                logits = part.predict(held_out, stage.fit(fresh, strength))
+                results[i].update(zip(held_out, logits, strict=True))
+                bar.update()
+    return [torch.stack([rows[i] for i in range(count)]) for rows in results]
+
+
+def _held_out(parts: Sequence[Context], count: int) -> Tensor:
+    """Return the logits of all samples without this stage, each under the earlier stages that left it out."""
+    order = [i for part in parts for i in _left_out(part, count)]
+    logits = torch.cat([part.predict(_left_out(part, count), {}) for part in parts])
+    return logits[torch.tensor(order).argsort()]
+
+
+def _left_out(part: Context, count: int) -> list[int]:
+    return sorted(set(range(count)) - set(part.indices))

@@ -1,0 +1,148 @@
+"""All that happens before a choice: copy and check the model, split the samples, run the one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from verifix.capture import Layer, borrowed, copy_model, intercepting, out_of_memory, run_model, selection_of
+from verifix.collect import Collected, SavedMoments, collect
+from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
+from verifix.moments import Moments
+from verifix.options import CorrectOptions
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, split_folds
+from verifix.scoring import as_logits, device_named
+from verifix.stages import Context
+
+T = TypeVar("T")
+
+
+@contextmanager
+def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
+    """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
+    home, work = _device_of(model), copy_model(model)
+    where = home if options.device == "auto" else device_named(options.device)
+    work.to(where)
+    with borrowed(work):
+        yield work, where
+    work.to(home)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
+    """Run with the batch size wanted; if it is ours to choose, halve it for as long as memory runs out."""
+    size = own or DEFAULT_BATCH_SIZE
+    while True:
+        try:
+            return run(size), size
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if options.batch_size != "auto" or size == 1:
+                raise VerifixError(
+                    f"memory ran out with batches of {size}; lower batch_size, or exclude wide layers"
+                ) from error
+        size //= 2
+
+
+def prepare(
+    work: nn.Module,
+    where: torch.device,
+    samples: Samples,
+    options: CorrectOptions,
+    saved: SavedMoments | None,
+    digest: str,
+) -> tuple[Context, list[Context]]:
+    """Run the one pass over all samples.
+
+    Parameters
+    ----------
+    work, where
+        The working copy, and its device.
+    samples
+        The verified samples.
+    options
+        The settings.
+    saved
+        Moments of earlier samples, or None.
+    digest
+        Digest of the uncorrected model; see `model_digest`.
+
+    Returns
+    -------
+    whole : Context
+        To fit on all samples.
+    parts : list of Context
+        For each fold, to fit on all samples but that fold; empty if there is nothing to choose.
+
+    Raises
+    ------
+    NoLayersError
+        If no layer can be corrected.
+    """
+    choosing = options.alpha == "auto"
+    folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
+    selection = selection_of(options.include, options.exclude)
+
+    def run(size: int) -> Collected:
+        return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=options.progress)
+
+    collected, size = _with_smaller_batches(run, samples.batch_size, options)
+    if not collected.layers:
+        raise NoLayersError(_nothing_to_correct(collected))
+    earlier: dict[Layer, Moments] = {}
+    if saved is not None:
+        earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
+
+    def context(without: int | None) -> Context:
+        kept = [k for k in range(len(folds)) if k != without]
+        indices = sorted(int(i) for k in kept for i in folds[k])
+        return Context(work, samples, indices, kept, collected, earlier, size, where, selection)
+
+    return context(None), [context(k) for k in range(len(folds))] if choosing else []
+
+
+def check_enough(samples: Samples, options: CorrectOptions) -> None:
+    """Refuse fewer samples than the settings need."""
+    if len(samples) < options.minimum_samples:
+        alternative = "verify more, or give alpha as a number" if options.alpha == "auto" else "verify more"
+        raise DataError(
+            f"{len(samples)} verified sample{'s' * (len(samples) != 1)}, but "
+            f"{'choosing a strength' if options.alpha == 'auto' else 'a correction'} needs at least "
+            f"{options.minimum_samples}; {alternative}"
+        )
+
+
+def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
+    """Run the copy on two samples: it must give logits for the labels, and leave the original alone."""
+    inputs = next(samples.batches([0, 1], 2)).inputs.to(where)
+
+    def ignore(layer: Layer, rows: Tensor) -> None:
+        """Rows are not needed."""
+
+    with borrowed(model), intercepting(model, ignore) as original:
+        output = run_model(work, inputs)
+    used = [layer.parameter for layer in original.layers] + list(original.used_by)
+    if used:
+        raise UsageError(
+            f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
+            "define it in the module's class instead"
+        )
+    check_labels(samples.labels, as_logits(output, len(inputs)).shape[1])
+
+
+def _nothing_to_correct(collected: Collected) -> str:
+    if not collected.accounts:
+        return "the model has no weight matrix at all; there is nothing to correct"
+    reasons = "; ".join(
+        f"{a.parameter} {a.status}{' (' + a.reason + ')' if a.reason else ''}" for a in collected.accounts[:3]
+    )
+    return f"no layer of the model can be corrected: {reasons}; see 'verifix inspect'"
