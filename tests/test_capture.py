@@ -319,6 +319,31 @@ def test_two_threads_do_not_mix_their_captures():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_a_model_is_lent_to_one_thread_at_a_time():
+    model, order, inside, leave = small_net().train(), [], threading.Event(), threading.Event()
+
+    def first() -> None:
+        with borrowed(model):
+            inside.set()
+            leave.wait(10)
+            order.append("first leaves")
+
+    def second() -> None:
+        with borrowed(model):
+            order.append("second enters")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    inside.wait(10)
+    threads[1].start()
+    threads[1].join(0.3)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["first leaves", "second enters"]
+    assert all(m.training for m in model.modules())
+
+
 def test_the_fast_path_comes_back_when_two_models_are_captured_at_once():
     inside, leave = threading.Event(), threading.Event()
 

@@ -111,6 +111,14 @@ def test_importance_is_the_logistic_of_the_paper(r, alpha):
         assert found == pytest.approx(float(logit.sigmoid()), rel=1e-9)
 
 
+def test_eigenvalues_that_rounding_puts_outside_0_and_1_are_brought_back():
+    r = torch.tensor([-1e-17, 1 + 1e-15], dtype=torch.float64)
+    assert importance(r, 1e9).tolist() == [0, 1]
+    line = torch.ones(1, 1, 40).double() * torch.arange(1, 200).double()[None, :, None]
+    assert float(torch.linalg.eigvalsh(Moments(line).gram / Moments(line).trace).min()) < 0
+    assert float(spectrum(Moments(line))[0].min()) == 0
+
+
 def test_alpha_one_multiplies_by_c():
     rows, weight = torch.randn(1, 20, 4).double(), torch.randn(1, 3, 4).double()
     c = rows.mT @ rows / rows.square().sum()

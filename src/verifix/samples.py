@@ -80,12 +80,10 @@ class Source:
         DataError
             If they are no pair of inputs and labels, or do not fit into one batch.
         """
-        # A generator of its own, because a DataLoader otherwise draws a seed from the user's global one.
         loader = DataLoader(
             Subset(self.dataset, [int(i) for i in indices]),
             batch_size=batch_size,
             collate_fn=self.collate,
-            generator=torch.Generator().manual_seed(0),
             **self.options,
         )
         try:
