@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from verifix.capture import Selection, borrowed, intercepting, read_matrix, write_matrix
+from verifix.borrow import borrowed
+from verifix.capture import Selection, intercepting, read_matrix, write_matrix
 from verifix.collect import _add
 from verifix.projection import prepare
 

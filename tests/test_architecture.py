@@ -20,6 +20,7 @@ ORDER = [
     "progress",
     "files",
     "layers",
+    "borrow",
     "capture",
     "moments",
     "projection",

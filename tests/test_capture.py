@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 import verifix
 from tests.cases import Bare, captured, projected, slow_projection, small_data, small_net
 from verifix import DataError, UsageError
-from verifix.capture import Selection, borrowed, intercepting
+from verifix.borrow import borrowed
+from verifix.capture import Selection, intercepting
 from verifix.layers import KINDS, Linear, Product, register
 
 

@@ -112,7 +112,7 @@ def test_a_forward_that_is_a_closure_over_the_original_is_refused():
 
 
 def test_buffers_that_come_and_grow_while_running_are_taken_back():
-    from verifix.capture import borrowed
+    from verifix.borrow import borrowed
 
     class Caches(nn.Module):
         def __init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import check_model, seeded
+from verifix.borrow import check_model, seeded
 from verifix.collect import SavedMoments
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
 from verifix.crossfit import choose_strength

@@ -9,24 +9,20 @@ a trial, are in ``docs/design.md``.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
-import random
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from verifix.errors import DataError, UsageError, VerifixError
+from verifix.borrow import storage_of
+from verifix.errors import UsageError
 from verifix.layers import KINDS, LayerKind, Product
 
 Sink = Callable[["Layer", Tensor], None]
@@ -240,7 +236,7 @@ class ParameterIndex:
         self._by_storage: dict[int, list[str]] = {}
         seen: set[tuple[int, int, tuple[int, ...]]] = set()
         for name, parameter in model.named_parameters():
-            storage = _storage(parameter)
+            storage = storage_of(parameter)
             place = (storage or id(parameter), int(parameter.storage_offset()), tuple(parameter.shape))
             if place in seen:
                 continue
@@ -251,7 +247,7 @@ class ParameterIndex:
 
     def find(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter whose memory contains the tensor's first element, or None."""
-        for name in self._by_storage.get(_storage(tensor), ()):
+        for name in self._by_storage.get(storage_of(tensor), ()):
             start = self.parameters[name].storage_offset()
             if start <= tensor.storage_offset() < start + _extent(self.parameters[name]):
                 return name
@@ -261,16 +257,6 @@ class ParameterIndex:
         """Return the names of all parameters among the tensors of a nest of arguments."""
         tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
         return {name for name in map(self.find, tensors) if name is not None}
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return the address of a plain tensor's memory; 0 for one without (sparse, nested, batched, meta)."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return 0
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 class _Interceptor(TorchFunctionMode):
@@ -356,237 +342,6 @@ def _function_name(function: Callable[..., Any]) -> str:
     return name.removeprefix("torch.nn.functional.").removeprefix("torch.functional.").removeprefix("torch.")
 
 
-_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_LOCKS_LOCK = threading.Lock()
-
-
-def lock_of(model: nn.Module) -> threading.RLock:
-    """Return the lock that whoever runs or copies a model holds meanwhile."""
-    with _LOCKS_LOCK:
-        return _LOCKS.setdefault(model, threading.RLock())
-
-
-class _FastPathOff:
-    """Attention's fused fast path is one switch for the whole process: the last to leave turns it back on."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._before = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._users == 0:
-                self._before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if self._users == 0:
-                torch.backends.mha.set_fastpath_enabled(self._before)
-
-
-_FAST_PATH_OFF = _FastPathOff()
-
-
-@contextmanager
-def random_state_kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Give the global random generators their state back; models draw from them, and so does reading data.
-
-    Parameters
-    ----------
-    devices
-        CUDA devices whose generators count as well.
-
-    Yields
-    ------
-    None
-    """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's state that is kept
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global random generators for as long as the context lasts, then give them their state back."""
-    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
-    with random_state_kept(devices):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - datasets draw from the global generator
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Lend a model in eval mode, without gradients, and give back all that running it may change.
-
-    Train flags are set per module instead of by ``model.eval()``, which models override to merge or freeze things.
-    On the way out, also after an exception, every module has its flag and the very buffers it had, with their
-    content, and the random generators have their state. One thread at a time borrows a model.
-
-    Parameters
-    ----------
-    model
-        The user's model.
-
-    Yields
-    ------
-    None
-    """
-    with ExitStack() as stack:
-        stack.enter_context(lock_of(model))
-        stack.enter_context(_FAST_PATH_OFF)
-        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        stack.enter_context(random_state_kept(sorted(devices, key=str)))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_fresh_casts())
-        flags = [(module, module.training) for module in model.modules()]
-        buffers = [
-            (module, dict(module._buffers), {k: b.clone() for k, b in module._buffers.items() if b is not None})
-            for module in model.modules()
-        ]
-        stack.callback(_give_back, flags, buffers)
-        for module, _ in flags:
-            module.training = False
-        yield
-
-
-@contextmanager
-def _fresh_casts() -> Iterator[None]:
-    """Keep autocast from serving casts of weights that have been replaced since."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
-def _give_back(
-    flags: list[tuple[nn.Module, bool]],
-    buffers: list[tuple[nn.Module, dict[str, Tensor | None], dict[str, Tensor]]],
-) -> None:
-    for module, training in flags:
-        module.training = training
-    for module, objects, contents in buffers:
-        module._buffers.clear()
-        module._buffers.update(objects)
-        for name, content in contents.items():
-            buffer = module._buffers[name]
-            if buffer is not None and not (buffer.shape == content.shape and torch.equal(buffer, content)):
-                buffer.data = content
-
-
-def check_model(model: object) -> None:
-    """Check that a model can be run and copied, and that its values are values.
-
-    Parameters
-    ----------
-    model
-        What the user gave.
-
-    Raises
-    ------
-    UsageError
-        If it is no module, or its weights are not there.
-    DataError
-        If a weight or buffer is not finite; names it.
-    """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta or nn.parameter.is_lazy(tensor):
-            what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
-            raise UsageError(f"{name!r} {what}; load the weights first")
-        narrow = tensor.is_floating_point() and tensor.element_size() == 1  # float8 cannot be asked
-        values = tensor.float() if narrow else tensor
-        if values.is_floating_point() and not torch.isfinite(values).all():
-            raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
-
-
-def run_model(model: nn.Module, inputs: Tensor) -> Any:
-    """Run a model, and turn what its own code raises into one line about the inputs.
-
-    Parameters
-    ----------
-    model
-        The model.
-    inputs
-        A batch, on its device.
-
-    Returns
-    -------
-    object
-        The output.
-
-    Raises
-    ------
-    DataError
-        If the model cannot run on these inputs. Lack of memory and errors of this package pass as they are.
-    """
-    try:
-        return model(inputs)
-    except Exception as error:
-        if isinstance(error, (VerifixError, MemoryError)) or out_of_memory(error):
-            raise
-        line = " ".join(str(error).split())
-        raise DataError(
-            f"the model cannot run on inputs of shape {list(inputs.shape)} and {inputs.dtype}: "
-            f"{type(error).__name__}: {line}"
-        ) from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether torch ran out of memory, on any device."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def copy_model(model: nn.Module) -> nn.Module:
-    """Copy a model; parameters that share memory share it in the copy, and gradients stay behind.
-
-    Parameters
-    ----------
-    model
-        The user's model; nothing of it is changed.
-
-    Returns
-    -------
-    nn.Module
-        The copy.
-
-    Raises
-    ------
-    UsageError
-        If something in the model cannot be copied.
-    """
-    memo: dict[int, Any] = {}
-    first: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], nn.Parameter] = {}
-    with lock_of(model):
-        try:
-            for parameter in model.parameters():
-                if storage := _storage(parameter):
-                    place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
-                    twin = first.setdefault(place, parameter)
-                    memo[id(parameter)] = copy.deepcopy(twin, memo)
-            work = copy.deepcopy(model, memo)
-        except Exception as error:
-            raise UsageError(
-                f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
-            ) from error
-    work.zero_grad(set_to_none=True)
-    return work
-
-
 @contextmanager
 def intercepting(model: nn.Module, sink: Sink, selection: Selection | None = None) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
@@ -594,7 +349,7 @@ def intercepting(model: nn.Module, sink: Sink, selection: Selection | None = Non
     Parameters
     ----------
     model
-        The model; see `borrowed`.
+        The model; see `verifix.borrow.borrowed`.
     sink
         Receives ``(layer, rows)`` for every selected layer, chunk by chunk, before the layer's function runs.
     selection

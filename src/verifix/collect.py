@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Account, Layer, Selection, intercepting, run_model
+from verifix.borrow import run_model
+from verifix.capture import Account, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.moments import Moments, merge
@@ -69,7 +70,7 @@ def collect(
     Parameters
     ----------
     model
-        The uncorrected model, borrowed (see `verifix.capture.borrowed`), on `device`.
+        The uncorrected model, borrowed (see `verifix.borrow.borrowed`), on `device`.
     samples
         The verified samples.
     folds

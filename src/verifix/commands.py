@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from verifix.algorithm import correct
-from verifix.capture import borrowed
+from verifix.borrow import borrowed
 from verifix.correction import TRAINING_NOTE, Correction
 from verifix.files import check_outputs
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifix.capture import run_model
+from verifix.borrow import run_model
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.samples import Samples
 

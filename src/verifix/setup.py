@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import Layer, borrowed, copy_model, intercepting, out_of_memory, run_model, selection_of
+from verifix.borrow import borrowed, copy_model, out_of_memory, run_model
+from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
 from verifix.moments import Moments

@@ -9,17 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from verifix.capture import (
-    Account,
-    Layer,
-    borrowed,
-    check_model,
-    copy_model,
-    intercepting,
-    run_model,
-    seeded,
-    selection_of,
-)
+from verifix.borrow import borrowed, check_model, copy_model, run_model, seeded
+from verifix.capture import Account, Layer, intercepting, selection_of
 from verifix.collect import SavedMoments, collect, model_digest
 from verifix.options import CorrectOptions, patterns
 from verifix.samples import DEFAULT_BATCH_SIZE, read_samples

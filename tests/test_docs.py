@@ -1,0 +1,78 @@
+"""The words and figures of README and docs, kept true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from verifix.cli import COMMANDS, parse
+from verifix.layers import KINDS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    from tests.cases import small_data, small_net
+
+    monkeypatch.chdir(tmp_path)
+    torch.save(small_net().eval(), "classifier.pt")
+    torch.save(small_data(), "verified.pt")
+    (example,) = blocks(ROOT / "README.md", "python")
+    assert len(example.strip().splitlines()) <= 12
+    exec(example, {})
+    assert (tmp_path / "correction.safetensors").is_file()
+
+
+def test_the_example_of_a_layer_kind_runs():
+    (example,) = blocks(ROOT / "docs" / "extending.md", "python")
+    try:
+        exec(example, {})
+        assert KINDS[torch.addmm].name == "addmm"
+    finally:
+        KINDS.pop(torch.addmm, None)
+
+
+def test_the_command_of_the_readme_parses():
+    console = "".join(blocks(ROOT / "README.md", "console"))
+    (line,) = re.findall(r"\$ verifix (correct .*?--test test\.parquet)", console.replace("\\\n", " "), re.S)
+    command = parse(line.split())
+    assert (command.verified_from, command.channel_mean) == ("unseen", [0.491, 0.482, 0.447])
+    for name in re.findall(r"`verifix (\w+)", (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")):
+        assert name in COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_figures_are_those_of_the_committed_measurements():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = ROOT / "benchmarks" / "results"
+    vgg = json.loads((results / "cifar10_vgg11.json").read_text())
+    test = vgg["test"]
+    assert f"| 1,000 | {test['before']:.1f}% | {test['after']:.1f}% | **{test['gain']:+.1f}** |" in readme
+    assert vgg["seconds"] < 240
+    assert f"{vgg['peak_gigabytes']:.1f} GB" in readme
+    digits = json.loads((results / "digits_choices.json").read_text())
+    mean, permuted = digits["mean"], digits["permuted_labels_accepted"]
+    assert f"**{mean['unseen_gain']:+.1f}**" in readme
+    assert f"{permuted['runs'] - permuted['tempered']} of {permuted['runs']} runs" in readme
+    promise = f"promise {mean['training_cross_fitted_gain']:+.1f} where the truth is {mean['training_gain']:+.1f}"
+    assert promise in readme
+    page = (ROOT / "docs" / "verified-samples.md").read_text(encoding="utf-8")
+    for source in ("unseen", "training"):
+        row = f"| {mean[f'{source}_cross_fitted_gain']:+.1f} | {mean[f'{source}_gain']:+.1f} |"
+        assert row in page
+    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    assert f"{permuted['plain']} of {permuted['runs']} runs" in " ".join(method.split())
