@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,22 @@ def pytest_configure():
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def vision():
+    """Make torchvision and timm importable beside a CPU build of torch, for which the C++ operators are missing."""
+    library = torch.library.Library("torchvision", "DEF")
+    if not torch.cuda.is_available():
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+        import torchvision
+
+        yield torchvision, timm
+    del library
 
 
 @pytest.fixture(scope="session")

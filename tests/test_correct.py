@@ -70,6 +70,27 @@ def test_batch_size_does_not_change_the_result(batch_size):
         assert float((parts.corrected[name] - value).norm() / value.norm()) <= 1e-7, name
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_trained_network_feels_batch_size_by_the_rounding_of_its_own_forward_pass(noisy, batch_size):
+    model, data = noisy
+    whole = verifix.correct(model, verified(data), alpha=562, batch_size=200, progress=False)
+    parts = verifix.correct(model, verified(data), alpha=562, batch_size=batch_size, progress=False)
+    for name, value in whole.corrected.items():
+        assert float((parts.corrected[name] - value).norm() / value.norm()) <= 5e-7, name
+    exact, other = (
+        verifix.correct(
+            copy.deepcopy(model).double(),
+            (verified(data)[0].double(), verified(data)[1]),
+            alpha=562,
+            batch_size=size,
+            progress=False,
+        )
+        for size in (200, batch_size)
+    )
+    for name, value in exact.corrected.items():
+        assert float((other.corrected[name] - value).norm() / value.norm()) <= 1e-12, name
+
+
 def test_one_thread_or_two_give_the_same_result():
     model, (x, y) = small_net().eval(), small_data()
     threads, results = torch.get_num_threads(), []
