@@ -402,6 +402,17 @@ def bad_commands() -> dict:
     }
 
 
+def test_flags_are_whole_words_with_dashes_or_underscores_and_may_be_negative(world, tmp_path, capsys):
+    argv = arguments(world, tmp_path / "a.safetensors", alpha=9)
+    assert run([*argv, "--folds", "4", "--verified_from", "unseen", "--mean", "-0.5,-0.5,-0.5"], capsys)[0] == 0
+    code, _, err = run([*argv, "--fold", "4"], capsys)
+    assert code == 2
+    assert "--fold" in err
+    assert "see verifix correct --help" in err
+    code, _, err = run([*argv, "--alpha", "strong"], capsys)
+    assert err == "verifix: error: --alpha cannot be strong; see verifix correct --help\n"
+
+
 class _Evil:
     def __reduce__(self):
         return (os.mkdir, ("executed",))

@@ -85,6 +85,7 @@ def parse(argv: Sequence[str]) -> Any:
         description="Correct a trained classifier that learned from wrong labels, from a small verified set.",
         version=version("verifix"),
         exit_on_error=False,
+        allow_abbrev=False,
     )
     subcommands = parser.add_subcommands(dest="command", required=True)
     for name, (settings, positional) in COMMANDS.items():
@@ -92,7 +93,8 @@ def parse(argv: Sequence[str]) -> Any:
     try:
         parsed = parser.parse_args(_with_underscores(argv))
     except (ArgumentError, UnicodeDecodeError) as error:
-        raise VerifixError(f"{_in_flags(str(error))}; see verifix --help") from None
+        command = next((word for word in argv if word in COMMANDS), "")
+        raise VerifixError(f"{_in_flags(str(error))}; see {' '.join(('verifix', command)).strip()} --help") from None
     values = parsed[parsed.command].as_dict()
     values.pop("config", None)
     settings = COMMANDS[parsed.command][0]
@@ -102,7 +104,9 @@ def parse(argv: Sequence[str]) -> Any:
 def _parser(settings: type[Any], positional: Sequence[str]) -> Any:
     from jsonargparse import ActionYesNo, ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, description=(settings.__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, description=(settings.__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
     switches = {f.name: f.default for f in fields(settings) if isinstance(f.default, bool)}
     texts = _descriptions(settings)
