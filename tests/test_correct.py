@@ -431,6 +431,7 @@ def test_memory_that_runs_out_is_met_with_smaller_batches_unless_the_user_set_th
 
     model, (x, y) = Hungry().eval(), small_data()
     assert verifix.correct(model, (x, y), alpha=5, progress=False).alpha == 5
+    assert len(verifix.collect_moments(model, (x, y), progress=False).digests) == 80
     with pytest.raises(verifix.VerifixError, match="memory ran out with batches of 40"):
         verifix.correct(model, (x, y), alpha=5, batch_size=40, progress=False)
 

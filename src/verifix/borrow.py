@@ -230,14 +230,12 @@ def copy_model(model: nn.Module) -> nn.Module:
         If something in the model cannot be copied.
     """
     memo: dict[int, Any] = {}
-    first: dict[tuple[int, int, tuple[int, ...], tuple[int, ...]], nn.Parameter] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     with lock_of(model):
         try:
-            for parameter in model.parameters():
-                if storage := storage_of(parameter):
-                    place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
-                    twin = first.setdefault(place, parameter)
-                    memo[id(parameter)] = copy.deepcopy(twin, memo)
+            for first, *others in tied_names(model).values():
+                twin = copy.deepcopy(parameters[first], memo)
+                memo |= {id(parameters[name]): twin for name in others}
             work = copy.deepcopy(model, memo)
         except Exception as error:
             raise UsageError(
@@ -245,6 +243,21 @@ def copy_model(model: nn.Module) -> nn.Module:
             ) from error
     work.zero_grad(set_to_none=True)
     return work
+
+
+def tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return, for the first name of each parameter, all names that it or its memory has in the model."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        storage = storage_of(parameter)
+        place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
+        groups.setdefault(place if storage else (id(parameter),), []).append(name)
+    return {names[0]: names for names in groups.values()}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter; the CPU for a model without any."""
+    return next(model.parameters(), torch.empty(0, device="cpu")).device
 
 
 def storage_of(tensor: Tensor) -> int:

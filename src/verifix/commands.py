@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from verifix.algorithm import correct
-from verifix.borrow import borrowed
+from verifix.borrow import borrowed, device_of
 from verifix.correction import TRAINING_NOTE, Correction
 from verifix.files import check_outputs
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
@@ -101,7 +101,7 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
 def _read_test(model: nn.Module, path: str, command: CorrectCommand) -> Samples:
     """Read the test samples, and try the model on two of them before the long work begins."""
     test = read_samples(open_data(path, command), 250, command.progress)
-    device = next(model.parameters()).device
+    device = device_of(model)
     with borrowed(model):
         logits = predict(model, test, range(min(2, len(test))), 2, device)
     check_labels(test.labels, logits.shape[1])
@@ -229,7 +229,7 @@ def _device(name: str) -> torch.device:
 
 
 def _accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     size = samples.batch_size or 250
     parts = []
     with borrowed(model), progress_bar(title, len(samples), show) as bar:

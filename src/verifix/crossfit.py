@@ -43,23 +43,28 @@ def cross_fit(
     stage: Stage, strengths: Sequence[float], parts: Sequence[Context], count: int, show: bool
 ) -> list[Tensor]:
     """Return, per strength, the logits ``[n, outputs]`` of all samples, each from the fit that left it out."""
-    results: list[dict[int, Tensor]] = [{} for _ in strengths]
+    results: list[list[tuple[list[int], Tensor]]] = [[] for _ in strengths]
     with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
         for part in parts:
             held_out = _left_out(part, count)
             fresh = part.after({})  # what the stage remembers for this fold is freed with it
             for i, strength in enumerate(strengths):
                 logits = part.predict(held_out, stage.fit(fresh, strength))
-                results[i].update(zip(held_out, logits, strict=True))
+                results[i].append((held_out, logits))
                 bar.update()
-    return [torch.stack([rows[i] for i in range(count)]) for rows in results]
+    return [_in_order(pieces) for pieces in results]
 
 
 def _held_out(parts: Sequence[Context], count: int) -> Tensor:
     """Return the logits of all samples without this stage, each under the earlier stages that left it out."""
-    order = [i for part in parts for i in _left_out(part, count)]
-    logits = torch.cat([part.predict(_left_out(part, count), {}) for part in parts])
-    return logits[torch.tensor(order).argsort()]
+    subsets = [_left_out(part, count) for part in parts]
+    return _in_order([(subset, part.predict(subset, {})) for subset, part in zip(subsets, parts, strict=True)])
+
+
+def _in_order(pieces: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+    """Put rows ``[n_i, outputs]`` of disjoint samples together in the order of the samples."""
+    order = torch.tensor([i for indices, _ in pieces for i in indices])
+    return torch.cat([rows for _, rows in pieces])[order.argsort()]
 
 
 def _left_out(part: Context, count: int) -> list[int]:

@@ -176,6 +176,12 @@ def _sort_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise UsageError(f"{path} does not exist or is not a file; check the path")
+    return Path(path)
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read all tensors and the metadata of a safetensors file.
 
@@ -200,9 +206,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist or is not a file; check the path")
+    path = _existing(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -231,9 +235,7 @@ def read_torch(path: str | Path) -> object:
     CheckpointError
         If it is damaged, or holds more than tensors and plain containers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist or is not a file; check the path")
+    path = _existing(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file

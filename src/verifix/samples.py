@@ -177,7 +177,10 @@ def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = Fal
             digests.extend(_digest(x) for x in batch.inputs)
             labels.append(batch.labels)
             held += batch.inputs.numel() * batch.inputs.element_size()
-            inputs = [*inputs, batch.inputs] if held <= MEMORY_BYTES else []
+            if held <= MEMORY_BYTES:
+                inputs.append(batch.inputs)
+            else:
+                inputs.clear()
             bar.update(len(batch.labels))
     y = torch.cat(labels)
     if len(y) != count:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import borrowed, copy_model, out_of_memory, run_model
+from verifix.borrow import borrowed, copy_model, device_of, out_of_memory, run_model
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
@@ -25,7 +25,7 @@ T = TypeVar("T")
 @contextmanager
 def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
     """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
-    home, work = _device_of(model), copy_model(model)
+    home, work = device_of(model), copy_model(model)
     where = home if options.device == "auto" else device_named(options.device)
     work.to(where)
     with borrowed(work):
@@ -33,12 +33,7 @@ def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn
     work.to(home)
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def _with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
+def with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
     """Run with the batch size wanted; if it is ours to choose, halve it for as long as memory runs out."""
     size = own or DEFAULT_BATCH_SIZE
     while True:
@@ -96,7 +91,7 @@ def prepare(
     def run(size: int) -> Collected:
         return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=options.progress)
 
-    collected, size = _with_smaller_batches(run, samples.batch_size, options)
+    collected, size = with_smaller_batches(run, samples.batch_size, options)
     if not collected.layers:
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}

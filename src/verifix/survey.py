@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from verifix.borrow import borrowed, check_model, copy_model, run_model, seeded
 from verifix.capture import Account, Layer, intercepting, selection_of
-from verifix.collect import SavedMoments, collect, model_digest
+from verifix.collect import Collected, SavedMoments, collect, model_digest
 from verifix.options import CorrectOptions, patterns
-from verifix.samples import DEFAULT_BATCH_SIZE, read_samples
+from verifix.samples import read_samples
+from verifix.setup import with_smaller_batches, working_copy
 
 
 @dataclass(frozen=True)
@@ -140,19 +141,16 @@ def collect_moments(
         For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
     """
     options = CorrectOptions(include=patterns(include), exclude=patterns(exclude), batch_size=batch_size)
+    selection = selection_of(options.include, options.exclude)
     check_model(model)
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress)
-        work = copy_model(model)
-        digest = model_digest(work)
-        with borrowed(work):
-            collected = collect(
-                work,
-                samples,
-                [range(len(samples))],
-                batch_size=samples.batch_size or DEFAULT_BATCH_SIZE,
-                device=next(work.parameters(), torch.empty(0)).device,
-                selection=selection_of(options.include, options.exclude),
-                show=progress,
-            )
+        with working_copy(model, options) as (work, where):
+            digest = model_digest(work)
+
+            def run(size: int) -> Collected:
+                folds = [range(len(samples))]
+                return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=progress)
+
+            collected, _ = with_smaller_batches(run, samples.batch_size, options)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)

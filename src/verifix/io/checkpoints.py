@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from verifix.borrow import tied_names
 from verifix.correction import Correction, tensor_digest
 from verifix.errors import CheckpointError, UsageError, VerifixError
 from verifix.files import read_safetensors, read_torch, write_atomically, write_safetensors
@@ -188,15 +189,6 @@ class Checkpoint:
                 f"{out} does not read back as it was written; check the disk and do not use this file"
             )
         return out
-
-
-def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """Return, for the first name of each parameter, all names that it or its memory has in the model."""
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        place = (parameter.data_ptr(), *parameter.shape) if parameter.numel() else (id(parameter),)
-        groups.setdefault(place, []).append(name)
-    return {names[0]: names for names in groups.values()}
 
 
 def correction_path(checkpoint: str | Path) -> Path:
