@@ -12,6 +12,7 @@ from torch import nn
 from verifix.borrow import borrowed
 from verifix.capture import Selection, intercepting, read_matrix, write_matrix
 from verifix.collect import _add
+from verifix.layers import RowMask
 from verifix.projection import prepare
 
 ALPHAS = (1.0, 10.0, 1e2, 1e4, 1e6)
@@ -124,8 +125,9 @@ def captured(model: nn.Module, *batches: torch.Tensor, keep=None, selection=None
         _add(table, layer, rows)
 
     with borrowed(model), intercepting(model, sink, selection or Selection()) as census:
-        census.keep = keep
         for batch in batches:
+            census.begin(len(batch))
+            census.batch.keep = None if keep is None else RowMask(keep)
             model(batch)
     return table, census
 
@@ -136,9 +138,10 @@ def projected(model: nn.Module, table: dict, alpha: float, dual: bool | None = N
     update: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for layer, moments in table.items():
-            new = update.setdefault(layer.parameter, parameters[layer.parameter].detach().clone())
-            factors = prepare(read_matrix(layer, parameters[layer.parameter]), moments, dual=dual)
-            write_matrix(layer, new, factors.project(alpha))
+            for name in layer.parameters:
+                update.setdefault(name, parameters[name].detach().clone())
+            factors = prepare(read_matrix(layer, parameters.__getitem__), moments, dual=dual)
+            write_matrix(layer, update, factors.project(alpha))
     return update
 
 

@@ -334,7 +334,7 @@ def bad_inputs() -> dict:
 
     class Odd(nn.Linear):
         def forward(self, x):
-            return {"logits": super().forward(x)}
+            return {"scores": super().forward(x)}
 
     class Infinite(nn.Module):
         def __init__(self) -> None:
@@ -370,15 +370,15 @@ def bad_inputs() -> dict:
         ),
         "no layers": (nn.Sequential(nn.LayerNorm(8)), (x, y % 8), {}, NoLayersError, "no weight matrix at all"),
         "no usable layers": (
-            nn.utils.parametrizations.weight_norm(nn.Linear(8, 3)),
+            nn.utils.parametrizations.spectral_norm(nn.Linear(8, 3)),
             (x, y),
             {},
             NoLayersError,
-            "_weight_norm",
+            "the parametrization SpectralNorm computes the weight from it",
         ),
         "not a module": (lambda x: x, (x, y), {}, UsageError, "must be a torch.nn.Module"),
         "not samples": (net(), 5, {}, UsageError, "verified is a int"),
-        "not pairs": (net(), [x, y, nan], {}, DataError, "cannot be put into one batch"),
+        "not pairs": (net(), [x, y, nan], {}, DataError, "a batch of the verified set has Tensor"),
         "alpha word": (net(), (x, y), {"alpha": "big"}, UsageError, "alpha is 'big'"),
         "alpha zero": (net(), (x, y), {"alpha": 0}, UsageError, "alpha is 0"),
         "alpha nan": (net(), (x, y), {"alpha": float("nan")}, UsageError, "alpha is nan"),

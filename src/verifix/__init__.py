@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from verifix.collect import SavedMoments
     from verifix.correction import Correction, LayerReport
     from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
-    from verifix.layers import KINDS, LayerKind, Product, register
+    from verifix.layers import KINDS, LayerKind, Product, RowMask, kept_rows, register
     from verifix.survey import collect_moments, inspect
 
 __all__ = [
@@ -22,12 +22,14 @@ __all__ = [
     "LayerReport",
     "NoLayersError",
     "Product",
+    "RowMask",
     "SavedMoments",
     "UsageError",
     "VerifixError",
     "collect_moments",
     "correct",
     "inspect",
+    "kept_rows",
     "register",
 ]
 
@@ -44,6 +46,8 @@ _HOME = {
     "KINDS": "layers",
     "LayerKind": "layers",
     "Product": "layers",
+    "RowMask": "layers",
+    "kept_rows": "layers",
     "register": "layers",
     "collect_moments": "survey",
     "inspect": "survey",

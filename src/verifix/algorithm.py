@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import check_model, seeded
+from verifix.borrow import Forward, check_model, seeded
 from verifix.collect import SavedMoments
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
 from verifix.crossfit import choose_strength
 from verifix.errors import DataError
+from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
 from verifix.provenance import describe
 from verifix.samples import read_samples
@@ -46,6 +47,8 @@ def correct(
     score: Score | None = None,
     loss: Score | None = None,
     moments: str | Path | SavedMoments | None = None,
+    forward: Forward | None = None,
+    padding: bool = True,
     progress: bool = True,
 ) -> Correction:
     """Correct a trained classifier from a small set of samples with verified labels.
@@ -53,10 +56,14 @@ def correct(
     Parameters
     ----------
     model
-        The trained classifier; it returns logits ``[n, classes]``, or one logit per sample if it is binary. It is
-        borrowed: a copy is corrected, and the model itself is not changed.
+        The trained classifier; it returns logits ``[n, classes]``, or one logit per sample if it is binary, also as
+        ``logits`` of a mapping or first in a tuple. It is borrowed: a copy is corrected, and the model itself is not
+        changed. A compiled, DataParallel or averaged model is unwrapped.
     verified
-        The verified samples: a DataLoader, a Dataset, or a pair of tensors ``inputs [n, ...]``, ``labels [n]``.
+        The verified samples: a DataLoader, a Dataset, or a pair of tensors ``inputs [n, ...]``, ``labels [n]``. Inputs
+        may be a dictionary (keyword arguments of the model) or a tuple of tensors; a batch that is a dictionary may
+        hold the labels as well. Padding is left out of the moments if an ``attention_mask``,
+        ``src_key_padding_mask`` or ``padding_mask`` reaches the model or a module in it.
     alpha
         Strength of the projection. "auto" lets the verified samples choose among about ten strengths and no change
         (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
@@ -83,6 +90,10 @@ def correct(
         ``(logits, labels) → [n]``, lower is better; default: cross-entropy at each candidate's best temperature.
     moments
         Moments of earlier verified samples of the same model: a file, or a loaded `SavedMoments`.
+    forward
+        ``(model, inputs) → output`` for models that are not called with the inputs of a batch alone.
+    padding
+        Whether token ids that contain the model's pad id need a mask of the padding; False if they need none.
     progress
         Show progress on stderr.
 
@@ -127,14 +138,16 @@ def correct(
         batch_size=batch_size,
         verified_from=verified_from,
         moments=str(moments) if isinstance(moments, (str, Path)) else None,
+        padding=padding,
         progress=progress,
     )
+    model = unwrapped(model)
     stages = stages_of(options.recipe)
     check_model(model)
     refuse_corrected(dict(model.named_parameters()))
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
     with torch.inference_mode(False), seeded(options.seed):
-        samples = read_samples(verified, options.batch_size, progress)
+        samples = read_samples(verified, options.batch_size, progress, forward)
         check_enough(samples, options)
         with working_copy(model, options) as (work, where):
             provenance = describe(work, samples, options, earlier=saved is not None)
@@ -187,7 +200,7 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
             "kept" if kept else account.status,
             "no change won" if kept else account.reason,
             rows,
-            sum(ranks) / max(len(ranks), 1) if account.status == "corrected" else None,
+            sum(ranks) / max(len(ranks), 1) if account.status == "corrected" and account.layers else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,
         )
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
+import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from verifix.errors import DataError, UsageError, VerifixError
+from verifix.forms import refuse_form, run_eagerly
+
+Forward = Callable[[nn.Module, Any], Any]
+"""``(model, inputs) → output``: how a batch enters a model, where calling it with the batch is not all."""
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -110,6 +117,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(random_state_kept(sorted(devices, key=str)))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_fresh_casts())
+        stack.enter_context(_eager())
         flags = [(module, module.training) for module in model.modules()]
         buffers = [
             (module, dict(module._buffers), {k: b.clone() for k, b in module._buffers.items() if b is not None})
@@ -118,6 +126,16 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         stack.callback(_give_back, flags, buffers)
         for module, _ in flags:
             module.training = False
+        yield
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run what is compiled inside the model as it was written; a compiled function shows nothing of its inside."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -158,12 +176,14 @@ def check_model(model: object) -> None:
     Raises
     ------
     UsageError
-        If it is no module, or its weights are not there.
+        If it is no module, is of a form whose weights cannot be seen or written, or they are not there.
     DataError
         If a weight or buffer is not finite; names it.
     """
     if not isinstance(model, nn.Module):
-        raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
+        remedy = "; give the module that it was made from" if "Exported" in type(model).__name__ else ""
+        raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{remedy}")
+    refuse_form(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta or nn.parameter.is_lazy(tensor):
             what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
@@ -174,7 +194,7 @@ def check_model(model: object) -> None:
             raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
 
 
-def run_model(model: nn.Module, inputs: Tensor) -> Any:
+def run_model(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
     """Run a model, and turn what its own code raises into one line about the inputs.
 
     Parameters
@@ -182,7 +202,10 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
     model
         The model.
     inputs
-        A batch, on its device.
+        A batch, on its device. A dictionary gives keyword arguments, as far as the model names them; a tuple gives
+        positional ones.
+    forward
+        How the batch enters the model, if that is not it.
 
     Returns
     -------
@@ -195,15 +218,45 @@ def run_model(model: nn.Module, inputs: Tensor) -> Any:
         If the model cannot run on these inputs. Lack of memory and errors of this package pass as they are.
     """
     try:
-        return model(inputs)
+        return (forward or _call)(model, inputs)
     except Exception as error:
         if isinstance(error, (VerifixError, MemoryError)) or out_of_memory(error):
             raise
         line = " ".join(str(error).split())
         raise DataError(
-            f"the model cannot run on inputs of shape {list(inputs.shape)} and {inputs.dtype}: "
-            f"{type(error).__name__}: {line}"
+            f"the model cannot run on inputs of {_form(inputs)}: {type(error).__name__}: {line}"
+            + ("" if forward or isinstance(inputs, Tensor) else "; forward= says how a batch enters the model")
         ) from error
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        named = _named_arguments(model, inputs)
+        return model(inputs) if named is None else model(**named)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _named_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what a model's signature names, as transformers' Trainer does; None if it names nothing of it."""
+    kinds = inspect.signature(model.forward).parameters
+    named = {name: value for name, value in inputs.items() if name in kinds}
+    if not named and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in kinds.values()):
+        return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    return named or None
+
+
+def _form(inputs: Any) -> str:
+    """Describe a batch in a few words."""
+    if isinstance(inputs, Tensor):
+        shape = f"[{inputs.size(0)}, nested]" if inputs.is_nested else str(list(inputs.shape))
+        return f"shape {shape} and {inputs.dtype}"
+    parts = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    return "; ".join(f"{name}: {_form(x) if isinstance(x, Tensor) else type(x).__name__}" for name, x in parts)
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Bring every tensor of a batch to a device."""
+    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -229,7 +282,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     UsageError
         If something in the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = _computed_attributes(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with lock_of(model):
         try:
@@ -242,7 +295,14 @@ def copy_model(model: nn.Module) -> nn.Module:
                 f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
             ) from error
     work.zero_grad(set_to_none=True)
+    run_eagerly(work)
     return work
+
+
+def _computed_attributes(model: nn.Module) -> dict[int, Any]:
+    """Copy plain tensors that some module computed in its last run, such as the weight of the older weight norm."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    return {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:

@@ -10,9 +10,9 @@ a trial, are in ``docs/design.md``.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verifix.borrow import storage_of
-from verifix.errors import UsageError
+from verifix.errors import DataError, UsageError
 from verifix.layers import KINDS, LayerKind, Product
+from verifix.padding import RunningBatch, watching_padding
+from verifix.reasons import MULTIPLY_NOT, explained, fixed_reasons
 
 Sink = Callable[["Layer", Tensor], None]
 """Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
@@ -43,6 +45,9 @@ class Layer:
         Number of independent multiplications.
     offset, shape, stride
         Where the weight lies inside the parameter, in elements.
+    scale, scale_dim
+        For a weight-normed layer, whose weight is scale · parameter / ‖parameter‖: the name of the other parameter,
+        and the axis that keeps its own norms. Empty otherwise.
     """
 
     parameter: str
@@ -51,6 +56,13 @@ class Layer:
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    scale: str = ""
+    scale_dim: int = 0
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all parameters that the weight consists of."""
+        return (self.parameter, self.scale) if self.scale else (self.parameter,)
 
     def view(self, parameter: Tensor) -> Tensor:
         """Return this layer's weight as a view of its parameter, or of a tensor laid out like it."""
@@ -76,25 +88,71 @@ def kind_of(layer: Layer) -> LayerKind:
     return next(kind for kind in KINDS.values() if kind.name == layer.kind)
 
 
-def read_matrix(layer: Layer, parameter: Tensor) -> Tensor:
-    """Return the layer's weight as a float64 matrix ``[groups, d_out, d_in]``."""
-    return kind_of(layer).matrix(layer.view(parameter), layer.groups).double()
+def read_matrix(layer: Layer, value: Callable[[str], Tensor]) -> Tensor:
+    """Return the layer's weight as a float64 matrix ``[groups, d_out, d_in]``, given each parameter's value."""
+    weight = _effective(layer, value) if layer.scale else value(layer.parameter)
+    return kind_of(layer).matrix(layer.view(weight), layer.groups).double()
 
 
-def write_matrix(layer: Layer, parameter: Tensor, matrix: Tensor) -> None:
-    """Write a matrix ``[groups, d_out, d_in]`` into the layer's part of `parameter`, rounding once to its dtype."""
-    layer.view(parameter).copy_(kind_of(layer).weight(matrix, torch.Size(layer.shape)))
+def write_matrix(layer: Layer, update: MutableMapping[str, Tensor], matrix: Tensor) -> None:
+    """Write a matrix ``[groups, d_out, d_in]`` into the layer's part of its parameters, rounding once to their dtype.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    update
+        Holds a value for each of the layer's parameters, laid out as in the model; they are written to.
+    matrix
+        The new weight.
+    """
+    weight = kind_of(layer).weight(matrix, torch.Size(layer.shape))
+    if not layer.scale:
+        layer.view(update[layer.parameter]).copy_(weight)
+        return
+    effective = _effective(layer, update.__getitem__)
+    layer.view(effective).copy_(weight)
+    norms = torch.norm_except_dim(effective, 2, layer.scale_dim)
+    # A direction of length 0 would be 0 / 0: it stays what it was, and its scale 0 makes the weight 0.
+    update[layer.parameter].copy_(torch.where(norms > 0, effective, update[layer.parameter].double()))
+    update[layer.scale].copy_(norms)
+
+
+def _effective(layer: Layer, value: Callable[[str], Tensor]) -> Tensor:
+    """Return the weight that weight norm makes of its two parameters, in float64."""
+    direction, scale = value(layer.parameter).double(), value(layer.scale).double()
+    return torch._weight_norm(direction, scale, layer.scale_dim)
 
 
 @dataclass(frozen=True)
 class Account:
-    """What became of one parameter of two or more dimensions: `corrected`, `skipped` (and why) or `unused`."""
+    """What became of one parameter of two or more dimensions.
+
+    Attributes
+    ----------
+    parameter
+        Qualified name.
+    kind
+        Layer kinds that use it; empty if none does.
+    status
+        "corrected", "skipped" or "unused".
+    reason
+        Why it was skipped.
+    layers
+        The layers in it.
+    size
+        Number of elements.
+    multiplies
+        Whether it multiplies activations, rather than being looked up, added or put beside them.
+    """
 
     parameter: str
     kind: str
     status: str
     reason: str
     layers: tuple[Layer, ...]
+    size: int = 0
+    multiplies: bool = True
 
 
 @dataclass
@@ -107,13 +165,22 @@ class Census:
         Every layer seen, in the order of first use.
     used_by
         For each parameter, names of functions without an adapter that used it.
-    keep
-        Mask of rows to keep for the batch that runs next: bool ``[samples]`` or ``[samples, tokens]``, or None.
+    batch
+        Which rows of the batch that runs count.
+    index
+        The parameters of the model.
     """
 
     layers: list[Layer] = field(default_factory=list)
     used_by: dict[str, set[str]] = field(default_factory=dict)
-    keep: Tensor | None = None
+    batch: RunningBatch = field(default_factory=RunningBatch)
+    index: ParameterIndex | None = None
+
+    def begin(self, samples: int) -> None:
+        """Get ready for the next batch, of this many samples."""
+        self.batch.begin(samples)
+        if self.index is not None:
+            self.index.forget_normed()
 
     def note_use(self, parameter: str, function: str) -> None:
         """Remember that a function without an adapter used a parameter."""
@@ -141,24 +208,31 @@ class Census:
         """
         selection.check(self.layers)
         index = ParameterIndex(model)
+        fixed = fixed_reasons(model)
         names = [name for name, p in index.parameters.items() if p.ndim >= 2 or self._layers_of(name)]
-        return [self._account(name, index.parameters[name], selection) for name in names]
+        return [self._account(name, index.parameters, fixed, selection) for name in names]
 
     def _layers_of(self, name: str) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.layers if layer.parameter == name)
 
-    def _account(self, name: str, parameter: Tensor, selection: Selection) -> Account:
+    def _account(
+        self, name: str, parameters: Mapping[str, Tensor], fixed: Mapping[str, str], selection: Selection
+    ) -> Account:
+        size = parameters[name].numel()
+        scaled = next((layer.parameter for layer in self.layers if layer.scale == name), None)
+        if scaled is not None:  # it has no rows of its own, and the same fate
+            return replace(self._account(scaled, parameters, fixed, selection), parameter=name, layers=(), size=size)
         layers = self._layers_of(name)
         kind = ", ".join(dict.fromkeys(layer.kind for layer in layers))
-        reason = self._reason_to_skip(name, parameter, layers, selection)
-        if reason:
-            return Account(name, kind, "skipped", reason, layers)
-        return Account(name, kind, "corrected" if layers else "unused", "", layers)
+        reason = fixed.get(name) or self._reason_to_skip(name, parameters[name], layers, selection)
+        multiplies = bool(layers) or not self.used_by.get(name, set()) <= MULTIPLY_NOT
+        status = "skipped" if reason else "corrected" if layers else "unused"
+        return Account(name, kind, status, reason, layers, size, multiplies)
 
     def _reason_to_skip(self, name: str, parameter: Tensor, layers: tuple[Layer, ...], selection: Selection) -> str:
-        others = ", ".join(sorted(self.used_by.get(name, ())))
+        others = self.used_by.get(name, set())
         if others:
-            return f"{'also ' if layers else ''}used by {others}"
+            return f"{'also ' if layers else ''}{explained(others)}"
         if layers and not parameter.is_floating_point():
             return f"{parameter.dtype} weights are not supported"
         if any(0 in layer.stride for layer in layers):
@@ -222,6 +296,16 @@ def selection_of(include: Sequence[str] | None, exclude: Sequence[str] | None) -
     return Selection(None if include is None else tuple(include), tuple(exclude or ()))
 
 
+@dataclass(frozen=True)
+class Normed:
+    """A weight made by weight norm, and the names of the parameters it was made of."""
+
+    weight: Tensor
+    direction: str
+    scale: str
+    dim: int
+
+
 class ParameterIndex:
     """Find the parameter that a tensor is, or is a view of, by the memory it occupies.
 
@@ -234,6 +318,7 @@ class ParameterIndex:
     def __init__(self, model: nn.Module) -> None:
         self.parameters: dict[str, Tensor] = {}
         self._by_storage: dict[int, list[str]] = {}
+        self._normed: dict[int, Normed] = {}
         seen: set[tuple[int, int, tuple[int, ...]]] = set()
         for name, parameter in model.named_parameters():
             storage = storage_of(parameter)
@@ -247,11 +332,46 @@ class ParameterIndex:
 
     def find(self, tensor: Tensor) -> str | None:
         """Return the name of the parameter whose memory contains the tensor's first element, or None."""
+        normed = self.normed(tensor)
+        if normed is not None:
+            return normed.direction
         for name in self._by_storage.get(storage_of(tensor), ()):
             start = self.parameters[name].storage_offset()
             if start <= tensor.storage_offset() < start + _extent(self.parameters[name]):
                 return name
         return None
+
+    def normed(self, tensor: Tensor) -> Normed | None:
+        """Return what weight norm made the tensor of, if it did."""
+        return self._normed.get(storage_of(tensor)) if self._normed else None
+
+    def note_normed(self, weight: Tensor, direction: Tensor, scale: Tensor, dim: int) -> bool:
+        """Remember a weight that weight norm made; tell whether it is made of whole parameters.
+
+        Parameters
+        ----------
+        weight
+            The result. It is kept until `forget_normed`, so that its memory is not given to another tensor.
+        direction, scale, dim
+            What it was made of.
+
+        Returns
+        -------
+        bool
+            Whether layers can be found in it.
+        """
+        names = self.find(direction), self.find(scale)
+        whole = all(
+            name is not None and self.parameters[name].shape == x.shape and self.parameters[name].is_contiguous()
+            for name, x in zip(names, (direction, scale), strict=True)
+        )
+        if whole and names[0] and names[1]:
+            self._normed[storage_of(weight)] = Normed(weight, names[0], names[1], dim)
+        return whole
+
+    def forget_normed(self) -> None:
+        """Let the weights of the last run go."""
+        self._normed.clear()
 
     def found_in(self, values: Any) -> set[str]:
         """Return the names of all parameters among the tensors of a nest of arguments."""
@@ -274,12 +394,14 @@ class _Interceptor(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         names = self.index.found_in((args, kwargs))
-        understood = self._record(KINDS[func], args, kwargs) if func in KINDS and names else set()
         self.depth += 1
         try:
+            understood = self._record(KINDS[func], args, kwargs) if func in KINDS and names else set()
             result = func(*args, **kwargs)
         finally:
             self.depth -= 1
+        if func is torch._weight_norm and names and self.index.note_normed(result, *_of_weight_norm(*args, **kwargs)):
+            return result
         for name in names - understood:
             if not self._only_looks(name, func, result):
                 self.census.note_use(name, _function_name(func))
@@ -288,23 +410,40 @@ class _Interceptor(TorchFunctionMode):
     def _record(self, kind: LayerKind, args: Any, kwargs: Any) -> set[str]:
         """Hand on the rows of every product; return the parameters whose use that explains."""
         understood = set()
-        for product in kind.products(args, kwargs, self.census.keep):
+        for product in kind.products(args, kwargs, self.census.batch.keep):
             name = self.index.find(product.weight)
-            if name is not None:
+            if name is not None and (product.partner is None or self.index.find(product.partner) is None):
                 understood.add(name)
-                self._hand_on(kind, name, product)
+                self._hand_on(self._layer(kind, name, product), product)
         return understood
 
-    def _hand_on(self, kind: LayerKind, name: str, product: Product) -> None:
-        weight = product.weight
-        offset = int(weight.storage_offset() - self.index.parameters[name].storage_offset())
-        layer = Layer(name, kind.name, product.groups, offset, tuple(weight.shape), tuple(weight.stride()))
+    def _layer(self, kind: LayerKind, name: str, product: Product) -> Layer:
+        """Name the layer of a product, and note it when it is new."""
+        weight, normed = product.weight, self.index.normed(product.weight)
+        start = 0 if normed else self.index.parameters[name].storage_offset()
+        scale = (normed.scale, normed.dim) if normed else ()
+        offset = int(weight.storage_offset() - start)
+        layer = Layer(name, kind.name, product.groups, offset, tuple(weight.shape), tuple(weight.stride()), *scale)
         if layer not in self._known:
             self._known.add(layer)
             self.census.layers.append(layer)
-        if self.selection.wants(layer):
+        return layer
+
+    def _hand_on(self, layer: Layer, product: Product) -> None:
+        if not self.selection.wants(layer):
+            return
+        if self.census.batch.pad is not None:
+            raise DataError(
+                f"the token ids contain the model's pad id {self.census.batch.pad} and no mask of the padding has come "
+                f"before layer {layer.parameter!r}; pass the attention_mask with them, or set padding=False "
+                "(--no-padding) if these ids are no padding"
+            )
+        try:
             for rows in product.rows():
+                self.census.batch.counted = True
                 self.sink(layer, rows)
+        except DataError as error:
+            raise DataError(f"layer {layer.parameter!r}: {error}") from None
 
     def _only_looks(self, name: str, function: Callable[..., Any], result: Any) -> bool:
         """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
@@ -337,13 +476,19 @@ def _writes(function: Callable[..., Any]) -> bool:
     return name.endswith("_") and not name.endswith("__") and not harmless
 
 
+def _of_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor, int]:
+    return v, g, dim
+
+
 def _function_name(function: Callable[..., Any]) -> str:
     name: str = resolve_name(function) or getattr(function, "__name__", str(function))
     return name.removeprefix("torch.nn.functional.").removeprefix("torch.functional.").removeprefix("torch.")
 
 
 @contextmanager
-def intercepting(model: nn.Module, sink: Sink, selection: Selection | None = None) -> Iterator[Census]:
+def intercepting(
+    model: nn.Module, sink: Sink, selection: Selection | None = None, *, padding: bool = True
+) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
     Parameters
@@ -354,13 +499,16 @@ def intercepting(model: nn.Module, sink: Sink, selection: Selection | None = Non
         Receives ``(layer, rows)`` for every selected layer, chunk by chunk, before the layer's function runs.
     selection
         Layers to hand on; all of them by default. The census lists the others too.
+    padding
+        Whether token ids that contain the model's pad id need a mask.
 
     Yields
     ------
     Census
-        What has been seen so far. Set its `keep` before running a batch whose rows do not all count.
+        What has been seen so far. Its batch must begin before each run; see `Census.begin`.
     """
-    census = Census()
-    interceptor = _Interceptor(ParameterIndex(model), census, selection or Selection(), sink)
-    with interceptor, _Witness(interceptor):
+    index = ParameterIndex(model)
+    census = Census(index=index)
+    interceptor = _Interceptor(index, census, selection or Selection(), sink)
+    with watching_padding(model, census.batch, padding=padding), interceptor, _Witness(interceptor):
         yield census

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import run_model
-from verifix.capture import Account, Layer, Selection, intercepting
+from verifix.borrow import run_model, to_device
+from verifix.capture import Account, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.moments import Moments, merge
+from verifix.padding import AmbiguousBatchError
 from verifix.progress import progress_bar
-from verifix.samples import Samples, tensor_bytes
+from verifix.samples import Batch, Samples, tensor_bytes
 
 FORMAT = "verifix-moments-1"
 
@@ -63,6 +64,7 @@ def collect(
     batch_size: int,
     device: torch.device,
     selection: Selection | None = None,
+    padding: bool = True,
     show: bool = False,
 ) -> Collected:
     """Run a borrowed model once over all folds; batches never cross folds.
@@ -81,6 +83,8 @@ def collect(
         Where the model is.
     selection
         Layers wanted; all by default.
+    padding
+        Whether token ids that contain the model's pad id need a mask.
     show
         Whether to show progress.
 
@@ -101,15 +105,28 @@ def collect(
         _add(current, layer, rows)
 
     selection = selection or Selection()
-    with progress_bar("moments", sum(map(len, folds)), show) as bar, intercepting(model, sink, selection) as census:
+    watched = intercepting(model, sink, selection, padding=padding)
+    with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
         for table, fold in zip(tables, folds, strict=True):
             current = table
             for batch in samples.batches(fold, batch_size):
-                run_model(model, batch.inputs.to(device))
+                _run(model, samples, batch, census, device)
                 bar.update(len(batch.labels))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     return Collected(tuple(tables), accounts, frozenset(samples.digests))
+
+
+def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> None:
+    """Run one batch, in parts if its samples and tokens could be mistaken for each other."""
+    census.begin(len(batch.labels))
+    try:
+        run_model(model, to_device(batch.inputs, device), samples.forward)
+    except AmbiguousBatchError:
+        half = len(batch.indices) // 2
+        for indices in (batch.indices[:half], batch.indices[half:]):
+            for part in samples.batches(indices, len(indices)):
+                _run(model, samples, part, census, device)
 
 
 def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:

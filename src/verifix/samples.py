@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -18,11 +20,11 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
-    TensorDataset,
     default_collate,
 )
 
-from verifix.errors import DataError, UsageError
+from verifix.borrow import Forward
+from verifix.errors import DataError, UsageError, VerifixError
 from verifix.progress import progress_bar
 
 MEMORY_BYTES = 2**30
@@ -31,12 +33,17 @@ MEMORY_BYTES = 2**30
 DEFAULT_BATCH_SIZE = 64
 
 
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Where the labels of a batch that is a dictionary stand."""
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Inputs ``[n, ...]`` and labels ``[n]`` (int64) of consecutive samples."""
+    """Inputs of n samples (a tensor ``[n, …]``, or a nest of them), their labels ``[n]`` (int64) and indices."""
 
-    inputs: Tensor
+    inputs: Any
     labels: Tensor
+    indices: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Source:
     Attributes
     ----------
     dataset
-        Yields ``(input, label)`` by index.
+        Yields samples by index: ``(input, label)``, or whatever `collate` understands.
     collate
         Turns a list of those into a batch.
     batch_size
@@ -80,14 +87,11 @@ class Source:
         DataError
             If they are no pair of inputs and labels, or do not fit into one batch.
         """
-        loader = DataLoader(
-            Subset(self.dataset, [int(i) for i in indices]),
-            batch_size=batch_size,
-            collate_fn=self.collate,
-            **self.options,
-        )
+        own = [int(i) for i in indices]
+        loader = DataLoader(Subset(self.dataset, own), batch_size=batch_size, collate_fn=self.collate, **self.options)
         try:
-            yield from map(_batch, loader)
+            for i, item in enumerate(loader):
+                yield replace(batch_of(item), indices=own[i * batch_size : (i + 1) * batch_size])
         except (RuntimeError, TypeError) as error:
             if "stack expects" in str(error) or "default_collate" in str(error):
                 line = " ".join(str(error).split())
@@ -96,6 +100,16 @@ class Source:
                     "bring them to one size, or give a DataLoader with a collate_fn"
                 ) from None
             raise
+
+    def items(self, batch_size: int) -> Iterator[Any]:
+        """Yield all samples as they are before they are put into batches."""
+        yield from itertools.chain.from_iterable(
+            DataLoader(self.dataset, batch_size=batch_size, collate_fn=_as_they_are, **self.options)
+        )
+
+
+def _as_they_are(items: list[Any]) -> list[Any]:
+    return items
 
 
 @dataclass(frozen=True)
@@ -111,13 +125,16 @@ class Samples:
     labels
         int64 ``[n]``.
     digests
-        One SHA-256 per sample, of its input as the model gets it.
+        One SHA-256 per sample, of its input as the model gets it in a batch of one, which has no padding.
+    forward
+        ``(model, inputs) → output``, where calling the model is not all; None for calling it.
     """
 
     source: Source
     batch_size: int | None
     labels: Tensor
     digests: tuple[bytes, ...]
+    forward: Forward | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -135,18 +152,22 @@ class Samples:
         return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
-def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = False) -> Samples:
+def read_samples(
+    verified: Any, batch_size: int | str = "auto", show: bool = False, forward: Forward | None = None
+) -> Samples:
     """Read all samples once: check them, fingerprint them, and keep them in memory if they are small.
 
     Parameters
     ----------
     verified
         A DataLoader (its dataset is re-read by index in order, so its shuffling does not matter), a Dataset, or a
-        pair of tensors ``inputs [n, ...]``, ``labels [n]``.
+        pair of tensors ``inputs [n, ...]``, ``labels [n]``; inputs may be a dictionary or a tuple of tensors.
     batch_size
         A number, or "auto": the DataLoader's own if there is one.
     show
         Whether to show progress.
+    forward
+        As in `Samples`.
 
     Returns
     -------
@@ -167,29 +188,67 @@ def read_samples(verified: Any, batch_size: int | str = "auto", show: bool = Fal
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
-    inputs: list[Tensor] = []
+    items: list[Any] = []
     labels: list[Tensor] = []
     digests: list[bytes] = []
     held = 0
     with progress_bar("reading samples", count, show) as bar:
-        for batch in source.read(range(count), own_size or DEFAULT_BATCH_SIZE):
-            _check_finite(batch.inputs, len(digests))
-            digests.extend(_digest(x) for x in batch.inputs)
+        for item in source.items(own_size or DEFAULT_BATCH_SIZE):
+            batch = _alone(source, item, len(digests))
+            digests.append(_digest(batch.inputs))
             labels.append(batch.labels)
-            held += batch.inputs.numel() * batch.inputs.element_size()
+            held += sum(x.numel() * x.element_size() for x in _tensors(batch.inputs))
             if held <= MEMORY_BYTES:
-                inputs.append(batch.inputs)
+                items.append(item)
             else:
-                inputs.clear()
-            bar.update(len(batch.labels))
-    y = torch.cat(labels)
-    if len(y) != count:
+                items.clear()
+            bar.update()
+    if held <= MEMORY_BYTES:
+        source = Source(_Items(items), source.collate)
+    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward)
+
+
+def _alone(source: Source, item: Any, number: int) -> Batch:
+    """Return one sample as a batch of its own, checked."""
+    try:
+        batch = batch_of(source.collate([item]))
+    except VerifixError:
+        raise
+    except Exception as error:  # the user's own code, or that of torch on items it cannot put together
+        line = " ".join(str(error).split())
         raise DataError(
-            f"the verified set has {count} samples, but batches of it hold {len(y)}; its collate_fn drops some"
+            f"sample {number} cannot be made a batch of its own ({type(error).__name__}: {line}); give samples of "
+            "tensors and numbers, or a DataLoader with a collate_fn that takes any number of them"
+        ) from error
+    if len(batch.labels) != 1:
+        raise DataError(
+            f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep every sample, once"
         )
-    if held <= MEMORY_BYTES and len({x.shape[1:] for x in inputs}) == 1:
-        source = Source(TensorDataset(torch.cat(inputs), y))
-    return Samples(source, own_size, y, tuple(digests))
+    for x in _tensors(batch.inputs):
+        if x.is_floating_point() and not all(torch.isfinite(part).all() for part in _parts(x)):
+            raise DataError(f"the input of sample {number} contains NaN or Inf; every input must be finite")
+    return batch
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    return x.unbind() if x.is_nested else [x]
+
+
+class _Items(Dataset[Any]):
+    """Samples in memory."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
 
 
 def check_labels(labels: Tensor, outputs: int) -> None:
@@ -267,14 +326,17 @@ def _quiet_about_rare_classes() -> Iterator[None]:
 
 def _source(verified: Any) -> Source:
     """Return how to read what the user gave."""
+    if isinstance(verified, Source):
+        return verified
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
-        return Source(_from_pair(*verified))
+        return _from_pair(*verified)
+    if isinstance(verified, Mapping):
+        return _from_pair(*_pair(verified))
     if isinstance(verified, DataLoader):
         return _from_loader(verified)
     if isinstance(verified, IterableDataset):
-        return Source(_from_stream(DataLoader(verified, batch_size=None)))
-    sequence = hasattr(verified, "__getitem__") and hasattr(verified, "__len__")
-    if sequence and not isinstance(verified, (Mapping, str, bytes)):
+        return _from_stream(list(DataLoader(verified, batch_size=None, collate_fn=_as_it_is)))
+    if hasattr(verified, "__getitem__") and hasattr(verified, "__len__") and not isinstance(verified, (str, bytes)):
         return Source(verified)
     raise UsageError(
         f"verified is a {type(verified).__name__}; it must be a DataLoader, a Dataset with __len__ and __getitem__, "
@@ -282,14 +344,20 @@ def _source(verified: Any) -> Source:
     )
 
 
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
 def _from_loader(loader: DataLoader[Any]) -> Source:
     """Read the samples that a loader draws, each once and by index, so that its order does not matter."""
-    streams = loader.batch_size is None and loader.batch_sampler is None
-    if streams or isinstance(loader.dataset, IterableDataset):
-        return Source(_from_stream(loader), batch_size=loader.batch_size)
     options: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
+    if loader.batch_size is None and loader.batch_sampler is None:
+        return _from_stream(list(loader))
+    if isinstance(loader.dataset, IterableDataset):
+        items = list(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options))
+        return Source(_Items(items), loader.collate_fn, loader.batch_size)
     indices = _drawn(loader)
     dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
     return Source(dataset, loader.collate_fn, loader.batch_size, options)
@@ -318,44 +386,99 @@ def _draws_all(sampler: Any) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def _from_pair(inputs: Any, labels: Any) -> TensorDataset:
-    inputs, labels = _as_tensor(inputs, "inputs"), _as_tensor(labels, "labels")
-    if inputs.ndim == 0 or labels.ndim == 0 or len(inputs) != len(labels):
-        raise DataError(
-            f"inputs of shape {list(inputs.shape)} and labels of shape {list(labels.shape)} do not pair up; "
-            "give one label per input"
-        )
-    return TensorDataset(inputs, _as_labels(labels, len(inputs)))
+def _from_pair(inputs: Any, labels: Any) -> Source:
+    labels = _as_tensor(labels, "labels")
+    several = isinstance(inputs, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
+    if isinstance(inputs, Mapping):
+        inputs = {name: _as_tensor(x, f"inputs {name!r}") for name, x in inputs.items()}
+    elif not several:
+        inputs = _as_tensor(inputs, "inputs")
+    for x in _tensors(inputs):
+        if x.ndim == 0 or labels.ndim == 0 or x.size(0) != len(labels):
+            raise DataError(
+                f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not pair up; "
+                "give one label per input"
+            )
+    labels = _as_labels(labels, len(labels))
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        return Source(_Items(list(zip(inputs.unbind(), labels, strict=True))), _jagged)
+    return Source(_Items([(tree_map(lambda x, i=i: x[i], inputs), y) for i, y in enumerate(labels)]))
 
 
-def _from_stream(loader: DataLoader[Any]) -> TensorDataset:
-    """Read a stream, which has no indices, into memory: batches, or single samples if it does not batch."""
-    batches = []
-    for item in loader:
-        inputs, labels = _pair(item)
-        labels = _as_tensor(labels, "labels")
-        single = labels.ndim == 0 and isinstance(inputs, Tensor)
-        batches.append(_batch((inputs.unsqueeze(0), labels[None]) if single else item))
-    if not batches:
+def _shape(x: Tensor) -> list[Any]:
+    return ["nested", x.size(0)] if x.is_nested else list(x.shape)
+
+
+def _jagged(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put samples of different length into one nested tensor."""
+    nested = torch.nested.nested_tensor([x for x, _ in items], layout=torch.jagged)
+    return nested, torch.stack([y for _, y in items])
+
+
+def _from_stream(items: list[Any]) -> Source:
+    """Read a stream, which has no indices, into memory: single samples, or batches, which are taken apart."""
+    if not items:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
-    shapes = sorted({tuple(b.inputs.shape[1:]) for b in batches})
-    if len(shapes) > 1:
-        raise DataError(f"inputs have the shapes {shapes[0]} and {shapes[1]}; bring them to one size")
-    return TensorDataset(torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches]))
+    _, labels = _pair(items[0])
+    if _as_tensor(labels, "labels").ndim == 0:
+        return Source(_Items(items))
+    singles = []
+    for item in items:
+        batch = batch_of(item)
+        singles += [
+            (tree_map(lambda x, i=i: x[i] if isinstance(x, Tensor) else x, batch.inputs), y)
+            for i, y in enumerate(batch.labels)
+        ]
+    return Source(_Items(singles))
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        keys = [key for key in LABEL_KEYS if key in item]
+        if len(keys) != 1:
+            raise DataError(
+                f"a batch of the verified set has the keys {', '.join(map(str, item))}; the labels must stand under "
+                f"one of {', '.join(LABEL_KEYS)}"
+            )
+        return {key: value for key, value in item.items() if key != keys[0]}, item[keys[0]]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         what = f"{len(item)} parts" if isinstance(item, (tuple, list)) else type(item).__name__
-        raise DataError(f"a batch of the verified set has {what}; it must be a pair (inputs, labels)")
+        raise DataError(
+            f"a batch of the verified set has {what}; it must be a pair (inputs, labels), where inputs may be a tuple "
+            "or a dictionary of tensors, or a dictionary with the labels in it"
+        )
     return item[0], item[1]
 
 
-def _batch(item: Any) -> Batch:
+def batch_of(item: Any) -> Batch:
+    """Tell inputs and labels of a batch apart.
+
+    Parameters
+    ----------
+    item
+        A pair ``(inputs, labels)``, or a dictionary that holds the labels as well.
+
+    Returns
+    -------
+    Batch
+        Inputs as a tensor, a tuple or a dictionary, and labels ``[n]``.
+
+    Raises
+    ------
+    DataError
+        If it is neither, or the labels are no class indices.
+    """
     inputs, labels = _pair(item)
-    if not isinstance(inputs, Tensor):
-        raise DataError(f"the inputs of a batch are a {type(inputs).__name__}; they must be one tensor [n, ...]")
-    return Batch(inputs, _as_labels(_as_tensor(labels, "labels"), len(inputs)))
+    labels = _as_tensor(labels, "labels")
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    tensors = _tensors(inputs)
+    if not tensors or not isinstance(inputs, (Tensor, tuple, list, dict)):
+        raise DataError(
+            f"the inputs of a batch are a {type(inputs).__name__} without tensors; they must be a tensor [n, ...], or "
+            "a tuple or dictionary of tensors"
+        )
+    count = tensors[0].size(0) if isinstance(inputs, Tensor) and inputs.ndim else len(labels) if labels.ndim else 1
+    return Batch(inputs, _as_labels(labels, count))
 
 
 def _as_tensor(values: Any, what: str) -> Tensor:
@@ -376,16 +499,20 @@ def _as_labels(labels: Tensor, count: int) -> Tensor:
     return labels.long()
 
 
-def _check_finite(inputs: Tensor, start: int) -> None:
-    if not inputs.is_floating_point():
-        return
-    finite = torch.isfinite(inputs.reshape(len(inputs), -1)).all(dim=1)
-    if not finite.all():
-        i = start + int((~finite).nonzero()[0])
-        raise DataError(f"the input of sample {i} contains NaN or Inf; every input must be finite")
+def _digest(inputs: Any) -> bytes:
+    """Return the SHA-256 of one sample's inputs, by the names they have in a dictionary."""
+    if isinstance(inputs, Tensor) and not inputs.is_nested:
+        return _tensor_digest(inputs[0])
+    total = hashlib.sha256()
+    for path, leaf in sorted(tree_flatten_with_path(inputs)[0], key=lambda pair: str(pair[0])):
+        if isinstance(leaf, Tensor):
+            total.update(f"{path}".encode() + b"".join(_tensor_digest(part) for part in leaf.unbind()))
+        else:
+            total.update(f"{path}{leaf!r}".encode())
+    return total.digest()
 
 
-def _digest(x: Tensor) -> bytes:
+def _tensor_digest(x: Tensor) -> bytes:
     head = f"{x.dtype}{tuple(x.shape)}".encode()
     return hashlib.sha256(head + tensor_bytes(x)).digest()
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifix.borrow import run_model
+from verifix.borrow import run_model, to_device
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.samples import Samples
 
@@ -52,7 +52,7 @@ def predict(
 ) -> Tensor:
     """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
     parts = [
-        as_logits(run_model(model, batch.inputs.to(device)), len(batch.labels))
+        as_logits(run_model(model, to_device(batch.inputs, device), samples.forward), len(batch.labels))
         for batch in samples.batches(indices, batch_size)
     ]
     return torch.cat(parts)
@@ -64,7 +64,8 @@ def as_logits(output: object, count: int) -> Tensor:
     Parameters
     ----------
     output
-        What the model returned for `count` samples: ``[count, classes]``, or ``[count]`` for one logit each.
+        What the model returned for `count` samples: ``[count, classes]``, or ``[count]`` for one logit each; or a
+        mapping with ``logits`` in it; or a tuple that begins with one of these.
     count
         Number of samples.
 
@@ -78,9 +79,11 @@ def as_logits(output: object, count: int) -> Tensor:
     DataError
         If it is no such tensor, or not finite.
     """
+    given, output = type(output).__name__, _first_tensor(output)
     if not isinstance(output, Tensor):
         raise DataError(
-            f"the model returned a {type(output).__name__}; it must return one tensor of logits [n, classes]"
+            f"the model returned a {given}; it must return one tensor of logits [n, classes], a mapping with 'logits' "
+            "or a tuple that begins with them; forward= can pick them out"
         )
     logits = output.detach().double().cpu()
     if count == 1 and logits.ndim < 2:  # a model that squeezes its output drops the axis of a single sample, too
@@ -94,6 +97,15 @@ def as_logits(output: object, count: int) -> Tensor:
     if not torch.isfinite(logits).all():
         raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
     return logits
+
+
+def _first_tensor(output: object) -> object:
+    """Return the logits of a mapping, such as a ModelOutput of transformers, or the first entry of a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif hasattr(output, "logits"):
+        output = output.logits
+    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:

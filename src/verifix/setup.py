@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import borrowed, copy_model, device_of, out_of_memory, run_model
+from verifix.borrow import borrowed, copy_model, device_of, out_of_memory, run_model, to_device
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
@@ -89,7 +89,16 @@ def prepare(
     selection = selection_of(options.include, options.exclude)
 
     def run(size: int) -> Collected:
-        return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=options.progress)
+        return collect(
+            work,
+            samples,
+            folds,
+            batch_size=size,
+            device=where,
+            selection=selection,
+            padding=options.padding,
+            show=options.progress,
+        )
 
     collected, size = with_smaller_batches(run, samples.batch_size, options)
     if not collected.layers:
@@ -101,7 +110,7 @@ def prepare(
     def context(without: int | None) -> Context:
         kept = [k for k in range(len(folds)) if k != without]
         indices = sorted(int(i) for k in kept for i in folds[k])
-        return Context(work, samples, indices, kept, collected, earlier, size, where, selection)
+        return Context(work, samples, indices, kept, collected, earlier, size, where, selection, options.padding)
 
     return context(None), [context(k) for k in range(len(folds))] if choosing else []
 
@@ -119,20 +128,20 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
 
 def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
     """Run the copy on two samples: it must give logits for the labels, and leave the original alone."""
-    inputs = next(samples.batches([0, 1], 2)).inputs.to(where)
+    inputs = to_device(next(samples.batches([0, 1], 2)).inputs, where)
 
     def ignore(layer: Layer, rows: Tensor) -> None:
         """Rows are not needed."""
 
-    with borrowed(model), intercepting(model, ignore) as original:
-        output = run_model(work, inputs)
+    with borrowed(model), intercepting(model, ignore, padding=False) as original:
+        output = run_model(work, inputs, samples.forward)
     used = [layer.parameter for layer in original.layers] + list(original.used_by)
     if used:
         raise UsageError(
             f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
             "define it in the module's class instead"
         )
-    check_labels(samples.labels, as_logits(output, len(inputs)).shape[1])
+    check_labels(samples.labels, as_logits(output, 2).shape[1])
 
 
 def _nothing_to_correct(collected: Collected) -> str:

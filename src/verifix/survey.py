@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from verifix.borrow import borrowed, check_model, copy_model, run_model, seeded
+from verifix.borrow import Forward, borrowed, check_model, copy_model, run_model, seeded
 from verifix.capture import Account, Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect, model_digest
+from verifix.errors import UsageError
+from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
 from verifix.samples import read_samples
 from verifix.setup import with_smaller_batches, working_copy
@@ -40,6 +43,17 @@ class Survey:
         """The layers that would be corrected."""
         return [layer for account in self.accounts if account.status == "corrected" for layer in account.layers]
 
+    @property
+    def share(self) -> float:
+        """Share of the multiplied weights that would be corrected, in elements; 0 for a model without any.
+
+        Multiplied are parameters of two or more dimensions that a function multiplies with activations. Those that are
+        looked up (embeddings), added (positions) or unused are not.
+        """
+        multiplied = sum(account.size for account in self.accounts if account.multiplies)
+        corrected = sum(account.size for account in self.accounts if account.status == "corrected")
+        return corrected / multiplied if multiplied else 0.0
+
     def memory(self, samples: int, folds: int) -> int:
         """Estimate the memory that a correction holds besides the model and the samples.
 
@@ -66,18 +80,19 @@ class Survey:
         """Return the survey as plain data."""
         entries = []
         for account in self.accounts:
-            entry = {k: v for k, v in asdict(account).items() if k != "layers"}
+            entry = {field.name: getattr(account, field.name) for field in fields(account) if field.name != "layers"}
             entry["rows_per_sample"] = sum(self.rows.get(layer, 0) for layer in account.layers)
             entries.append(entry)
-        return {"parameters": entries}
+        return {"corrected_share": self.share, "parameters": entries}
 
 
 def inspect(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    forward: Forward | None = None,
 ) -> Survey:
     """Run one batch through the model and see what a correction would touch.
 
@@ -86,8 +101,9 @@ def inspect(
     model
         The model; borrowed, and left as it was.
     inputs
-        A batch of inputs ``[n, ...]`` on the model's device; their values do not matter.
-    include, exclude
+        A batch of inputs ``[n, ...]`` on the model's device, or a dictionary or tuple of tensors; their values do not
+        matter.
+    include, exclude, forward
         As in `verifix.correct`.
 
     Returns
@@ -98,17 +114,29 @@ def inspect(
     rows: dict[Layer, float] = {}
     widths: dict[Layer, tuple[int, int]] = {}
 
+    samples = _count(inputs)
+
     def sink(layer: Layer, x: Tensor) -> None:
-        rows[layer] = rows.get(layer, 0) + x.shape[1] / len(inputs)
+        rows[layer] = rows.get(layer, 0) + x.shape[1] / samples
         widths[layer] = (x.shape[0], x.shape[2])
 
     options = CorrectOptions(include=patterns(include), exclude=patterns(exclude))
+    model = unwrapped(model)
     check_model(model)
     selection = selection_of(options.include, options.exclude)
     work = copy_model(model)
-    with borrowed(work), intercepting(work, sink, selection) as census:
-        run_model(work, inputs)
+    with borrowed(work), intercepting(work, sink, selection, padding=False) as census:
+        census.begin(samples)
+        run_model(work, inputs, forward)
     return Survey(tuple(census.accounts(work, selection)), rows, widths)
+
+
+def _count(inputs: Any) -> int:
+    """Return the number of samples in a batch: the size of the first axis of its first tensor."""
+    first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if first is None:
+        raise UsageError(f"inputs are a {type(inputs).__name__} without tensors; give a batch of inputs [n, ...]")
+    return int(first.size(0))
 
 
 def collect_moments(
@@ -118,6 +146,8 @@ def collect_moments(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     batch_size: int | Literal["auto"] = "auto",
+    forward: Forward | None = None,
+    padding: bool = True,
     progress: bool = True,
 ) -> SavedMoments:
     """Collect the moments of verified samples, to be saved and added to those of later ones.
@@ -132,6 +162,8 @@ def collect_moments(
         As in `verifix.correct`.
     batch_size
         Samples per batch.
+    forward, padding
+        As in `verifix.correct`.
     progress
         Show progress on stderr.
 
@@ -142,15 +174,25 @@ def collect_moments(
     """
     options = CorrectOptions(include=patterns(include), exclude=patterns(exclude), batch_size=batch_size)
     selection = selection_of(options.include, options.exclude)
+    model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(options.seed):
-        samples = read_samples(verified, options.batch_size, progress)
+        samples = read_samples(verified, options.batch_size, progress, forward)
         with working_copy(model, options) as (work, where):
             digest = model_digest(work)
 
             def run(size: int) -> Collected:
                 folds = [range(len(samples))]
-                return collect(work, samples, folds, batch_size=size, device=where, selection=selection, show=progress)
+                return collect(
+                    work,
+                    samples,
+                    folds,
+                    batch_size=size,
+                    device=where,
+                    selection=selection,
+                    padding=padding,
+                    show=progress,
+                )
 
             collected, _ = with_smaller_batches(run, samples.batch_size, options)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)

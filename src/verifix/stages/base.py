@@ -60,7 +60,7 @@ class Context:
         The first pass: moments per fold of the original weights.
     earlier
         Moments of earlier verified samples, by layer; valid for the original weights only.
-    batch_size, device, selection
+    batch_size, device, selection, padding
         How to run the model.
     update
         New weights by the stages so far.
@@ -77,6 +77,7 @@ class Context:
     batch_size: int
     device: torch.device
     selection: Selection
+    padding: bool = True
     update: Update = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
 
@@ -122,6 +123,7 @@ class Context:
                 batch_size=self.batch_size,
                 device=self.device,
                 selection=self.selection,
+                padding=self.padding,
             )
 
 

@@ -39,9 +39,10 @@ class Project:
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
         for layer, factors in context.remember("factors", lambda: _prepare(context)).items():
-            if layer.parameter not in update:
-                update[layer.parameter] = _copy(context.parameter(layer.parameter))
-            write_matrix(layer, update[layer.parameter], factors.project(alpha))
+            for name in layer.parameters:
+                if name not in update:
+                    update[name] = _copy(context.parameter(name))
+            write_matrix(layer, update, factors.project(alpha))
         return update
 
     def cost(self, context: Context) -> Cost:
@@ -49,7 +50,7 @@ class Project:
         first = again = 0.0
         nbytes = 0
         for layer in context.layers:
-            groups, outputs, width = read_matrix(layer, context.parameter(layer.parameter)).shape
+            groups, outputs, width = read_matrix(layer, context.parameter).shape
             product = 2 * groups * outputs * width**2
             again += groups * width**3 / 3 + 2 * product
             first += product
@@ -59,7 +60,7 @@ class Project:
 
 def _prepare(context: Context) -> dict[Layer, Factors]:
     return {
-        layer: prepare(read_matrix(layer, context.parameter(layer.parameter)), context.moments(layer))
+        layer: prepare(read_matrix(layer, context.parameter), context.moments(layer))
         for layer in context.layers
     }
 

@@ -1,0 +1,84 @@
+"""``nn.MultiheadAttention``: its fused input projections and its output projection."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifix.layers.base import Product, RowMajor, chunked
+from verifix.layers.masks import RowMask, kept_rows
+
+_SIGNATURE = inspect.signature(F.multi_head_attention_forward)
+
+
+class Attention(RowMajor):
+    """``F.multi_head_attention_forward``: query, key, value and output projections.
+
+    The input projection is one layer if query, key and value are the same rows, else three. The rows of the output
+    projection exist only inside the function; calling it with the identity as output projection returns them.
+    """
+
+    name = "attention"
+    functions = (F.multi_head_attention_forward,)
+
+    def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
+        """Name the input projections and the output projection; see `LayerKind`."""
+        bound = _SIGNATURE.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = bound.arguments
+        of_keys = _mask_of_keys(call["key_padding_mask"], keep)
+        of_queries = of_keys if call["query"] is call["key"] else keep
+        for weight, x, mask in _inputs(call, of_queries, of_keys):
+            yield Product(weight, 1, _reader(x, mask))
+        yield Product(call["out_proj_weight"], 1, lambda: _rows(_before_output(bound), of_queries))
+
+
+def _inputs(
+    call: Mapping[str, Any], of_queries: RowMask | None, of_keys: RowMask | None
+) -> Iterator[tuple[Tensor, Tensor, RowMask | None]]:
+    """Name each input weight with its input and mask."""
+    query, key, value = call["query"], call["key"], call["value"]
+    if call["use_separate_proj_weight"]:
+        yield call["q_proj_weight"], query, of_queries
+        yield call["k_proj_weight"], key, of_keys
+        yield call["v_proj_weight"], value, of_keys
+    elif query is key and key is value:
+        yield call["in_proj_weight"], query, of_keys
+    else:
+        masks = (of_queries, of_keys, of_keys)
+        yield from zip(call["in_proj_weight"].chunk(3), (query, key, value), masks, strict=True)
+
+
+def _mask_of_keys(padding: Tensor | None, keep: RowMask | None) -> RowMask | None:
+    """Take the call's own padding mask ``[samples, keys]`` (True, or −∞, for padding), else that of the batch."""
+    if padding is None or padding.ndim == 1:
+        return keep
+    return RowMask(padding >= 0 if padding.is_floating_point() else ~padding.bool())
+
+
+def _reader(x: Tensor, mask: RowMask | None) -> Any:
+    return lambda: _rows(x, mask)
+
+
+def _rows(x: Tensor, mask: RowMask | None) -> Iterator[Tensor]:
+    """Yield the rows of ``[tokens, samples, d]``, or of ``[tokens, d]`` for a single sample."""
+    yield from chunked(kept_rows(x if x.ndim == 3 else x.unsqueeze(1), mask).unsqueeze(0))
+
+
+def _before_output(bound: inspect.BoundArguments) -> Tensor:
+    """Run the attention up to its output projection."""
+    weight = bound.arguments["out_proj_weight"]
+    inner = inspect.BoundArguments(_SIGNATURE, bound.arguments.copy())
+    inner.arguments |= {
+        "out_proj_weight": torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device),
+        "out_proj_bias": None,
+        "need_weights": False,
+        "training": False,
+    }
+    result: Tensor = F.multi_head_attention_forward(*inner.args, **inner.kwargs)[0]
+    return result

@@ -1,0 +1,219 @@
+"""Convolutions and transposed convolutions, in one to three dimensions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifix.errors import DataError
+from verifix.layers.base import CHUNK_BYTES, Product, bind
+from verifix.layers.masks import RowMask
+
+
+class Convolution:
+    """``F.conv{1,2,3}d(x, W)``: one row per output position, the patch the filter sees there, per group.
+
+    A padding mode other than zeros reaches the function as an input that is already padded, so that it needs no
+    care here.
+
+    Parameters
+    ----------
+    dimensions
+        1, 2 or 3 spatial axes.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self.name = f"conv{dimensions}d"
+        self.functions = (getattr(F, self.name),)
+
+    def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
+        """Name the one multiplication of the call; see `LayerKind`."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        call = bind(names, args, kwargs)
+        x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
+        if x.ndim == self.dimensions + 1:
+            x = x.unsqueeze(0)
+        stride = self._per_axis(call.get("stride", 1))
+        dilation = self._per_axis(call.get("dilation", 1))
+        kernel = weight.shape[2:]
+        pads = self._pads(call.get("padding", 0), kernel, dilation)
+        # Not inside rows(): later layers need the mask at this layer's output length, whether or not it is selected.
+        wanted = None if keep is None else kept_positions(keep, x, kernel, stride, pads, dilation)
+        yield Product(weight, groups, lambda: unfold(x, kernel, stride, pads, dilation, groups, wanted))
+
+    def matrix(self, weight: Tensor, groups: int) -> Tensor:
+        """Return ``[groups, C_out / groups, C_in / groups · k₁ · …]``."""
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `matrix`."""
+        return matrix.reshape(shape)
+
+    def _per_axis(self, value: int | Sequence[int]) -> tuple[int, ...]:
+        values = (value,) if isinstance(value, int) else tuple(value)
+        return values * self.dimensions if len(values) == 1 else values
+
+    def _pads(
+        self, padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+    ) -> list[tuple[int, int]]:
+        if padding == "valid":
+            return [(0, 0)] * self.dimensions
+        if padding == "same":
+            totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            return [(total // 2, total - total // 2) for total in totals]
+        assert not isinstance(padding, str)  # noqa: S101 - torch itself has refused any other word
+        return [(pad, pad) for pad in self._per_axis(padding)]
+
+
+def unfold(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+    groups: int,
+    wanted: Tensor | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Iterator[Tensor]:
+    """Yield the patches a convolution multiplies, in any number of dimensions.
+
+    Parameters
+    ----------
+    x
+        ``[samples, C_in, *space]``.
+    kernel, stride, dilation
+        One number per spatial axis.
+    pads
+        Zeros before and after, per spatial axis.
+    groups
+        Convolution groups; ``C_in`` is split into this many.
+    wanted
+        Which positions count, bool ``[samples, *positions]``; None for all.
+    chunk_bytes
+        Bytes of float64 patches per chunk; a chunk holds whole samples, one at least.
+
+    Yields
+    ------
+    Tensor
+        ``[groups, samples_i · positions, C_in / groups · k₁ · …]``, patches in the order of the filter's own axes.
+    """
+    x = F.pad(x, list(itertools.chain.from_iterable(reversed(pads))))
+    for axis, (k, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + axis, gap * (k - 1) + 1, step)[..., ::gap]
+    # x is now a view [samples, C_in, *positions, *kernel]; only the reshape below copies.
+    axes = len(kernel)
+    x = x.unflatten(1, (groups, -1))
+    samples, channels = 0, 2
+    positions, patch = range(3, 3 + axes), range(3 + axes, 3 + 2 * axes)
+    x = x.permute(1, samples, *positions, channels, *patch)
+    width = x.shape[2 + axes :].numel()
+    sample_bytes = 8 * groups * x.shape[2 : 2 + axes].numel() * width
+    size = max(1, chunk_bytes // max(sample_bytes, 1))
+    for i, piece in enumerate(x.split(size, dim=1)):
+        rows = piece.reshape(groups, -1, width)
+        yield rows if wanted is None else rows[:, wanted[i * size : (i + 1) * size].reshape(-1)]
+
+
+def kept_positions(
+    keep: RowMask,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Return which output positions of a convolution count, bool ``[samples, *positions]``.
+
+    A convolution over tokens that keeps their number counts the positions of tokens that count. One that changes it
+    counts the positions whose patch holds no padding, and tells the mask about the new number of tokens.
+
+    Parameters
+    ----------
+    keep
+        Which samples or tokens count.
+    x
+        ``[samples, C_in, *space]``.
+    kernel, stride, pads, dilation
+        As in `unfold`.
+
+    Returns
+    -------
+    Tensor
+        The positions.
+
+    Raises
+    ------
+    DataError
+        If the mask does not fit the samples, or the tokens of a one-dimensional convolution.
+    """
+    sizes = [
+        (size + sum(pad) - gap * (k - 1) - 1) // step + 1
+        for size, k, step, pad, gap in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
+    ]
+    if len(x) != keep.samples:
+        raise DataError(
+            f"an input of {len(x)} samples does not fit a mask of {keep.samples}; "
+            "pass one mask entry per sample, or exclude this layer"
+        )
+    if len(kernel) > 1 or not keep.by_tokens:
+        samples = keep.of_samples.to(x.device)
+        return samples.reshape(-1, *[1] * len(sizes)).expand(-1, *sizes)
+    tokens = x.shape[2]
+    if tokens not in keep.by_tokens:
+        raise DataError(
+            f"a convolution over {tokens} positions does not fit a mask of {' or '.join(map(str, keep.by_tokens))} "
+            "tokens; give samples without padding, or exclude this layer"
+        )
+    mask = keep.by_tokens[tokens].to(x.device)
+    if sizes[0] != tokens:
+        padded = F.pad(mask, list(pads[0]), value=True)
+        mask = padded.unfold(1, dilation[0] * (kernel[0] - 1) + 1, stride[0])[..., :: dilation[0]].all(dim=2)
+        keep.add(mask)
+    return mask
+
+
+class TransposedConvolution:
+    """``F.conv_transpose{1,2,3}d(x, W)``: one row per input position, which the weight turns into a patch of outputs.
+
+    The patches are then added up where they overlap, which is linear and holds no weight. Stride, padding and
+    dilation only say where.
+
+    Parameters
+    ----------
+    dimensions
+        1, 2 or 3 spatial axes.
+    """
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self.name = f"conv_transpose{dimensions}d"
+        self.functions = (getattr(F, self.name),)
+
+    def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
+        """Name the one multiplication of the call; see `LayerKind`."""
+        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+        call = bind(names, args, kwargs)
+        x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
+        if x.ndim == self.dimensions + 1:
+            x = x.unsqueeze(0)
+
+        def rows() -> Iterator[Tensor]:
+            ones = (1,) * self.dimensions
+            wanted = None if keep is None else kept_positions(keep, x, ones, ones, [(0, 0)] * len(ones), ones)
+            yield from unfold(x, ones, ones, [(0, 0)] * len(ones), ones, groups, wanted)
+
+        yield Product(weight, groups, rows)
+
+    def matrix(self, weight: Tensor, groups: int) -> Tensor:
+        """Return ``[groups, C_out / groups · k₁ · …, C_in / groups]`` of a weight ``[C_in, C_out / groups, k₁, …]``."""
+        return weight.reshape(groups, weight.shape[0] // groups, -1).mT
+
+    def weight(self, matrix: Tensor, shape: torch.Size) -> Tensor:
+        """Undo `matrix`."""
+        return matrix.mT.reshape(shape)

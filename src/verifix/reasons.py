@@ -1,0 +1,144 @@
+"""Why a parameter is not corrected, in words, where the name of a function alone would not say it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from verifix.errors import UsageError
+
+MULTIPLY_NOT = frozenset(
+    {
+        *(
+            "embedding",
+            "embedding_bag",
+            "add",
+            "sub",
+            "cat",
+            "stack",
+            "repeat",
+            "tile",
+            "index_select",
+            "gather",
+            "roll",
+        ),
+        *(
+            "interpolate",
+            "upsample_bicubic2d",
+            "grid_sample",
+            "flip",
+            "pad",
+            "where",
+            "repeat_interleave",
+            "broadcast_to",
+        ),
+        *("Tensor.add", "Tensor.__add__", "Tensor.__radd__", "Tensor.__iadd__", "Tensor.add_", "Tensor.repeat"),
+        *(
+            "Tensor.sub",
+            "Tensor.__sub__",
+            "Tensor.__rsub__",
+            "Tensor.__getitem__",
+            "Tensor.index_select",
+            "Tensor.gather",
+        ),
+        *("Tensor.to", "Tensor.float", "Tensor.type", "Tensor.contiguous", "Tensor.clone", "Tensor.type_as", "clone"),
+        *("Tensor.reshape", "Tensor.flatten", "Tensor.repeat_interleave", "Tensor.half", "Tensor.bfloat16"),
+        *("Tensor.unfold", "Tensor.flip", "Tensor.roll", "index_add", "Tensor.index_add_", "reshape", "flatten"),
+    }
+)
+"""Functions that look a parameter up, copy it, move it about or add it, and so do not multiply with it."""
+
+_WORDS = {
+    "batch_norm": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
+    "var_mean": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
+    "std_mean": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
+    "embedding": "looked up, row by row",
+    "embedding_bag": "looked up, row by row",
+}
+
+
+def explained(functions: Iterable[str]) -> str:
+    """Return ``used by NAME, …`` with the reason where the name does not tell it.
+
+    Parameters
+    ----------
+    functions
+        Names of functions without an adapter.
+
+    Returns
+    -------
+    str
+        The reason, in one line.
+    """
+    names = sorted(set(functions))
+    words = "; ".join(dict.fromkeys(_WORDS[name] for name in names if name in _WORDS))
+    return f"used by {', '.join(names)}" + (f" ({words})" if words else "")
+
+
+def fixed_reasons(model: nn.Module) -> dict[str, str]:
+    """Return the parameters that the structure of a model forbids to correct.
+
+    Parameters
+    ----------
+    model
+        The model.
+
+    Returns
+    -------
+    dict
+        Reason by parameter name.
+
+    Raises
+    ------
+    UsageError
+        If the model has adapters whose effect cannot be kept apart from the weights they adapt.
+    """
+    return {**dict(_parametrised(model)), **dict(_spectral(model)), **dict(_second_factors(model))}
+
+
+def _parametrised(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name what a parametrization computes a weight from, unless it is weight norm, which can be written through."""
+    for name, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for tensor, steps in module.parametrizations.items():
+            kinds = [type(step).__name__.strip("_") for step in steps if not isinstance(step, _WeightNorm)]
+            for inner, _ in steps.named_parameters(recurse=False) if kinds else ():
+                path = ".".join(filter(None, (name, "parametrizations", tensor, inner)))
+                yield path, f"the parametrization {' and '.join(kinds)} computes the weight from it"
+
+
+def _spectral(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name what the older form of spectral norm, a hook, divides by its largest singular value."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                path = ".".join(filter(None, (name, f"{hook.name}_orig")))
+                yield path, "spectral norm divides it by its largest singular value, so that a write has another effect"
+
+
+def _second_factors(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name the second factor B of every low-rank adapter: (W + B A) P = W P + B (A P) leaves it as it is."""
+    if "peft" not in sys.modules:
+        return
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        plain = isinstance(module, LoraLayer) and type(module).__name__ in ("Linear", "Conv1d", "Conv2d", "Embedding")
+        if not plain or module.merged or any(getattr(module, "use_dora", {}).values()):
+            raise UsageError(
+                f"the adapter {type(module).__module__}.{type(module).__name__} at {name!r} changes its layer in a way "
+                "that cannot be corrected apart from it; merge the adapters first (model.merge_and_unload())"
+            )
+        for factor in ("lora_B", "lora_embedding_B"):
+            for inner, _ in getattr(module, factor).named_parameters():
+                reason = "second factor of a low-rank adapter, whose first factor carries the projection"
+                yield f"{name}.{factor}.{inner}", reason
