@@ -127,8 +127,9 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
 
 
 def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
-    """Run the copy on two samples: it must give logits for the labels, and leave the original alone."""
-    inputs = to_device(next(samples.batches([0, 1], 2)).inputs, where)
+    """Run the copy on two samples (one, if batches are of one): it must give logits for the labels, and leave the original alone."""
+    count = min(2, samples.batch_size or 2)
+    inputs = to_device(next(samples.batches(range(count), count)).inputs, where)
 
     def ignore(layer: Layer, rows: Tensor) -> None:
         """Rows are not needed."""
@@ -141,7 +142,7 @@ def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, sample
             f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
             "define it in the module's class instead"
         )
-    check_labels(samples.labels, as_logits(output, 2).shape[1])
+    check_labels(samples.labels, as_logits(output, count).shape[1])
 
 
 def _nothing_to_correct(collected: Collected) -> str:

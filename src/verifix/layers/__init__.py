@@ -10,6 +10,7 @@ kind                     weight                              rows, for an input 
 ``linear``               ``[d_out, d_in]``                   ``[1, batch·…, d_in]``
 ``matmul``, ``addmm``    ``[g…, d_in, d_out]``               ``[g, batch·…, d_in]``
 ``einsum``               any order of axes                   ``[g, batch·…, d_in]``
+``grouped_matmul``       ``[experts, d_in, d_out]``          ``[1, tokens of the expert, d_in]``
 ``bilinear``             ``[d_out, d₁, d₂]``                 ``[1, batch·…, d₁ · d₂]``
 ``conv1d/2d/3d``         ``[C_out, C_in / g, k₁, …]``        ``[g, batch · positions, C_in / g · k₁ · …]``
 ``conv_transpose…``      ``[C_in, C_out / g, k₁, …]``        ``[g, batch · positions, C_in / g]``
@@ -23,7 +24,7 @@ Users add kinds of their own with :func:`register`.
 from verifix.layers.attention import Attention
 from verifix.layers.base import KINDS, LayerKind, Product, RowMajor, chunked, register
 from verifix.layers.convolution import Convolution, TransposedConvolution, unfold
-from verifix.layers.linear import Addmm, Bilinear, Einsum, Linear, Matmul
+from verifix.layers.linear import Addmm, Bilinear, Einsum, GroupedMatmul, Linear, Matmul
 from verifix.layers.masks import RowMask, kept_rows
 from verifix.layers.recurrent import KINDS_OF_RECURRENCE
 
@@ -34,6 +35,7 @@ _kinds: tuple[LayerKind, ...] = (
     Matmul(),
     Addmm(),
     Einsum(),
+    GroupedMatmul(),
     Bilinear(),
     *(Convolution(dimensions) for dimensions in (1, 2, 3)),
     *(TransposedConvolution(dimensions) for dimensions in (1, 2, 3)),

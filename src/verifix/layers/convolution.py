@@ -168,7 +168,7 @@ def kept_positions(
     if tokens not in keep.by_tokens:
         raise DataError(
             f"a convolution over {tokens} positions does not fit a mask of {' or '.join(map(str, keep.by_tokens))} "
-            "tokens; give samples without padding, or exclude this layer"
+            "tokens; run with batch_size=1, which needs no padding, or exclude this layer"
         )
     mask = keep.by_tokens[tokens].to(x.device)
     if sizes[0] != tokens:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from verifix.errors import DataError
 from verifix.layers.base import CHUNK_BYTES, Product, RowMajor, bind, chunked
 from verifix.layers.masks import RowMask, kept_rows
 
@@ -177,6 +178,37 @@ def _merged(
         return view.view(*lead, middle.numel(), view.shape[len(shared) + len(outer) :].numel())
     except RuntimeError:
         return None
+
+
+class GroupedMatmul(RowMajor):
+    """``grouped_mm(x, W, offs)``: rows sorted by expert, each part times its own matrix of ``W [experts, d_in, d_out]``."""
+
+    name = "grouped_matmul"
+    functions = (torch._grouped_mm,) if hasattr(torch, "_grouped_mm") else ()
+
+    def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
+        """Name one multiplication per expert that has rows; see `LayerKind`."""
+        call = bind(("input", "mat2", "offs"), args, kwargs)
+        x, weight, ends = call["input"], call["mat2"], call.get("offs")
+        if x.ndim != 2 or weight.ndim != 3 or ends is None:
+            return
+        start = 0
+        for matrix, end in zip(weight, ends.tolist(), strict=True):
+            if end > start:
+                yield Product(matrix.T, 1, _part(x, start, end, keep), x)
+            start = end
+
+
+def _part(x: Tensor, start: int, end: int, keep: RowMask | None) -> Callable[[], Iterator[Tensor]]:
+    def rows() -> Iterator[Tensor]:
+        if keep is not None:
+            raise DataError(
+                "tokens are sorted by expert, so that padding among them cannot be told; run with batch_size=1, which "
+                "needs no padding, or exclude this layer"
+            )
+        return chunked(x[start:end].unsqueeze(0))
+
+    return rows
 
 
 class Bilinear(RowMajor):

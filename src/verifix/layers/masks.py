@@ -66,7 +66,7 @@ class RowMask:
             raise DataError(
                 f"rows on axes {list(shape)} do not fit the mask of rows to keep, of {own[0]} samples"
                 f"{' and ' + ' or '.join(map(str, own[1:])) + ' tokens' if own[1:] else ''}; "
-                "give samples without padding, or exclude this layer"
+                "run with batch_size=1, which needs no padding, or exclude this layer"
             )
         return found.reshape(found.shape + (1,) * (len(shape) - found.ndim)).expand(shape)
 
