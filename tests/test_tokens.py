@@ -262,7 +262,7 @@ def test_every_form_of_a_batch_gives_the_same_correction():
         torch.testing.assert_close(corrected(model, form), want, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_every_form_of_an_output_is_read():
+def test_every_form_of_an_output_is_read(vision):
     from transformers.modeling_outputs import SequenceClassifierOutput
 
     left, right, y = halves()
@@ -331,3 +331,43 @@ def test_odd_batches_are_refused_in_one_line(name):
     with pytest.raises((DataError, UsageError), match=message) as caught:
         verifix.correct(small_net().eval(), make(*small_data()), alpha=9, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_capturing_an_encoder_changes_none_of_its_logits():
+    from tests.cases import captured
+
+    model, items = Encoder().eval(), texts()
+    ids, mask, _ = padded(items, 4)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own remark on nested tensors
+        plain = model(ids, mask)  # on the fused path, which hands nested tensors around
+    outputs = []
+    model.register_forward_hook(lambda module, args, output: outputs.append(output))
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, src: Tensor) -> Tensor:
+            return self.model(src, src_key_padding_mask=mask)
+
+    captured(Masked(), ids)
+    torch.testing.assert_close(outputs[-1], plain, rtol=1e-5, atol=1e-6)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("family", ["Bert", "DistilBert", "Albert", "GPT2"])
+def test_texts_for_transformers_give_the_same_weights_with_0_4_and_124_tokens_of_padding(family, vision):
+    from tests.test_families import FAMILIES
+
+    model = FAMILIES[f"transformers {family.lower()}"][0]().eval()
+    items, results = texts(), []
+    for extra in (0, 4, 124):
+        ids, mask, labels = padded(items, extra)
+        inputs = {"input_ids": ids, "attention_mask": (~mask).long()}
+        results.append(corrected(model, (inputs, labels), batch_size=16))
+        with pytest.raises(DataError, match="contain the model's pad id 0"):
+            corrected(model, ({"input_ids": ids}, labels))
+    for found in results[1:]:
+        assert float((found - results[0]).norm() / results[0].norm()) < 1e-6

@@ -25,7 +25,7 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight = call["input"], call["weight"]
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), x)
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)))
 
 
 class Matmul(RowMajor):
@@ -181,7 +181,7 @@ def _merged(
 
 
 class GroupedMatmul(RowMajor):
-    """``grouped_mm(x, W, offs)``: rows sorted by expert, each part times its own matrix of ``W [experts, d_in, d_out]``."""
+    """``grouped_mm(x, W, offs)``: rows sorted by expert, each part times its own of the matrices ``W [g, d_in, d_out]``."""
 
     name = "grouped_matmul"
     functions = (torch._grouped_mm,) if hasattr(torch, "_grouped_mm") else ()
