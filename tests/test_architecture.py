@@ -18,8 +18,17 @@ ORDER = [
     "errors",
     "options",
     "progress",
+    "forms",
     "files",
+    "layers.masks",
+    "layers.base",
+    "layers.linear",
+    "layers.convolution",
+    "layers.attention",
+    "layers.recurrent",
     "layers",
+    "padding",
+    "reasons",
     "borrow",
     "capture",
     "moments",
@@ -38,8 +47,26 @@ ORDER = [
     "algorithm",
     "survey",
     "io",
+    "io.libraries",
+    "io.transformers_models",
     "io.models",
+    "io.state",
+    "io.fit",
+    "io.folders",
+    "io.parts",
     "io.checkpoints",
+    "io.notes",
+    "io.labels",
+    "io.preprocessing",
+    "io.images",
+    "io.text",
+    "io.arrays",
+    "io.tables",
+    "io.manifests",
+    "io.saved_datasets",
+    "io.shards",
+    "io.natural_noise",
+    "io.cifar_n",
     "io.datasets",
     "demo.outcome",
     "demo.training",
@@ -125,7 +152,7 @@ def test_every_public_name_is_there_and_in_dir():
 
 def test_the_settings_of_the_command_line_are_those_of_the_call():
     parameters = inspect.signature(verifix.correct).parameters
-    callables = {"score", "loss"}
+    callables = {"score", "loss", "forward"}
     call = {
         name: p.default
         for name, p in parameters.items()

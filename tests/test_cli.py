@@ -350,7 +350,7 @@ def bad_commands() -> dict:
         "model form": (change(model="py:build"), 2, "it must be py:FILE_OR_MODULE:FACTORY"),
         "syntax error": (with_file("m.py", b"def", checkpoint=None, model="py:m.py:build"), 2, "--checkpoint"),
         "no checkpoint": (change(checkpoint="nowhere.safetensors"), 2, "nowhere.safetensors does not exist"),
-        "checkpoint kind": (change(checkpoint="net.h5"), 2, "give a .safetensors, .pt or .pth file"),
+        "checkpoint kind": (change(checkpoint="net.h5"), 2, "give a .safetensors, .pt, .pth,"),
         "checkpoint damaged": (
             with_file("c.safetensors", b"\x10" * 50, checkpoint=...),
             5,
@@ -365,7 +365,7 @@ def bad_commands() -> dict:
             "c.pt cannot be read",
         ),
         "checkpoint keys": (
-            with_checkpoint(lambda s: {f"net.{k}": v for k, v in s.items()}),
+            with_checkpoint(lambda s: {f"net{k}": v for k, v in s.items()}),
             5,
             "4 missing (0.weight, 0.bias, 4.weight, …)",
         ),
@@ -460,11 +460,11 @@ def test_a_folder_of_named_classes_needs_the_order_of_the_outputs(world, tmp_pat
     assert code == 5
     assert "give --classes" in err
     assert run([*argv, "--classes", "zebra,ant,cow"], capsys)[0] == 0
-    named = open_data(world / "verified-named", DataOptions(classes="zebra,ant,cow"))
-    numbered = open_data(world / "verified", DataOptions())
+    named = open_data(world / "verified-named", DataOptions(classes="zebra,ant,cow")).dataset
+    numbered = open_data(world / "verified", DataOptions()).dataset
     assert sorted(named.labels) == sorted(numbered.labels)
-    by_name = {Path(n).name: label for (_, n), label in zip(named.sources, named.labels, strict=True)}
-    assert all(by_name[Path(n).name] == label for (_, n), label in zip(numbered.sources, numbered.labels, strict=True))
+    by_name = {Path(named.place(i)).name: label for i, label in enumerate(named.labels)}
+    assert all(by_name[Path(numbered.place(i)).name] == label for i, label in enumerate(numbered.labels))
     with pytest.raises(verifix.DataError, match="is none of the classes"):
         open_data(world / "verified-named", DataOptions(classes=["ant", "cow"]))
 
@@ -473,16 +473,16 @@ def test_images_become_inputs_as_told(world, tmp_path):
     pixels, labels = images(3, 7)
     write_parquet(tmp_path / "a.parquet", pixels, labels, "given")
     options = DataOptions(mean="0.5,0.4,0.3", std="0.2,0.3,0.4", label_column="given")
-    x, y = open_data(tmp_path / "a.parquet", options)[1]
+    x, y = open_data(tmp_path / "a.parquet", options).dataset[1]
     expected = (pixels[1] / 255 - np.array([0.5, 0.4, 0.3])) / np.array([0.2, 0.3, 0.4])
     np.testing.assert_allclose(x.numpy(), expected.transpose(2, 0, 1), rtol=1e-5)
     assert y == 1
-    resized, _ = open_data(tmp_path / "a.parquet", DataOptions(size=6, label_column="given"))[0]
+    resized, _ = open_data(tmp_path / "a.parquet", DataOptions(size=6, label_column="given")).dataset[0]
     assert resized.shape == (3, 6, 6)
-    grey, _ = open_data(tmp_path / "a.parquet", DataOptions(mean="0.5", std="0.5", label_column="given"))[0]
+    grey, _ = open_data(tmp_path / "a.parquet", DataOptions(mean="0.5", std="0.5", label_column="given")).dataset[0]
     assert grey.shape == (1, 10, 10)
     np.savez(tmp_path / "a.npz", images=pixels, labels=labels)
-    from_npz, _ = open_data(tmp_path / "a.npz", DataOptions(mean="0.5,0.4,0.3", std="0.2,0.3,0.4"))[1]
+    from_npz, _ = open_data(tmp_path / "a.npz", DataOptions(mean="0.5,0.4,0.3", std="0.2,0.3,0.4")).dataset[1]
     torch.testing.assert_close(from_npz, x)
 
 
@@ -517,3 +517,23 @@ def test_a_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path):
     with pytest.raises(verifix.VerifixError, match=r"file could not be written \(OSError: disk full\)"):
         write_atomically(target, fail, force=True)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_inspect_reports_the_share_and_warns_below_nine_tenths(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2))\n"
+        "def plain():\n"
+        "    return nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(8, 2))\n"
+    )
+    words = ["inspect", "--model", f"py:{tmp_path}/net.py:build", "--input-shape", "8"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "Of 80 multiplied weights: 20.00% corrected, 80.00% skipped." in out
+    assert "Warning: only 20.0% of the multiplied weights would be corrected; see above why" in out
+    assert "SpectralNorm computes the weight from it" in out
+    assert main([*words, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["corrected_share"] == 0.2
+    assert result["warning"].startswith("only 20.0%")

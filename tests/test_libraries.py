@@ -35,11 +35,11 @@ def test_a_timm_vit_is_corrected_but_for_what_is_added_to_its_tokens(vision):
     assert len(found) == 2 + 2 + 4 * 12
 
 
-def test_a_torchvision_vit_names_the_function_that_has_no_adapter_yet(vision):
+def test_the_attention_of_a_torchvision_vit_is_corrected(vision):
     found = accounts(build_model("torchvision:vit_b_32", 5), 3, 224, 224)
     attention = {name: value for name, value in found.items() if "self_attention" in name}
     assert len(attention) == 24
-    assert set(attention.values()) == {("skipped", "used by multi_head_attention_forward")}
+    assert set(attention.values()) == {("corrected", "")}
 
 
 def test_a_torchvision_model_is_corrected_from_the_command_line(vision, tmp_path, capsys):

@@ -6,26 +6,33 @@ import contextlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Subset
 
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
 from verifix.correction import TRAINING_NOTE, Correction
-from verifix.files import check_outputs
+from verifix.errors import UsageError
+from verifix.forms import unwrapped
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
 from verifix.io.datasets import open_data
-from verifix.io.models import build_model
+from verifix.io.models import build_model, own_checkpoint
+from verifix.io.preprocessing import Preparation, prepare
 from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, split_list
 from verifix.progress import progress_bar
-from verifix.samples import Samples, check_labels, read_samples
+from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
-from verifix.survey import collect_moments, inspect
+from verifix.survey import Survey, collect_moments, inspect
+
+COVERED = 0.9
+"""Below this share of the multiplied weights, `inspect` warns."""
 
 
 def run(command: Any) -> int:
@@ -56,12 +63,13 @@ def run(command: Any) -> int:
 def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     """Correct a checkpoint and write it, if a correction won; see `CorrectCommand`."""
     start = time.perf_counter()
-    checkpoint = read_checkpoint(command.checkpoint)
+    checkpoint = _checkpoint(command)
     checkpoint.refuse_corrected()
     _check_files(command, checkpoint)
     model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
-    verified = open_data(command.verified, command)
-    test = None if command.test is None else _read_test(model, command.test, command)
+    preparation = prepare(model, command.model, command)
+    verified = open_data(command.verified, command, preparation)
+    test = None if command.test is None else _read_test(model, command.test, command, preparation)
     correction = correct(
         model,
         verified,
@@ -74,9 +82,12 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         batch_size=command.batch_size,
         verified_from=command.verified_from,
         moments=command.moments,
+        padding=command.padding,
         progress=command.progress,
     ).rounded(checkpoint.dtypes(model))
     result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
+    result["preprocessing"] = preparation.description
+    result |= _about_weights(model, correction, checkpoint)
     if test is not None:
         result["test"] = _measure(model, correction, test, command)
     if command.verified_from == "training":
@@ -92,15 +103,26 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
     out = Path(command.out)
-    checkpoint.check_format(out)
-    outputs = [out, correction_path(out), *([Path(command.save_moments)] if command.save_moments else [])]
-    inputs = [command.checkpoint, command.verified, command.test, command.moments]
-    check_outputs(outputs, [path for path in inputs if path is not None], force=command.force)
+    others = [correction_path(out), *([Path(command.save_moments)] if command.save_moments else [])]
+    inputs: list[str | Path | None] = [checkpoint.path, command.verified, command.test, command.moments]
+    checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
 
 
-def _read_test(model: nn.Module, path: str, command: CorrectCommand) -> Samples:
+def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Say which weights of the checkpoint were used, and what its dtypes keep of the correction."""
+    held = checkpoint.dtypes(model)
+    dtypes = sorted({str(held[name]).removeprefix("torch.") for name in correction.corrected})
+    return {
+        "weights": checkpoint.kind(model),
+        "weights_dtypes": dtypes,
+        "unchanged_by_rounding": correction.unchanged_by_rounding,
+        "notes": checkpoint.notes(model),
+    }
+
+
+def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
     """Read the test samples, and try the model on two of them before the long work begins."""
-    test = read_samples(open_data(path, command), 250, command.progress)
+    test = read_samples(open_data(path, command, preparation), 250, command.progress)
     device = device_of(model)
     with borrowed(model):
         logits = predict(model, test, range(min(2, len(test))), 2, device)
@@ -108,13 +130,14 @@ def _read_test(model: nn.Module, path: str, command: CorrectCommand) -> Samples:
     return test
 
 
-def _save_moments(model: nn.Module, verified: Dataset[Any], command: CorrectCommand, path: str) -> Path:
+def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, path: str) -> Path:
     collected = collect_moments(
         model,
         verified,
         include=command.include,
         exclude=command.exclude,
         batch_size=command.batch_size,
+        padding=command.padding,
         progress=command.progress,
     )
     return collected.save(path, force=command.force)
@@ -130,7 +153,11 @@ def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, com
     """Write the correction file and the checkpoint: both, or neither."""
     beside, existed = correction_path(command.out), correction_path(command.out).exists()
     correction.save(beside, force=command.force)
-    provenance = dict(correction.provenance) | {"strengths": correction.strengths, "correction_file": beside.name}
+    provenance = dict(correction.provenance) | {
+        "strengths": correction.strengths,
+        "correction_file": beside.name,
+        "weights": checkpoint.kind(model),
+    }
     try:
         out = checkpoint.save(
             command.out, checkpoint.spread(model, correction.corrected), provenance, force=command.force
@@ -143,7 +170,11 @@ def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, com
 
 
 def _correct_text(correction: Correction, result: dict[str, Any]) -> str:
-    lines = [correction.summary()]
+    lines = [correction.summary(), *result["notes"], f"Samples are prepared so: {result['preprocessing']}."]
+    half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
+    if half:
+        share = f"{result['unchanged_by_rounding']:.1%}"
+        lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
     if "test" in result:
         test = result["test"]
         lines.append(
@@ -159,32 +190,66 @@ def _correct_text(correction: Correction, result: dict[str, Any]) -> str:
 
 def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     """Score a checkpoint; see `ScoreCommand`."""
-    model = _model(command.model, command.num_classes, read_checkpoint(command.checkpoint)).to(_device(command.device))
-    samples = read_samples(open_data(command.data, command), command.batch_size, command.progress)
+    checkpoint = _checkpoint(command)
+    model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
+    preparation = prepare(model, command.model, command)
+    samples = read_samples(open_data(command.data, command, preparation), command.batch_size, command.progress)
     result = _accuracy(model, samples, command.progress, "scoring")
+    result |= {"weights": checkpoint.kind(model), "notes": checkpoint.notes(model)}
+    result["preprocessing"] = preparation.description
     text = (
         f"{result['accuracy']:.2f}% of {result['samples']} samples right, cross-entropy {result['cross_entropy']:.4f}"
     )
+    text = "\n".join([*result["notes"], f"Samples are prepared so: {result['preprocessing']}.", text])
     return 0, result, text
 
 
 def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
     """Show what a correction would touch; see `InspectCommand`."""
-    checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint)
+    checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
     model = _model(command.model, command.num_classes, checkpoint)
+    preparation = prepare(model, command.model, command)
     if command.data is None:
-        inputs = torch.zeros(1, *map(int, command.shape))
+        shape = list(map(int, command.shape))
+        inputs = torch.zeros(1, *shape) if preparation.tokenize is None else _ids(shape)
     else:
-        inputs = next(read_samples(_First(open_data(command.data, command))).batches([0], 1)).inputs
+        inputs = _first(open_data(command.data, command, preparation))
     survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
     memory = survey.memory(command.samples, command.folds)
     result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
     lines = [_inspect_line(entry) for entry in result["parameters"]]
+    lines.append(_share_line(survey))
     lines.append(
         f"{len(survey.layers)} layers would be corrected; about {memory / 2**20:.0f} MiB besides the model, with "
         f"{command.samples} samples and {command.folds} folds."
     )
+    if survey.share < COVERED:
+        result["warning"] = (
+            f"only {survey.share:.1%} of the multiplied weights would be corrected; see above why the others are not"
+        )
+        lines.append(f"Warning: {result['warning']}.")
     return (0 if survey.layers else 4), result, "\n".join(lines)
+
+
+def _share_line(survey: Survey) -> str:
+    """Say what becomes of all parameters of two or more dimensions, in shares of what they have in common."""
+    sizes = Counter[str]()
+    for account in survey.accounts:
+        beside = not account.multiplies and account.status == "skipped"
+        sizes["looked up, added or moved about" if beside else account.status] += account.size
+    multiplied = sizes["corrected"] + sizes["skipped"]
+    parts = [f"{sizes[what] / max(multiplied, 1):.2%} {what}" for what in ("corrected", "skipped")]
+    others = [f"{size} {what}" for what, size in sizes.items() if what not in ("corrected", "skipped")]
+    return f"Of {multiplied} multiplied weights: {', '.join(parts)}." + (
+        f" Besides, {', '.join(others)}." if others else ""
+    )
+
+
+def _ids(shape: list[int]) -> dict[str, torch.Tensor]:
+    """Return a text of so many tokens, for a model of texts."""
+    if len(shape) != 1:
+        raise UsageError(f"input_shape is {shape}; for a model of texts it is the number of tokens, such as 16")
+    return {"input_ids": torch.ones(1, *shape, dtype=torch.long), "attention_mask": torch.ones(1, *shape).long()}
 
 
 def _inspect_line(entry: dict[str, Any]) -> str:
@@ -195,17 +260,10 @@ def _inspect_line(entry: dict[str, Any]) -> str:
     return f"{entry['parameter']}: {what}"
 
 
-class _First(Dataset[Any]):
-    """The first sample of a dataset."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return min(1, len(self.dataset))  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
+def _first(source: Source) -> Any:
+    """Return the first sample's input, as a batch of one."""
+    one = replace(source, dataset=Subset(source.dataset, range(min(1, len(source.dataset)))))  # type: ignore[arg-type]
+    return next(read_samples(one).batches([0], 1)).inputs
 
 
 def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
@@ -216,8 +274,12 @@ def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
     return 0, result, text
 
 
+def _checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
+    return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
+
+
 def _model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
-    model = build_model(name, num_classes)
+    model: nn.Module = unwrapped(build_model(name, num_classes))
     if checkpoint is not None:
         checkpoint.load_into(model)
     return model.eval()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
 from verifix.files import read_safetensors, write_safetensors
+from verifix.forms import unwrapped
 from verifix.samples import tensor_bytes
 from verifix.strength import Choice, Point
 
@@ -184,7 +185,7 @@ class Correction:
     def _swap(
         self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
     ) -> nn.Module:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
+        parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
         for name, value in expected.items():
             if name not in parameters:
                 raise CheckpointError(
@@ -222,6 +223,15 @@ class Correction:
             parameters[name].data.copy_(corrected[name])
         remember_corrected(self.original, corrected)
         return replace(self, corrected=corrected)
+
+    @property
+    def unchanged_by_rounding(self) -> float:
+        """Share, from 0 to 1, of the corrected tensors' entries that are what they were; 0 if none is corrected.
+
+        After `rounded` it tells what a file of half precision keeps of the correction.
+        """
+        same = sum(int((value == self.original[name]).sum()) for name, value in self.corrected.items())
+        return same / max(sum(value.numel() for value in self.corrected.values()), 1)
 
     def summary(self) -> str:
         """Return what was done and why, for reading: settings, strengths, layers; a few lines of text."""

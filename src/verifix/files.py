@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import os
+import pathlib
+import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from verifix.errors import CheckpointError, OutputError, UsageError, VerifixError
+
+HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    datetime.date,
+    datetime.datetime,
+    datetime.time,
+    datetime.timedelta,
+    datetime.timezone,
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for kind in (pathlib.PosixPath, pathlib.PurePosixPath)
+        for module in ("pathlib", "pathlib._local")
+    ),
+)
+"""Classes beside torch's own that a ``.pt`` file may hold: they keep what they are given and do nothing else. timm puts
+its arguments in a Namespace; Python 3.13 calls the module of paths by another name."""
 
 
 def check_output(path: str | Path, *, force: bool = False) -> Path:
@@ -41,11 +63,49 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
         raise UsageError(f"{path} is a folder; name a file")
     if path.exists() and not force:
         raise UsageError(f"{path} exists already; choose another name, or pass --force to replace it")
+    _check_parent(path)
+    return path
+
+
+def check_folder_output(path: str | Path, *, force: bool = False, marks: Sequence[str] = ()) -> Path:
+    """Check that a folder may be written, before the work for it begins.
+
+    Parameters
+    ----------
+    path
+        Where to; a folder that is empty counts as none.
+    force
+        Allow a folder that is not empty.
+    marks
+        Files of which a folder that is replaced must hold one, so that a slip of the keyboard replaces no other.
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    UsageError
+        If something else is there, or its parent folder does not exist.
+    """
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UsageError(f"{path} is not a folder, and a folder is to be written; choose another name")
+    if path.exists() and any(path.iterdir()):
+        if not force:
+            raise UsageError(f"{path} exists already and is not empty; choose another name, or pass --force")
+        if not any((path / mark).is_file() for mark in marks):
+            raise UsageError(f"{path} is a folder of other things and is not replaced; choose another name")
+    _check_parent(path)
+    return path
+
+
+def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"the folder {path.parent} cannot be written to; choose another")
-    return path
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Sequence[str | Path], *, force: bool) -> None:
@@ -65,12 +125,34 @@ def check_outputs(outputs: Sequence[Path], inputs: Sequence[str | Path], *, forc
     UsageError
         If two outputs are one file, one is an input, or one cannot be written.
     """
+    check_apart(outputs, inputs)
+    for path in outputs:
+        check_output(path, force=force)
+
+
+def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
+    """Check that no output is another output or an input, and that none lies in another output or holds an input.
+
+    Parameters
+    ----------
+    outputs
+        Files and folders to write.
+    inputs
+        Files and folders that are read.
+
+    Raises
+    ------
+    UsageError
+        If they are not apart.
+    """
     for i, path in enumerate(outputs):
         if path.resolve() in {other.resolve() for other in outputs[:i]}:
             raise UsageError(f"{path} is to be written twice; choose different names")
         if any(path.exists() and Path(source).exists() and path.samefile(source) for source in inputs):
             raise UsageError(f"{path} is an input; it is never overwritten, so choose another name")
-        check_output(path, force=force)
+        inner = [*inputs, *(other for other in outputs if other != path)]
+        if any(path.resolve() in Path(other).resolve().parents for other in inner):
+            raise UsageError(f"{path} is a folder with inputs or other outputs in it; choose another name")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: bool = False) -> Path:
@@ -100,13 +182,78 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: 
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
-    try:
+    with _cleaned_up(temporary, path):
         write(temporary)
         temporary.chmod(mode)
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
+    return path
+
+
+def write_folder_atomically(
+    path: str | Path, fill: Callable[[Path], None], *, force: bool = False, marks: Sequence[str] = ()
+) -> Path:
+    """Let `fill` fill a temporary folder, make sure that it is on the disk, and rename it to `path`.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    fill
+        Receives the temporary folder, which is empty.
+    force
+        Replace a folder that exists, keeping its permissions. It is set aside first, and removed in the end; no
+        system call known to Python exchanges two folders in one step.
+    marks
+        See `check_folder_output`.
+
+    Returns
+    -------
+    Path
+        The path.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written; what was there before is untouched.
+    """
+    path = check_folder_output(path, force=force, marks=marks)
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o777 & ~_umask()
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    with _cleaned_up(temporary, path):
+        fill(temporary)
+        temporary.chmod(mode)
+        for inner in (*temporary.rglob("*"), temporary):
+            _flush(inner)
+        _put_in_place(temporary, path)
+        _flush(path.parent)
+    return path
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a folder to `path`; what is there is set aside for that moment, and comes back if it fails."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = temporary.with_suffix(".old")
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _cleaned_up(temporary: Path, path: Path) -> Iterator[None]:
+    """Remove what is temporary if it cannot be finished, and say so in one line."""
+    try:
+        yield
     except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         with suppress(FileNotFoundError):
             temporary.unlink()
         if isinstance(error, Exception) and not isinstance(error, VerifixError):
@@ -115,7 +262,6 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: 
                 f"{path} could not be written ({type(error).__name__}: {line}); check the disk"
             ) from error
         raise
-    return path
 
 
 def _flush(path: Path) -> None:
@@ -153,15 +299,16 @@ def write_safetensors(
     Path
         The path.
     """
+    return write_atomically(path, lambda temporary: fill_safetensors(temporary, tensors, metadata), force=force)
+
+
+def fill_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors into a file that is being made; the same tensors and metadata give the same bytes."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-    def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, dict(metadata))
-        _sort_header(temporary)
-
-    return write_atomically(path, write, force=force)
+    save_file(contiguous, path, dict(metadata))
+    _sort_header(path)
 
 
 def _sort_header(path: Path) -> None:
@@ -236,10 +383,25 @@ def read_torch(path: str | Path) -> object:
         If it is damaged, or holds more than tensors and plain containers.
     """
     path = _existing(path)
+    if not path.stat().st_size:
+        raise CheckpointError(f"{path} cannot be read: it is empty; give the whole file")
+    known = torch.serialization.get_safe_globals()  # leaving the context would take away what the user has allowed
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
-        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read with weights_only=True: {line} Save its state dict as safetensors"
-        ) from None
+        raise CheckpointError(f"{path} cannot be read with weights_only=True: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    """Say in one line what torch.load found, and what to do."""
+    text = " ".join(str(error).split())
+    found = re.search(r"GLOBAL (\S+)", text)
+    if found:
+        return (
+            f"it holds a {found[1]}, and such objects can run code; if you trust the file, load it with "
+            "weights_only=False, and save its state dict alone, with torch.save(state_dict, …)"
+        )
+    inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
+    line = (inner or text)[:200].rstrip(". ") or type(error).__name__
+    return f"{line}; check that it is complete and a file of torch.save, or save its state dict as safetensors"

@@ -10,6 +10,8 @@ from typing import Literal
 from verifix.errors import UsageError
 
 VERIFIED_FROM = ("unseen", "training")
+BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
+"""Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class CorrectOptions:
         Whether the model has been trained on the verified samples ("training") or not ("unseen").
     moments
         A moments file of earlier verified samples, to be counted as well.
+    padding
+        Whether token ids that contain the model's pad id need a mask of the padding; --no-padding if they need none.
     progress
         Show progress.
     """
@@ -52,6 +56,7 @@ class CorrectOptions:
     batch_size: int | Literal["auto"] = "auto"
     verified_from: Literal["unseen", "training"] = "unseen"
     moments: str | None = None
+    padding: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -84,36 +89,51 @@ def _whole(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How to turn images into the model's inputs.
+    """How to read samples and turn them into the model's inputs.
 
     Attributes
     ----------
     mean
-        Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images.
+        Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. By default
+        what the model's own data config says, if it has one.
     std
-        Standard deviation of each channel, in the same form.
+        Standard deviation of each channel, in the same form, with the same default.
     size
-        Resize images to this many pixels square; by default they keep their size.
+        Side of the model's input in pixels; by default what the model's own data config says, else images keep
+        their size.
+    max_length
+        Cut texts after this many tokens; by default after as many as the model and its tokenizer take.
     label_column
-        Name of the label column of a Parquet file.
+        Name of the label column of a table; by default verified_label (a manifest) or label.
+    image_column
+        Name of the column with images or file names; by default image or file_name.
+    text_column
+        Name of the column with texts; by default text.
+    image_root
+        Folder that file names in a table are relative to; by default the table's own folder.
     classes
-        Class names in the order of the model's outputs, separated by commas; needed for an image folder whose
-        folder names are not the class numbers.
+        Class names in the order of the model's outputs, separated by commas, or a file with one name per line;
+        needed where labels are names and the model brings no names of its own.
     """
 
     mean: list[float] | str | None = None
     std: list[float] | str | None = None
     size: int | None = None
-    label_column: str = "label"
+    max_length: int | None = None
+    label_column: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    image_root: str | None = None
     classes: list[str] | str | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         mean, std = self.channel_mean, self.channel_std
-        if len(mean) != len(std):
+        if mean and std and len(mean) != len(std):
             raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
-        if len(mean) not in (0, 1, 3):
-            raise UsageError(f"mean has {len(mean)} numbers; give 3 for colour images or 1 for grey ones")
+        for name, numbers in (("mean", mean), ("std", std)):
+            if len(numbers) not in (0, 1, 3):
+                raise UsageError(f"{name} has {len(numbers)} numbers; give 3 for colour images or 1 for grey ones")
         if any(abs(value) > 10 for value in (*mean, *std)):
             raise UsageError(
                 f"mean is {self.mean!r} and std {self.std!r}; they are for pixels from 0 to 1: divide by 255"
@@ -122,6 +142,8 @@ class DataOptions:
             raise UsageError(f"std is {self.std!r}; every number must be above 0")
         if self.size is not None and (not _whole(self.size) or self.size < 1):
             raise UsageError(f"size is {self.size!r}; it must be a whole number of pixels, 1 or more")
+        if self.max_length is not None and (not _whole(self.max_length) or self.max_length < 1):
+            raise UsageError(f"max_length is {self.max_length!r}; it must be a whole number of tokens, 1 or more")
 
     @property
     def channel_mean(self) -> list[float]:
@@ -136,7 +158,8 @@ class DataOptions:
     @property
     def class_names(self) -> list[str] | None:
         """The class names, or None if none were given."""
-        return split_list(self.classes)
+        names = _names_in_file(self.classes) if isinstance(self.classes, str) else None
+        return split_list(self.classes) if names is None else names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,13 +169,23 @@ class ModelOptions:
     Attributes
     ----------
     model
-        The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME or timm:NAME.
+        The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
+        hf-hub:ORG/NAME and local-dir:DIR as timm spells them.
     num_classes
         Number of outputs to build a torchvision or timm model with; their own by default.
+    weights
+        Which weights of a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto" for
+        the averaged ones if there are any, as timm and Lightning read them too.
     """
 
     model: str
     num_classes: int | None = None
+    weights: Literal["auto", "raw", "ema"] = "auto"
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the weights come from where the model comes from."""
+        return self.model.startswith(BRING_WEIGHTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,16 +195,18 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
     Attributes
     ----------
     checkpoint
-        The trained weights: .safetensors, .pt or .pth.
+        The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
+        folder of transformers; for hf:, hf-hub: and local-dir: by default the model's own.
     verified
-        The verified samples: a folder with one subfolder of images per class; a .npz file with inputs "x" and labels
-        "y" (8-bit images are divided by 255, other numbers taken as they are); or a Parquet file with a column
-        image {bytes, path} and a label column.
+        The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
+        .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk (FOLDER:SPLIT);
+        .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
+        mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS.
     verified_from
         Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
         On samples it was trained on, scores are no estimate for new data.
     out
-        Where to write the corrected checkpoint; the correction file goes beside it.
+        Where to write the corrected checkpoint, in the form of the given one; the correction file goes beside it.
     include
         Correct only layers that match one of these parameter-name globs or kinds, separated by commas.
     exclude
@@ -190,7 +225,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         Print the result as JSON on stdout.
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     verified: str
     out: str
     verified_from: Literal["unseen", "training"] = field()
@@ -207,6 +242,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         object.__setattr__(self, "exclude", split_list(self.exclude))
         CorrectOptions.__post_init__(self)
         DataOptions.__post_init__(self)
+        _need_weights(self, self.checkpoint, "--checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +252,7 @@ class ScoreCommand(DataOptions, ModelOptions):
     Attributes
     ----------
     checkpoint
-        The weights: .safetensors, .pt or .pth.
+        The weights, in any form that verifix correct takes; for hf:, hf-hub: and local-dir: by default the model's own.
     data
         The samples, in the form of --verified of verifix correct.
     device
@@ -229,7 +265,7 @@ class ScoreCommand(DataOptions, ModelOptions):
         Print the result as JSON on stdout.
     """
 
-    checkpoint: str
+    checkpoint: str | None = None
     data: str
     device: str = "auto"
     batch_size: int = 250
@@ -241,6 +277,7 @@ class ScoreCommand(DataOptions, ModelOptions):
         super().__post_init__()
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +289,7 @@ class InspectCommand(DataOptions, ModelOptions):
     checkpoint
         The weights; not needed to see the layers.
     data
-        Samples to take one input from: an image folder, a .npz file or a Parquet file.
+        Samples to take one input from, in the form of --verified of verifix correct.
     input_shape
         Instead of data, the shape of one input, such as 3,32,32.
     include
@@ -333,6 +370,28 @@ def patterns(value: Sequence[str] | None) -> list[str] | None:
 def split_list(value: list[str] | str | None) -> list[str] | None:
     """Split a text at its commas; a list or None stays as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> None:
+    if checkpoint is None and not model.brings_weights:
+        raise UsageError(
+            f"{model.model} is a model without weights; give the trained weights with {place} (only "
+            f"{', '.join(BRING_WEIGHTS)} models bring their own)"
+        )
+
+
+def _names_in_file(path: str) -> list[str] | None:
+    """Return the lines of a file of class names, or None if the text is a list of names itself."""
+    from pathlib import Path
+
+    if Path(path).is_file():
+        try:
+            return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read as class names ({error}); write UTF-8, one per line") from None
+    if path.endswith(".txt"):
+        raise UsageError(f"{path} does not exist; --classes takes names separated by commas, or a file of them")
+    return None
 
 
 def _numbers(name: str, value: list[float] | str | None) -> list[float]:

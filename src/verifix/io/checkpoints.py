@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from torch import Tensor, nn
 from verifix.borrow import tied_names
 from verifix.correction import Correction, tensor_digest
 from verifix.errors import CheckpointError, UsageError, VerifixError
-from verifix.files import read_safetensors, read_torch, write_atomically, write_safetensors
-
-NESTS = ("state_dict", "model_state_dict", "model", "net", "weights")
-"""Keys under which a state dict is looked for, in this order."""
+from verifix.files import (
+    check_apart,
+    check_folder_output,
+    check_outputs,
+    write_atomically,
+    write_folder_atomically,
+)
+from verifix.io.fit import Fit, choose_fit, few, fits, listed, place
+from verifix.io.folders import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
+from verifix.io.parts import SUFFIXES, TORCH, Part, read_part
+from verifix.io.state import Found, choose_state
 
 
 @dataclass(frozen=True)
@@ -27,24 +35,90 @@ class Checkpoint:
     Attributes
     ----------
     path
-        The file.
-    content
-        All of it: for a ``.pt`` file whatever it holds, for safetensors the tensors.
-    state
-        The state dict in it; its tensors are the very ones in `content`.
-    metadata
-        The metadata of a safetensors file.
+        The file or folder.
+    parts
+        The files that hold its weights.
+    found
+        The state dict to use; its tensors are the very ones in the parts.
+    weights
+        Which weights were asked for: "auto", "raw" or "ema".
+    folder
+        The folder around the parts; None for a single file.
     """
 
     path: Path
-    content: Any
-    state: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
+    parts: tuple[Part, ...]
+    found: Found
+    weights: str = "auto"
+    folder: Folder | None = None
 
     @property
-    def is_safetensors(self) -> bool:
-        """Whether the file is a safetensors file."""
-        return self.path.suffix == ".safetensors"
+    def state(self) -> Mapping[str, Tensor]:
+        """The tensors of the state dict by key."""
+        return self.found.tensors
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of all files."""
+        return {key: value for part in self.parts for key, value in part.metadata.items()}
+
+    def fit(self, model: nn.Module) -> Fit:
+        """Find the model's weights among the keys.
+
+        Parameters
+        ----------
+        model
+            The model.
+
+        Returns
+        -------
+        Fit
+            Which key is which weight.
+
+        Raises
+        ------
+        CheckpointError
+            If keys are missing or unexpected, the weights wanted are not there, or they are there more than once.
+        """
+        return choose_fit(model, self.found, self.weights, self.path)
+
+    def kind(self, model: nn.Module) -> str:
+        """Tell which weights are used: "raw" or "ema"."""
+        return "ema" if self.found.kind == "ema" or self.fit(model).averaged else "raw"
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Say what of the checkpoint is used and what is left as it is, where that is not plain.
+
+        Parameters
+        ----------
+        model
+            The model.
+
+        Returns
+        -------
+        list of str
+            One line each.
+        """
+        fit, words = self.fit(model), {"raw": "raw", "ema": "averaged (EMA)"}
+        places = {kind: found.place for kind, found in self.parts[0].found.items()}
+        if len(places) == 1:  # one state dict may hold both, behind different prefixes
+            places = {"ema" if each.averaged else "raw": each.prefix for each in fits(model, self.state)}
+        used = self.kind(model)
+        notes = []
+        if len(places) == 2:
+            other = "raw" if used == "ema" else "ema"
+            notes.append(
+                f"Used the {words[used]} weights ({places[used] or 'no prefix'}); the {words[other]} ones "
+                f"({places[other] or 'no prefix'}) stay as they are: --weights {other} takes those."
+            )
+        elif used == "ema":
+            notes.append("Used averaged (EMA) weights; the checkpoint has no others.")
+        outside = [key for key in fit.outside if key.rpartition(".")[2] != "n_averaged"]
+        if outside:
+            notes.append(f"Left as they are, because the model has no such weights: {listed(outside)}.")
+        if self.folder is not None and self.folder.left_out:
+            notes.append(f"Left out, because they hold the same weights uncorrected: {listed(self.folder.left_out)}.")
+        return notes
 
     def load_into(self, model: nn.Module) -> None:
         """Load the weights strictly.
@@ -57,40 +131,41 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If keys or shapes do not fit; names the first few.
+            If keys, shapes or kinds of numbers do not fit; names the first few.
         """
-        wanted = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-        state = self._with_tied(model)
-        missing = [key for key in wanted if key not in state]
-        unexpected = [key for key in state if key not in wanted]
-        if missing or unexpected:
-            prefixed = all(key.startswith("module.") for key in state)
-            hint = "strip the prefix 'module.' of DataParallel from its keys, or " if prefixed else ""
-            raise CheckpointError(
-                f"{self.path} does not fit the model: {_few('missing', missing)}; {_few('unexpected', unexpected)}; "
-                f"{hint}give the checkpoint of this model, or the model of this checkpoint"
-            )
+        state, wanted = self._values(model), model.state_dict()
         wrong = [
-            f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
-            for key, value in wanted.items()
-            if state[key].shape != value.shape
+            f"{name} {list(value.shape)} instead of {list(wanted[name].shape)}"
+            for name, value in state.items()
+            if value.shape != wanted[name].shape
         ]
         if wrong:
             raise CheckpointError(
-                f"{self.path} does not fit the model: {_few('shapes', wrong)}; check the number of classes"
+                f"{self.path} does not fit the model: {few('shapes', wrong)}; check the number of classes"
             )
-        model.load_state_dict(state, strict=False)
+        whole = [
+            f"{name} {value.dtype}{'' if value.layout == torch.strided else f' {value.layout}'}"
+            for name, value in state.items()
+            if wanted[name].is_floating_point() and (not value.is_floating_point() or value.layout != torch.strided)
+        ]
+        if whole:
+            raise CheckpointError(
+                f"{self.path} does not fit the model: {few('weights that are no plain floating-point numbers', whole)}"
+                "; give the checkpoint from before it was quantised or converted"
+            )
+        model.load_state_dict({**wanted, **state}, strict=True)
 
-    def _with_tied(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the state with every name of a tied weight, of which a file may hold one or all."""
-        state = dict(self.state)
+    def _values(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the values by the model's names; of a tied weight the file may hold one name or all."""
+        keys = self.fit(model).keys
+        state = {name: self.state[key] for name, key in keys.items()}
         for names in tied_names(model).values():
-            held = [name for name in names if name in state]
+            held = [name for name in names if name in keys]
             for name in held[1:]:
                 if tensor_digest(state[name]) != tensor_digest(state[held[0]]):
                     raise CheckpointError(
-                        f"{self.path} has different values for {held[0]!r} and {name!r}, which are one weight in the "
-                        "model; give the checkpoint of this model"
+                        f"{self.path} has different values for {keys[held[0]]!r} and {keys[name]!r}, which are one "
+                        "weight in the model; give the checkpoint of this model"
                     )
             state |= {name: state[held[0]] for name in names if held}
         return state
@@ -110,16 +185,16 @@ class Checkpoint:
             )
 
     def _matches_correction_beside(self) -> bool:
-        beside = correction_path(self.path)
+        beside = correction_path(self.path if self.folder is None else self.folder.root)
         if not beside.is_file():
             return False
         try:
             after = Correction.load(beside).corrected
         except VerifixError:
             return False
-        return any(
-            k in self.state and tensor_digest(self.state[k].to(v.dtype)) == tensor_digest(v) for k, v in after.items()
-        )
+        digests = {tensor_digest(tensor) for tensor in self.state.values()}
+        dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
+        return any(tensor_digest(value.to(dtype)) in digests for value in after.values() for dtype in dtypes)
 
     def check_format(self, out: Path) -> None:
         """Check that a corrected checkpoint's name fits the format, which is that of the original.
@@ -134,19 +209,82 @@ class Checkpoint:
         UsageError
             If it does not.
         """
-        allowed = (".safetensors",) if self.is_safetensors else (".pt", ".pth")
-        if out.suffix not in allowed:
+        if self.folder is not None:
+            if out.name.endswith((*SUFFIXES, INDEX)):
+                raise UsageError(f"{out} and {self.path} differ in format; name a folder with --out")
+            if self.folder.root.resolve() in out.resolve().parents:
+                raise UsageError(
+                    f"{out} is in the folder of the checkpoint, {self.folder.root}; name one outside of it"
+                )
+            return
+        allowed = (".safetensors",) if self.parts[0].is_safetensors else TORCH
+        if not out.name.endswith(allowed):
             raise UsageError(f"{out} and {self.path} differ in format; end --out in {' or '.join(allowed)}")
+
+    def check_outputs(self, out: Path, others: Sequence[Path], inputs: Sequence[str | Path], *, force: bool) -> None:
+        """Check all that a command will write beside this checkpoint's corrected copy, before it begins.
+
+        Parameters
+        ----------
+        out
+            The corrected copy.
+        others
+            Further files.
+        inputs
+            What the command reads beside this checkpoint.
+        force
+            Allow outputs that exist.
+
+        Raises
+        ------
+        UsageError
+            If they are not apart, or one cannot be written.
+        """
+        self.check_format(out)
+        inputs = [*inputs, self.path if self.folder is None else self.folder.root]
+        check_apart([out, *others], inputs)
+        check_outputs(others if self.folder else [out, *others], inputs, force=force)
+        if self.folder:
+            check_folder_output(out, force=force, marks=WEIGHTS)
 
     def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
         """Return the dtype in which this checkpoint holds each parameter of the model."""
-        state = self._with_tied(model)
+        state = self._values(model)
         return {name: state[name].dtype for name, _ in model.named_parameters()}
 
     def spread(self, model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return new values of parameters by the keys of this checkpoint; a tied weight may have several."""
-        names = tied_names(model)
-        return {key: value for name, value in update.items() for key in names[name] if key in self.state}
+        """Return new values of parameters by the keys of this checkpoint; a tied weight may have several.
+
+        Parameters
+        ----------
+        model
+            The model.
+        update
+            New values by the model's names.
+
+        Returns
+        -------
+        dict
+            By key.
+
+        Raises
+        ------
+        CheckpointError
+            If two weights of the model are one in the file, so that it cannot hold both.
+        """
+        groups, keys = tied_names(model), self.fit(model).keys
+        first = {name: names[0] for names in groups.values() for name in names}
+        owners: dict[object, str] = {}
+        for name, key in keys.items():
+            owner = owners.setdefault(place(self.state[key]), name) if name in first else name
+            if first.get(owner) != first.get(name) and {first[owner], first[name]} & update.keys():
+                raise CheckpointError(
+                    f"{self.path} has one tensor for {keys[owner]!r} and {key!r}, which are two weights in the model; "
+                    "tie them in the model too"
+                )
+        return {
+            keys[name]: value for first_name, value in update.items() for name in groups[first_name] if name in keys
+        }
 
     def save(
         self, out: str | Path, update: Mapping[str, Tensor], provenance: Mapping[str, Any], *, force: bool
@@ -156,54 +294,64 @@ class Checkpoint:
         Parameters
         ----------
         out
-            Where to.
+            Where to: a file, or a folder if the checkpoint has one.
         update
             New values by key; rounded to the dtype that the checkpoint has.
         provenance
-            Plain data for the metadata of a safetensors file, under ``verifix``.
+            Plain data for the metadata of safetensors files with changed tensors, under ``verifix``.
         force
-            Whether a file there may be replaced.
+            Whether what is there may be replaced.
 
         Returns
         -------
         Path
             The path.
-
-        Raises
-        ------
-        CheckpointError
-            If the file does not read back as it was written.
         """
         for key, value in update.items():
             self.state[key].data.copy_(value)  # in place: tied entries and every container around them follow
-        if self.is_safetensors:
-            about = {**self.metadata, "verifix": json.dumps(provenance, sort_keys=True)}
-            out = write_safetensors(out, dict(self.state), about, force=force)
+        if self.folder is None:
+            return write_atomically(out, partial(self.parts[0].write, provenance=provenance), force=force)
+        fill = partial(_fill, folder=self.folder, parts=self.parts, changed=set(update), provenance=provenance)
+        return write_folder_atomically(out, fill, force=force, marks=WEIGHTS)
+
+
+def _fill(
+    root: Path, *, folder: Folder, parts: Sequence[Part], changed: set[str], provenance: Mapping[str, Any]
+) -> None:
+    """Fill the folder of a corrected checkpoint: files without a changed tensor are copied byte for byte."""
+    for name in folder.others:
+        source, target = folder.root / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+    for part in parts:
+        source, target = part.path, root / part.path.name
+        if changed.isdisjoint(key for found in part.found.values() for key in found.tensors):
+            shutil.copy2(source, target)
         else:
-            out = write_atomically(out, lambda path: torch.save(self.content, path), force=force)
-        again = read_checkpoint(out)
-        if {k: tensor_digest(v) for k, v in again.state.items()} != {
-            k: tensor_digest(v) for k, v in self.state.items()
-        }:
-            raise CheckpointError(
-                f"{out} does not read back as it was written; check the disk and do not use this file"
-            )
-        return out
+            part.write(target, provenance)
+            shutil.copymode(source, target)
 
 
 def correction_path(checkpoint: str | Path) -> Path:
-    """Return where the correction file of a corrected checkpoint lies: beside it."""
+    """Return where the correction file of a corrected checkpoint lies: beside it, also if it is a folder."""
     path = Path(checkpoint)
-    return path.with_name(f"{path.stem}.correction.safetensors")
+    if path.name in ("", ".."):
+        path = path.resolve()
+    suffix = max((end for end in SUFFIXES if path.name.endswith(end)), key=len, default="")
+    return path.with_name(f"{path.name.removesuffix(suffix)}.correction.safetensors")
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, weights: str = "auto") -> Checkpoint:
     """Read a checkpoint without running any code in it.
 
     Parameters
     ----------
     path
-        A ``.safetensors``, ``.pt`` or ``.pth`` file.
+        A ``.safetensors`` file; a ``.pt``, ``.pth``, ``.pth.tar``, ``.bin`` or ``.ckpt`` file; an index of several
+        (``.index.json``); or a folder that transformers has saved.
+    weights
+        Which weights to use if there are several: "raw", "ema" (averaged over training steps), or "auto" for the
+        averaged ones if there are any.
 
     Returns
     -------
@@ -215,29 +363,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     UsageError
         If there is no such file, or its suffix is another.
     CheckpointError
-        If it is damaged, or no state dict is in it.
+        If it is damaged, holds no state dict, or is an adapter.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return Checkpoint(path, tensors, tensors, metadata)
-    if path.suffix not in (".pt", ".pth"):
-        raise UsageError(f"{path} is not a checkpoint by its name; give a .safetensors, .pt or .pth file")
-    content = read_torch(path)
-    return Checkpoint(path, content, _state_in(content, path), {})
-
-
-def _state_in(content: object, path: Path) -> Mapping[str, Tensor]:
-    """Find the state dict: under one of the usual keys, or the content itself; what is no tensor in it is left be."""
-    candidates = [content.get(nest) for nest in NESTS] if isinstance(content, Mapping) else []
-    for candidate in (*candidates, content):
-        if isinstance(candidate, Mapping):
-            state = {key: value for key, value in candidate.items() if isinstance(value, Tensor)}
-            if state:
-                return state
-    keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else type(content).__name__
-    raise CheckpointError(f"{path} holds no state dict (it holds {keys}); save model.state_dict() in it")
-
-
-def _few(what: str, names: list[str]) -> str:
-    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else "")
+    refuse_adapter(path)
+    if path.is_dir() or path.name.endswith(INDEX):
+        folder = open_folder(path)
+        parts = tuple(read_part(folder.root / name) for name in folder.weights)
+        states = [choose_state(part.found, weights, part.path) for part in parts]
+        check_shards(folder, {part.path.name: state.tensors for part, state in zip(parts, states, strict=True)})
+        tensors = {key: value for state in states for key, value in state.tensors.items()}
+        return Checkpoint(path, parts, Found(states[0].kind, states[0].place, tensors), weights, folder)
+    part = read_part(path)
+    return Checkpoint(path, (part,), choose_state(part.found, weights, path), weights)

@@ -6,15 +6,19 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from torch import nn
 
 from verifix.errors import UsageError
+from verifix.io.libraries import library, reason
+from verifix.io.transformers_models import build_transformers
 
-FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME or timm:NAME"
+FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in a folder of timm or on the hub, in the order of preference."""
 
 
 def build_model(name: str, num_classes: int | None = None) -> nn.Module:
@@ -23,7 +27,9 @@ def build_model(name: str, num_classes: int | None = None) -> nn.Module:
     Parameters
     ----------
     name
-        ``py:FILE_OR_MODULE:FACTORY`` (the factory is called without arguments), ``torchvision:NAME`` or ``timm:NAME``.
+        ``py:FILE_OR_MODULE:FACTORY`` (the factory is called without arguments), ``torchvision:NAME``, ``timm:NAME``,
+        ``hf:DIR`` (a folder that transformers has saved), or ``hf-hub:ORG/NAME`` and ``local-dir:DIR`` as timm spells
+        them.
     num_classes
         Number of outputs, for torchvision and timm.
 
@@ -42,6 +48,9 @@ def build_model(name: str, num_classes: int | None = None) -> nn.Module:
         "py": _from_python,
         "torchvision": _from_torchvision,
         "timm": _from_timm,
+        "hf": build_transformers,
+        "hf-hub": partial(_from_timm_source, "hf-hub"),
+        "local-dir": partial(_from_timm_source, "local-dir"),
     }
     if scheme not in builders or not rest:
         raise UsageError(f"model is {name!r}; it must be {FORMS}")
@@ -94,30 +103,78 @@ def _import(where: str) -> ModuleType:
 
 
 def _from_torchvision(name: str, num_classes: int | None) -> nn.Module:
-    library = _library("torchvision.models", "torchvision")
-    if name not in library.list_models():
+    models = library("torchvision.models", "torchvision")
+    if name not in models.list_models():
         raise UsageError(f"torchvision has no model {name!r}; torchvision.models.list_models() names them")
-    model: nn.Module = library.get_model(name, weights=None, **_classes(num_classes))
+    model: nn.Module = models.get_model(name, weights=None, **_classes(num_classes))
     return model
 
 
 def _from_timm(name: str, num_classes: int | None) -> nn.Module:
-    library = _library("timm", "timm")
-    if not library.is_model(name):
+    timm = library("timm", "timm")
+    if not timm.is_model(name):
         raise UsageError(f"timm has no model {name!r}; timm.list_models() names them")
-    model: nn.Module = library.create_model(name, pretrained=False, **_classes(num_classes))
+    model: nn.Module = timm.create_model(name, pretrained=False, **_classes(num_classes))
     return model
+
+
+def _from_timm_source(source: str, rest: str, num_classes: int | None) -> nn.Module:
+    timm = library("timm", "timm")
+    if source == "local-dir" and not (Path(rest) / "config.json").is_file():
+        raise UsageError(f"{rest} has no config.json; local-dir: takes a folder that timm has saved for the hub")
+    try:
+        model: nn.Module = timm.create_model(f"{source}:{rest}", pretrained=False, **_classes(num_classes))
+    except Exception as error:  # the hub, json and timm each have errors of their own
+        raise UsageError(
+            f"{source}:{rest} is no model that timm can build ({reason(error)}); check the name, and config.json there"
+        ) from None
+    return model
+
+
+def own_checkpoint(name: str) -> Path:
+    """Find the weights of a model that brings its own.
+
+    Parameters
+    ----------
+    name
+        ``hf:DIR``, ``hf-hub:ORG/NAME`` or ``local-dir:DIR``.
+
+    Returns
+    -------
+    Path
+        The folder, for ``hf:``, whose weights may be in several files; else the file.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    source, _, rest = name.partition(":")
+    if source == "hf":
+        return Path(rest)
+    if source == "hf-hub":
+        return _from_hub(rest)
+    files = [Path(rest) / file for file in WEIGHT_FILES]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise UsageError(f"{rest} has no {' and no '.join(WEIGHT_FILES)}; give the weights with --checkpoint")
+    return found
+
+
+def _from_hub(rest: str) -> Path:
+    hub = library("huggingface_hub", "huggingface_hub")
+    repository, _, revision = rest.partition("@")
+    failures = []
+    for file in WEIGHT_FILES:
+        try:
+            return Path(hub.hf_hub_download(repository, file, revision=revision or None))
+        except Exception as error:  # noqa: PERF203 - the second name is tried only if the first is not there
+            failures.append(reason(error))
+    raise UsageError(
+        f"hf-hub:{rest} has no {' and no '.join(WEIGHT_FILES)} that can be had ({failures[0]}); give the weights with "
+        "--checkpoint"
+    )
 
 
 def _classes(num_classes: int | None) -> dict[str, int]:
     return {} if num_classes is None else {"num_classes": num_classes}
-
-
-def _library(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError, AttributeError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"{package} cannot be imported ({line}); install it with: pip install 'verifix[vision]'"
-        ) from None

@@ -1,0 +1,166 @@
+"""Weights in several files, and the folders that transformers writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from torch import Tensor
+
+from verifix.errors import CheckpointError, UsageError
+
+INDEX = ".index.json"
+WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
+"""What holds the weights of a folder: the first that is there, as in transformers."""
+
+OTHER_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", f"*{INDEX}", "tf_model*.h5", "flax_model*.msgpack")
+"""Further files that hold the same weights again, and that a corrected folder must not hold uncorrected."""
+
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files that belong together.
+
+    Attributes
+    ----------
+    root
+        Where they lie.
+    weights
+        Names of the files that hold the weights.
+    index
+        Which of them holds which tensor; empty without an index.
+    others
+        Paths of all other files that belong to them, relative to the root.
+    left_out
+        Names of files that hold the same weights in another format.
+    """
+
+    root: Path
+    weights: tuple[str, ...]
+    index: Mapping[str, str]
+    others: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def refuse_adapter(path: Path) -> None:
+    """Refuse an adapter of PEFT.
+
+    Parameters
+    ----------
+    path
+        A folder or a file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is one, or holds one.
+    """
+    if path.name in ADAPTERS or any((path / name).is_file() for name in ADAPTERS):
+        raise CheckpointError(
+            f"{path} is an adapter of PEFT and no whole model; merge it with model.merge_and_unload(), save that with "
+            "save_pretrained, and give the new folder"
+        )
+
+
+def open_folder(path: Path) -> Folder:
+    """Find the weights in a folder, or those that an index names.
+
+    Parameters
+    ----------
+    path
+        A folder, or an index: then the folder has no other files than the index and what it names.
+
+    Returns
+    -------
+    Folder
+        What is in it; nothing but the index is read.
+
+    Raises
+    ------
+    CheckpointError
+        If there are no weights, or the index does not fit its files.
+    """
+    root = path if path.is_dir() else path.parent
+    found = path.name if not path.is_dir() else next((name for name in WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path} is a folder without weights; it must hold one of {', '.join(WEIGHTS)}")
+    index = read_index(root / found) if found.endswith(INDEX) else {}
+    weights = tuple(sorted(set(index.values()))) or (found,)
+    if not path.is_dir():
+        return Folder(root, weights, index, (found,), ())
+    left_out = tuple(
+        name
+        for name in sorted(file.name for file in root.iterdir() if file.is_file())
+        if name not in (*weights, found) and any(fnmatch(name, pattern) for pattern in OTHER_WEIGHTS)
+    )
+    every = sorted(str(file.relative_to(root)) for file in root.rglob("*") if not file.is_dir() or file.is_symlink())
+    return Folder(root, weights, index, tuple(name for name in every if name not in (*weights, *left_out)), left_out)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read which file holds which tensor.
+
+    Parameters
+    ----------
+    path
+        An index as transformers writes it.
+
+    Returns
+    -------
+    dict
+        File names by tensor.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    CheckpointError
+        If it is something else, or names a file that is not there or not in its folder.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist or is not a file; check the path")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable index ({error}); restore it from a copy") from None
+    index = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
+        raise CheckpointError(f"{path} is not an index: it has no weight_map with a file for every tensor; restore it")
+    for name in sorted(set(index.values())):
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise CheckpointError(f"{path} names {name!r}, which is not in its folder; an index names files beside it")
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path} names {name}, which is not there; bring all files of the checkpoint")
+    if len({Path(name).suffix for name in index.values()}) > 1:
+        raise CheckpointError(f"{path} names files of different formats; save the model again")
+    return index
+
+
+def check_shards(folder: Folder, shards: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Check that every file holds the tensors that the index says.
+
+    Parameters
+    ----------
+    folder
+        The folder, with its index.
+    shards
+        Tensors by key, by file.
+
+    Raises
+    ------
+    CheckpointError
+        If one holds fewer or more.
+    """
+    for name, tensors in shards.items() if folder.index else ():
+        said = {key for key, file in folder.index.items() if file == name}
+        for what, keys in (("has no", said - tensors.keys()), ("also has", tensors.keys() - said)):
+            if keys:
+                raise CheckpointError(
+                    f"{folder.root / name} {what} {sorted(keys)[0]!r}, against the index; bring the files of one and "
+                    "the same checkpoint"
+                )

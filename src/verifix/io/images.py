@@ -1,0 +1,160 @@
+"""Images, decoded when they are read, and the folder with one subfolder of them per class."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from verifix.errors import DataError
+from verifix.io.labels import class_numbers
+from verifix.io.preprocessing import Preparation
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Encoded images with labels, decoded when they are read.
+
+    Parameters
+    ----------
+    read
+        Returns the bytes of an image's file, by index.
+    place
+        Says where an image is, by index, for messages.
+    labels
+        Class indices.
+    preparation
+        How to turn an image into an input.
+    source
+        What the images come from, for messages.
+    upright
+        Whether to turn images as their EXIF data says, as the library that wrote them does when it reads them.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        place: Callable[[int], str],
+        labels: Sequence[int],
+        preparation: Preparation,
+        source: str,
+        *,
+        upright: bool = False,
+    ) -> None:
+        self.read = read
+        self.place = place
+        self.labels = labels
+        self.prepare = preparation.for_images(source)
+        self.upright = upright
+        self._shape: torch.Size | None = None
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one input ``[channels, height, width]`` and its label."""
+        x = self.prepare(self._decoded(index))
+        if self._shape is not None and x.shape != self._shape:
+            raise DataError(
+                f"{self.place(index)} is {x.shape[2]}×{x.shape[1]} pixels and an earlier image "
+                f"{self._shape[2]}×{self._shape[1]}; give --size to bring all images to one size"
+            )
+        self._shape = x.shape
+        return x, self.labels[index]
+
+    def _decoded(self, index: int) -> Image.Image:
+        name = self.place(index)
+        try:
+            with Image.open(io.BytesIO(self.read(index))) as image:
+                image.load()
+                return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
+        except UnidentifiedImageError:
+            raise DataError(f"{name} is not in a known image format; replace it or leave it out") from None
+        except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{name} is not a readable image ({error}); replace it or leave it out") from None
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Bring an image to 8 bits a channel; Pillow's own conversion clips deeper ones to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name} has 32 bits a channel, whose range is not known; save it with 8 or 16 bits")
+    return image.convert("RGBA") if "transparency" in image.info else image
+
+
+def from_files(files: Sequence[str], labels: Sequence[int], preparation: Preparation, source: str) -> Images:
+    """Return image files with labels.
+
+    Parameters
+    ----------
+    files
+        Paths.
+    labels
+        Class indices.
+    preparation
+        How to turn an image into an input.
+    source
+        What they come from, for messages.
+
+    Returns
+    -------
+    Images
+        The images.
+    """
+    return Images(partial(_file_bytes, files), files.__getitem__, labels, preparation, source)
+
+
+def _file_bytes(files: Sequence[str], index: int) -> bytes:
+    return Path(files[index]).read_bytes()
+
+
+def read_folder(path: Path, preparation: Preparation) -> Images:
+    """Read a folder with one subfolder of images per class, named after it.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    preparation
+        How to turn an image into an input, and the class names.
+
+    Returns
+    -------
+    Images
+        The images, sorted by name.
+
+    Raises
+    ------
+    DataError
+        If there are no images, or the names of the folders do not fit the model.
+    """
+    preparation.for_images(str(path))
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(
+            f"{path} has no subfolders; an image folder has one subfolder per class, or a metadata.csv with file_name "
+            "and label (and a folder of datasets.save_to_disk has a dataset_info.json)"
+        )
+    names = [folder.name for folder in folders]
+    numbers = class_numbers(names, preparation.class_names, f"the folders of {path}", lambda i: str(folders[i]))
+    files = [
+        (str(file), number)
+        for folder, number in zip(folders, numbers, strict=True)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(f"{path} has no images; images end in {', '.join(IMAGE_SUFFIXES)}")
+    return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))

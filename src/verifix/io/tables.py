@@ -1,0 +1,272 @@
+"""Tables in CSV, JSON lines and Parquet, read column by column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verifix.errors import DataError
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of named columns.
+
+    Attributes
+    ----------
+    path
+        The file.
+    names
+        Of the columns.
+    rows
+        How many.
+    column
+        Returns the values of a column.
+    place
+        Says where a row stands, by its index, for messages.
+    bytes_of
+        Returns the bytes of the embedded image of a column and row; None if there are no embedded images in this
+        format.
+    kinds
+        The type of each column, where the format knows one.
+    class_names
+        The names of the classes of a column with class numbers, where the file has them.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    rows: int
+    column: Callable[[str], Sequence[Any]]
+    place: Callable[[int], str]
+    bytes_of: Callable[[str, int], bytes] | None = None
+    kinds: Mapping[str, Any] = field(default_factory=dict)
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def read_table(path: Path) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    path
+        A ``.csv``, ``.jsonl`` or ``.parquet`` file.
+
+    Returns
+    -------
+    Table
+        Its rows; what is embedded in Parquet is read when it is needed.
+
+    Raises
+    ------
+    DataError
+        If it is damaged; says in which line.
+    """
+    readers = {".csv": _from_csv, ".jsonl": _from_json_lines, ".parquet": _from_parquet}
+    return readers[path.suffix](path)
+
+
+def text_of(path: Path) -> str:
+    """Read a file of text.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    str
+        Its text.
+
+    Raises
+    ------
+    DataError
+        If it is not UTF-8; says in which line.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"line {line} of {path} is not UTF-8; save the file with the encoding UTF-8") from None
+
+
+def _from_csv(path: Path) -> Table:
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    with _long_fields():
+        reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
+        try:
+            for row in reader:
+                if row:
+                    rows.append(row)
+                    lines.append(reader.line_num)
+        except csv.Error as error:
+            raise DataError(f"line {reader.line_num} of {path} is not CSV ({error}); correct it") from None
+    if not rows:
+        raise DataError(f"{path} is empty; its first line must name the columns")
+    names, *rows = rows
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} has the column {max(names, key=names.count)!r} twice; name each column once")
+    for row, line in zip(rows, lines[1:], strict=True):
+        if len(row) != len(names):
+            raise DataError(
+                f"line {line} of {path} has {len(row)} values for {len(names)} columns; correct it, and put values "
+                "with commas in quotation marks"
+            )
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    return _in_memory(path, columns, len(rows), lines[1:])
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Allow texts of any length, for as long as this file is read."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _from_json_lines(path: Path) -> Table:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text_of(path).split("\n"), 1):
+        if line.strip():
+            rows.append(_json_object(line, f"line {number} of {path}"))
+            lines.append(number)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _in_memory(path, {name: [row.get(name) for row in rows] for name in names}, len(rows), lines)
+
+
+def _json_object(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON ({error}); correct it, and write one object per line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{place} is a {type(row).__name__}; write one object with named values per line")
+    return row
+
+
+def _in_memory(path: Path, columns: Mapping[str, list[Any]], rows: int, lines: Sequence[int]) -> Table:
+    return Table(path, tuple(columns), rows, columns.__getitem__, partial(_line_of, path, lines))
+
+
+def _line_of(path: Path, lines: Sequence[int], row: int) -> str:
+    return f"line {lines[row]} of {path}"
+
+
+def _row_of(path: Path, row: int) -> str:
+    return f"row {row} of {path}"
+
+
+def _from_parquet(path: Path) -> Table:
+    import pyarrow.parquet
+
+    with _readable(path):
+        file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+    return Table(
+        path,
+        tuple(schema.names),
+        file.metadata.num_rows,
+        partial(_parquet_column, path),
+        partial(_row_of, path),
+        EmbeddedImages(path),
+        {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1},
+        _class_names(schema.metadata or {}),
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise DataError(f"{path} is not a readable Parquet file ({line}); check that it is complete") from None
+
+
+def _parquet_column(path: Path, name: str) -> list[Any]:
+    import pyarrow.parquet
+
+    with _readable(path):
+        values: list[Any] = pyarrow.parquet.read_table(path, columns=[name], partitioning=None)[name].to_pylist()
+    return values
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
+    """Return the class names that the datasets library leaves in a Parquet file, by column."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {
+            name: tuple(map(str, feature["names"]))
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+class EmbeddedImages:
+    """The images in a Parquet file, of which one group of rows is in memory at a time.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._starts: np.ndarray[Any, Any] | None = None
+        self._group = lru_cache(maxsize=1)(self._read_group)
+
+    def __call__(self, column: str, row: int) -> bytes:
+        """Return the bytes of an image's file.
+
+        Parameters
+        ----------
+        column
+            Of images ``{bytes, path}``, or of bytes.
+        row
+            Which row.
+
+        Returns
+        -------
+        bytes
+            The file.
+        """
+        group = int(np.searchsorted(self._group_starts(), row, side="right")) - 1
+        value = self._group(column, group)[row - int(self._group_starts()[group])].as_py()
+        content: bytes = value["bytes"] if isinstance(value, dict) else value
+        return content
+
+    def _group_starts(self) -> np.ndarray[Any, Any]:
+        import pyarrow.parquet
+
+        if self._starts is None:
+            with _readable(self.path):
+                file = pyarrow.parquet.ParquetFile(self.path)
+            counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            self._starts = np.cumsum([0, *counts])[:-1]
+        return self._starts
+
+    def _read_group(self, column: str, group: int) -> Any:
+        import pyarrow.parquet
+
+        with _readable(self.path):
+            return pyarrow.parquet.ParquetFile(self.path).read_row_group(group, columns=[column])[column]
