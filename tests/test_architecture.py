@@ -152,7 +152,7 @@ def test_every_public_name_is_there_and_in_dir():
 
 def test_the_settings_of_the_command_line_are_those_of_the_call():
     parameters = inspect.signature(verifix.correct).parameters
-    callables = {"score", "loss", "forward"}
+    callables = {"score", "loss", "forward", "stored_as"}
     call = {
         name: p.default
         for name, p in parameters.items()

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import verifix
 from tests.cases import captured, projected, small_data, small_net
 from verifix import CheckpointError, DataError, NoLayersError, UsageError
+from verifix.capture import rounded_once
 from verifix.demo import digits
+from verifix.projection import project
 from verifix.samples import read_samples, split_folds
 from verifix.scoring import cross_entropy, tempered_cross_entropy
 
@@ -302,11 +304,38 @@ def test_half_precision_weights_are_corrected_in_float64_and_rounded_once():
     x = x.to(torch.bfloat16)
     correction = verifix.correct(model, (x, y), alpha=30, progress=False)
     (first,) = [m for layer, m in captured(model, x)[0].items() if layer.parameter == "0.weight"]
-    from verifix.projection import project
-
     exact = project(model[0].weight.detach()[None].double(), first, 30.0)[0]
     assert correction.corrected["0.weight"].dtype == torch.bfloat16
-    assert torch.equal(correction.corrected["0.weight"], exact.to(torch.bfloat16))
+    assert torch.equal(correction.corrected["0.weight"], rounded_once(exact, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_to_half_precision_takes_the_nearest_value(dtype):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    every = every[torch.isfinite(every)].double().unique()
+    low, high = every[:-1], every[1:]
+    middle, gap = (low + high) / 2, high - low
+    for shift in (2.0**-40, 2.0**-30, 0.1, 0.4):
+        assert torch.equal(rounded_once(middle - shift * gap, dtype).double(), low)
+        assert torch.equal(rounded_once(middle + shift * gap, dtype).double(), high)
+    assert torch.equal(rounded_once(middle, dtype), middle.float().to(dtype))  # ties, which float32 holds exactly
+    twice = (middle + 2.0**-40 * gap).to(dtype).double()
+    assert int((twice != high).sum()) > 1000  # what torch alone makes of it
+
+
+def test_weights_that_are_stored_in_half_precision_are_rounded_once_and_scored_so():
+    model, (x, y) = small_net(bn=False).eval(), small_data()
+    plain = verifix.correct(model, (x, y), alpha=30, progress=False)
+    stored = dict.fromkeys(dict(model.named_parameters()), torch.bfloat16)
+    half = verifix.correct(model, (x, y), alpha=30, stored_as=stored, progress=False)
+    (first,) = [m for layer, m in captured(model, x)[0].items() if layer.parameter == "0.weight"]
+    exact = project(model[0].weight.detach()[None].double(), first, 30.0)[0]
+    found = half.corrected["0.weight"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, rounded_once(exact, torch.bfloat16).float())
+    assert not torch.equal(found, plain.corrected["0.weight"])
+    assert torch.equal(half.model[0].weight, found)
+    assert plain.unchanged_by_rounding < 0.01
 
 
 def test_include_and_exclude_reach_the_weights():

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ def correct(
     moments: str | Path | SavedMoments | None = None,
     forward: Forward | None = None,
     padding: bool = True,
+    stored_as: Mapping[str, torch.dtype] | None = None,
     progress: bool = True,
 ) -> Correction:
     """Correct a trained classifier from a small set of samples with verified labels.
@@ -94,6 +95,9 @@ def correct(
         ``(model, inputs) → output`` for models that are not called with the inputs of a batch alone.
     padding
         Whether token ids that contain the model's pad id need a mask of the padding; False if they need none.
+    stored_as
+        Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
+        corrected weights are then rounded once, to what such a file can hold, before anything is scored.
     progress
         Show progress on stderr.
 
@@ -152,7 +156,7 @@ def correct(
         with working_copy(model, options) as (work, where):
             provenance = describe(work, samples, options, earlier=saved is not None)
             check_outputs(model, work, where, samples)
-            whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"])
+            whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"], stored_as or {})
             choices: dict[str, Choice] = {}
             for stage in stages:
                 choices[stage.name] = choose_strength(stage, parts, samples, options, score, loss)
@@ -174,7 +178,7 @@ def _finish(work: nn.Module, whole: Context, choices: dict[str, Choice], provena
     """Put the new weights into the copy and describe what was done."""
     parameters = dict(work.named_parameters())
     original = {name: parameters[name].detach().cpu().clone() for name in whole.update}
-    corrected = {name: value.detach().cpu().clone() for name, value in whole.update.items()}
+    corrected = {k: v.detach().to(parameters[k].dtype).cpu().clone() for k, v in whole.update.items()}
     for name, value in corrected.items():
         if not torch.isfinite(value).all():
             raise DataError(f"the corrected {name!r} is not finite in {value.dtype}; correct the model in float32")

@@ -108,14 +108,42 @@ def write_matrix(layer: Layer, update: MutableMapping[str, Tensor], matrix: Tens
     """
     weight = kind_of(layer).weight(matrix, torch.Size(layer.shape))
     if not layer.scale:
-        layer.view(update[layer.parameter]).copy_(weight)
+        target = update[layer.parameter]
+        layer.view(target).copy_(rounded_once(weight, target.dtype))
         return
     effective = _effective(layer, update.__getitem__)
     layer.view(effective).copy_(weight)
     norms = torch.norm_except_dim(effective, 2, layer.scale_dim)
     # A direction of length 0 would be 0 / 0: it stays what it was, and its scale 0 makes the weight 0.
-    update[layer.parameter].copy_(torch.where(norms > 0, effective, update[layer.parameter].double()))
-    update[layer.scale].copy_(norms)
+    direction, scale = update[layer.parameter], update[layer.scale]
+    direction.copy_(rounded_once(torch.where(norms > 0, effective, direction.double()), direction.dtype))
+    scale.copy_(rounded_once(norms, scale.dtype))
+
+
+def rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float64 to the nearest value of another dtype.
+
+    torch goes through float32 on the way to half precision, and so rounds twice. Rounding to odd on the way (of the
+    two neighbours, the one whose last bit is 1) leaves the second rounding with all it needs to be exact.
+
+    Parameters
+    ----------
+    x
+        float64, any shape.
+    dtype
+        A floating dtype.
+
+    Returns
+    -------
+    Tensor
+        The same shape.
+    """
+    if dtype.itemsize > 2 or dtype.is_complex:
+        return x.to(dtype)
+    near = x.to(torch.float32)
+    even = (near.view(torch.int32) & 1) == 0
+    other = torch.nextafter(near, torch.where(x > near, torch.inf, -torch.inf).to(near.dtype))
+    return torch.where(even & (near.double() != x), other, near).to(dtype)
 
 
 def _effective(layer: Layer, value: Callable[[str], Tensor]) -> Tensor:

@@ -83,8 +83,9 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         verified_from=command.verified_from,
         moments=command.moments,
         padding=command.padding,
+        stored_as=checkpoint.dtypes(model),
         progress=command.progress,
-    ).rounded(checkpoint.dtypes(model))
+    )
     result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
     result["preprocessing"] = preparation.description
     result |= _about_weights(model, correction, checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,31 +204,11 @@ class Correction:
             remember_corrected(expected, new)
         return model
 
-    def rounded(self, dtypes: Mapping[str, torch.dtype]) -> Correction:
-        """Return the same correction with its weights rounded as a file of other dtypes will hold them.
-
-        Parameters
-        ----------
-        dtypes
-            The dtype of each parameter in the file, by name.
-
-        Returns
-        -------
-        Correction
-            Corrected weights, and the weights of `model`, that the file can hold exactly.
-        """
-        corrected = {name: value.to(dtypes[name]).to(value.dtype) for name, value in self.corrected.items()}
-        parameters = {} if self._model is None else dict(self._model.named_parameters())
-        for name in corrected if parameters else ():
-            parameters[name].data.copy_(corrected[name])
-        remember_corrected(self.original, corrected)
-        return replace(self, corrected=corrected)
-
     @property
     def unchanged_by_rounding(self) -> float:
         """Share, from 0 to 1, of the corrected tensors' entries that are what they were; 0 if none is corrected.
 
-        After `rounded` it tells what a file of half precision keeps of the correction.
+        With weights in half precision it tells how much of the correction was too small to be kept.
         """
         same = sum(int((value == self.original[name]).sum()) for name, value in self.corrected.items())
         return same / max(sum(value.numel() for value in self.corrected.values()), 1)

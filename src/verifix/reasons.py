@@ -14,51 +14,39 @@ from verifix.errors import UsageError
 
 MULTIPLY_NOT = frozenset(
     {
-        *(
-            "embedding",
-            "embedding_bag",
-            "add",
-            "sub",
-            "cat",
-            "stack",
-            "repeat",
-            "tile",
-            "index_select",
-            "gather",
-            "roll",
-        ),
-        *(
-            "interpolate",
-            "upsample_bicubic2d",
-            "grid_sample",
-            "flip",
-            "pad",
-            "where",
-            "repeat_interleave",
-            "broadcast_to",
-        ),
-        *("Tensor.add", "Tensor.__add__", "Tensor.__radd__", "Tensor.__iadd__", "Tensor.add_", "Tensor.repeat"),
-        *(
-            "Tensor.sub",
-            "Tensor.__sub__",
-            "Tensor.__rsub__",
-            "Tensor.__getitem__",
-            "Tensor.index_select",
-            "Tensor.gather",
-        ),
-        *("Tensor.to", "Tensor.float", "Tensor.type", "Tensor.contiguous", "Tensor.clone", "Tensor.type_as", "clone"),
-        *("Tensor.reshape", "Tensor.flatten", "Tensor.repeat_interleave", "Tensor.half", "Tensor.bfloat16"),
-        *("Tensor.unfold", "Tensor.flip", "Tensor.roll", "index_add", "Tensor.index_add_", "reshape", "flatten"),
+        *("embedding", "embedding_bag", "add", "sub", "cat", "concat", "concatenate", "stack", "hstack", "vstack"),
+        *("repeat", "tile", "repeat_interleave", "broadcast_to", "roll", "flip", "pad", "where", "index_add"),
+        *("interpolate", "upsample_bicubic2d", "grid_sample"),
+        *("Tensor.add", "Tensor.__add__", "Tensor.__radd__", "Tensor.__iadd__", "Tensor.add_"),
+        *("Tensor.sub", "Tensor.__sub__", "Tensor.__rsub__", "Tensor.__isub__", "Tensor.sub_"),
+        *("Tensor.repeat", "Tensor.tile", "Tensor.repeat_interleave", "Tensor.roll", "Tensor.flip"),
+        *("Tensor.index_add_", "Tensor.where"),
     }
 )
-"""Functions that look a parameter up, copy it, move it about or add it, and so do not multiply with it."""
+"""Functions that look a parameter up, move it about, put it beside activations or add it, and do not multiply with it.
+
+Copies, casts and indexing are not among them: what they return may be multiplied, and cannot be followed.
+"""
+
+_STANDARDISED = "weight standardisation: a normalised form of it multiplies, so that a write has another effect"
+_LOOKED_UP = "looked up, row by row"
+_SCALE = "an elementwise scale, which is no matrix product"
+_TAKEN = "a copy of it or of a part, whose further use cannot be followed"
+_TRANSFORMED = "a function of it is what is used, so that a write has another effect"
 
 _WORDS = {
-    "batch_norm": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
-    "var_mean": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
-    "std_mean": "weight standardisation: a normalised form of it multiplies, so that a write has another effect",
-    "embedding": "looked up, row by row",
-    "embedding_bag": "looked up, row by row",
+    **dict.fromkeys(("batch_norm", "var_mean", "std_mean"), _STANDARDISED),
+    **dict.fromkeys(("embedding", "embedding_bag"), _LOOKED_UP),
+    **dict.fromkeys(("mul", "Tensor.mul", "Tensor.mul_", "Tensor.__mul__", "Tensor.__rmul__", "addcmul"), _SCALE),
+    **dict.fromkeys(("Tensor.__imul__", "Tensor.addcmul", "Tensor.addcmul_", "Tensor.div", "div"), _SCALE),
+    **dict.fromkeys(("Tensor.to", "Tensor.float", "Tensor.half", "Tensor.bfloat16", "Tensor.double"), _TAKEN),
+    **dict.fromkeys(("Tensor.type", "Tensor.type_as", "Tensor.clone", "clone", "Tensor.contiguous"), _TAKEN),
+    **dict.fromkeys(("Tensor.reshape", "reshape", "Tensor.flatten", "flatten", "Tensor.unfold"), _TAKEN),
+    **dict.fromkeys(("Tensor.__getitem__", "Tensor.index_select", "index_select", "gather", "Tensor.gather"), _TAKEN),
+    **dict.fromkeys(("clamp", "Tensor.clamp", "sigmoid", "Tensor.sigmoid", "exp", "Tensor.exp"), _TRANSFORMED),
+    **dict.fromkeys(("softmax", "Tensor.softmax", "tanh", "Tensor.tanh", "softplus"), _TRANSFORMED),
+    **dict.fromkeys(("layer_norm", "rms_norm", "normalize", "Tensor.abs", "abs"), _TRANSFORMED),
+    "linear": "of two parameters, so that no sample has a part in the product",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -56,6 +56,7 @@ def prepare(
     options: CorrectOptions,
     saved: SavedMoments | None,
     digest: str,
+    stored_as: Mapping[str, torch.dtype],
 ) -> tuple[Context, list[Context]]:
     """Run the one pass over all samples.
 
@@ -71,6 +72,8 @@ def prepare(
         Moments of earlier samples, or None.
     digest
         Digest of the uncorrected model; see `model_digest`.
+    stored_as
+        Dtypes, by parameter name, to round new weights to.
 
     Returns
     -------
@@ -110,7 +113,9 @@ def prepare(
     def context(without: int | None) -> Context:
         kept = [k for k in range(len(folds)) if k != without]
         indices = sorted(int(i) for k in kept for i in folds[k])
-        return Context(work, samples, indices, kept, collected, earlier, size, where, selection, options.padding)
+        return Context(
+            work, samples, indices, kept, collected, earlier, size, where, selection, options.padding, stored_as
+        )
 
     return context(None), [context(k) for k in range(len(folds))] if choosing else []
 

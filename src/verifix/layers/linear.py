@@ -25,7 +25,7 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight = call["input"], call["weight"]
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)))
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), x)
 
 
 class Matmul(RowMajor):

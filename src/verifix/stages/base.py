@@ -62,6 +62,8 @@ class Context:
         Moments of earlier verified samples, by layer; valid for the original weights only.
     batch_size, device, selection, padding
         How to run the model.
+    stored_as
+        Dtypes, by parameter name, that new weights are rounded to where they are not those of the model.
     update
         New weights by the stages so far.
     memo
@@ -78,6 +80,7 @@ class Context:
     device: torch.device
     selection: Selection
     padding: bool = True
+    stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     update: Update = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +100,13 @@ class Context:
         """Return a parameter's current value, laid out as in the model; not to be written to."""
         original = dict(self.model.named_parameters())[name]
         return self.update.get(name, original)
+
+    def writable(self, name: str) -> Tensor:
+        """Return a copy of a parameter's value to write to: laid out as in the model, in the dtype it is rounded to."""
+        value = self.parameter(name)
+        dtype = self.stored_as.get(name, value.dtype)
+        copy = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
+        return copy.copy_(value)
 
     def remember(self, key: str, make: Callable[[], T]) -> T:
         """Return what `make` returns, made once per context."""

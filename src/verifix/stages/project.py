@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from verifix.capture import Layer, read_matrix, write_matrix
@@ -34,14 +33,14 @@ class Project:
         Returns
         -------
         Update
-            New parameters, in the dtype of the old ones: computed in float64, rounded once.
+            New parameters: computed in float64, rounded once to the dtype they will have.
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
         for layer, factors in context.remember("factors", lambda: _prepare(context)).items():
             for name in layer.parameters:
                 if name not in update:
-                    update[name] = _copy(context.parameter(name))
+                    update[name] = context.writable(name)
             write_matrix(layer, update, factors.project(alpha))
         return update
 
@@ -63,9 +62,3 @@ def _prepare(context: Context) -> dict[Layer, Factors]:
         layer: prepare(read_matrix(layer, context.parameter), context.moments(layer))
         for layer in context.layers
     }
-
-
-def _copy(parameter: Tensor) -> Tensor:
-    """Copy a parameter with its exact layout in memory, so that a layer's view of it is the same view."""
-    copy = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=parameter.device)
-    return copy.copy_(parameter)
