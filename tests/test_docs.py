@@ -70,6 +70,10 @@ def test_figures_are_those_of_the_committed_measurements():
     assert f"{permuted['runs'] - permuted['tempered']} of {permuted['runs']} runs" in readme
     promise = f"promise {mean['training_cross_fitted_gain']:+.1f} where the truth is {mean['training_gain']:+.1f}"
     assert promise in readme
+    means = json.loads((results / "texts_and_vit.json").read_text())["mean"]
+    for name, verified in (("texts", 300), ("pictures", 200)):
+        row = means[name]
+        assert f"| {verified} | {row['before']:.1f}% | {row['after']:.1f}% | **{row['gain']:+.1f}** |" in readme
     page = (ROOT / "docs" / "verified-samples.md").read_text(encoding="utf-8")
     for source in ("unseen", "training"):
         row = f"| {mean[f'{source}_cross_fitted_gain']:+.1f} | {mean[f'{source}_gain']:+.1f} |"

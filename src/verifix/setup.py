@@ -132,7 +132,7 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
 
 
 def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
-    """Run the copy on two samples, or a smaller batch: it must give logits for the labels, and leave the original be."""
+    """Run the copy on a small batch: it must give logits for the labels, and leave the original alone."""
     count = min(2, samples.batch_size or 2)
     inputs = to_device(next(samples.batches(range(count), count)).inputs, where)
 

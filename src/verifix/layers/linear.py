@@ -181,7 +181,7 @@ def _merged(
 
 
 class GroupedMatmul(RowMajor):
-    """``grouped_mm(x, W, offs)``: rows sorted by expert, each part times its own of the matrices ``W [g, d_in, d_out]``."""
+    """``grouped_mm(x, W, offs)``: rows sorted by expert, each part times its own matrix of ``[g, d_in, d_out]``."""
 
     name = "grouped_matmul"
     functions = (torch._grouped_mm,) if hasattr(torch, "_grouped_mm") else ()

@@ -58,7 +58,4 @@ class Project:
 
 
 def _prepare(context: Context) -> dict[Layer, Factors]:
-    return {
-        layer: prepare(read_matrix(layer, context.parameter), context.moments(layer))
-        for layer in context.layers
-    }
+    return {layer: prepare(read_matrix(layer, context.parameter), context.moments(layer)) for layer in context.layers}
