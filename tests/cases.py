@@ -11,7 +11,7 @@ from torch import nn
 
 from verifix.borrow import borrowed
 from verifix.capture import Selection, intercepting, read_matrix, write_matrix
-from verifix.collect import _add
+from verifix.collect import add_rows
 from verifix.layers import RowMask
 from verifix.projection import prepare
 
@@ -122,7 +122,7 @@ def captured(model: nn.Module, *batches: torch.Tensor, keep=None, selection=None
     table: dict = {}
 
     def sink(layer, rows):
-        _add(table, layer, rows)
+        add_rows(table, layer, rows)
 
     with borrowed(model), intercepting(model, sink, selection or Selection()) as census:
         for batch in batches:

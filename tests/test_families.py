@@ -266,7 +266,7 @@ def test_experts_multiplied_in_one_call_are_corrected_as_one_by_one():
     assert {r.split(" (")[0] for r in reasons} == {"used by Tensor.__getitem__"}  # copies of each token's experts
     masked = (words(), torch.arange(N) % CLASSES)
     model.config._experts_implementation = "grouped_mm"
-    with pytest.raises(verifix.DataError, match=r"experts.*sorted by expert.*batch_size=1"):
+    with pytest.raises(verifix.DataError, match=r"experts.*sorted by expert.*batches of one need none"):
         verifix.correct(model, masked, alpha=ALPHA, progress=False)
     single = [{"input_ids": words(False)["input_ids"][i, : i + 3], "labels": i % 3} for i in range(N)]
     loader = torch.utils.data.DataLoader(single, batch_size=1)

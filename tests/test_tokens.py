@@ -183,7 +183,11 @@ def test_padded_sound_through_strided_convolutions_counts_whole_patches_of_sound
     labels = torch.arange(60) % 3
     values = nn.utils.rnn.pad_sequence(sounds, batch_first=True)
     mask = (torch.arange(values.shape[1]) < lengths[:, None]).long()
-    found = corrected(model, ({"input_values": values, "attention_mask": mask}, labels), batch_size=8)
+    verified = {"input_values": values, "attention_mask": mask}, labels
+    with pytest.raises(DataError, match="batch of 8 samples has as many tokens behind a convolution"):
+        corrected(model, verified, batch_size=8)
+    rows = [{"input_values": v, "attention_mask": m, "labels": y} for v, m, y in zip(values, mask, labels, strict=True)]
+    found = corrected(model, DataLoader(rows, batch_size=8))  # whose size is lowered by itself
     single = DataLoader(
         [
             {"input_values": x, "attention_mask": torch.ones(len(x), dtype=torch.long), "labels": int(y)}

@@ -8,14 +8,15 @@ import random
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.forms import refuse_form, run_eagerly
@@ -33,62 +34,74 @@ def lock_of(model: nn.Module) -> threading.RLock:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
-class _FastPathOff:
-    """Attention's fused fast path is one switch for the whole process: the last to leave turns it back on."""
+class _WholeProcess:
+    """A state of the whole process: the first of overlapping users changes it, and the last gives it back.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    change
+        Changes the state and returns what gives it back.
+    """
+
+    def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
+        self._change = change
         self._lock = threading.Lock()
         self._users = 0
-        self._before = True
+        self._give_back: Callable[[], object] = lambda: None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._users == 0:
-                self._before = torch.backends.mha.get_fastpath_enabled()
-                torch.backends.mha.set_fastpath_enabled(False)
+                self._give_back = self._change()
             self._users += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                torch.backends.mha.set_fastpath_enabled(self._before)
+                self._give_back()
 
 
-_FAST_PATH_OFF = _FastPathOff()
+def _fast_path_off() -> Callable[[], object]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    return lambda: torch.backends.mha.set_fastpath_enabled(before)
 
 
-@contextmanager
-def random_state_kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Give the global random generators their state back; models draw from them, and so does reading data.
+def _run_eagerly() -> Callable[[], object]:
+    stance = torch.compiler.set_stance("force_eager")
+    stance.__enter__()
+    return lambda: stance.__exit__(None, None, None)
 
-    Parameters
-    ----------
-    devices
-        CUDA devices whose generators count as well.
 
-    Yields
-    ------
-    None
-    """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is the user's state that is kept
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            yield
-    finally:
+def _random_state() -> Callable[[], object]:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def give_back() -> None:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)  # noqa: NPY002 - it is the user's state that is kept
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return give_back
+
+
+_FAST_PATH_OFF = _WholeProcess(_fast_path_off)
+_EAGER = _WholeProcess(_run_eagerly)
+_RANDOM_STATE_KEPT = _WholeProcess(_random_state)
+"""Models draw from the global random generators, and so does reading data."""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global random generators for as long as the context lasts, then give them their state back."""
-    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
-    with random_state_kept(devices):
+    with _RANDOM_STATE_KEPT:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - datasets draw from the global generator
         torch.default_generator.manual_seed(seed)
-        if devices:
+        if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         yield
 
@@ -113,29 +126,19 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(lock_of(model))
         stack.enter_context(_FAST_PATH_OFF)
-        devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-        stack.enter_context(random_state_kept(sorted(devices, key=str)))
+        stack.enter_context(_RANDOM_STATE_KEPT)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_fresh_casts())
-        stack.enter_context(_eager())
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it takes seconds
+            stack.enter_context(_EAGER)
         flags = [(module, module.training) for module in model.modules()]
         buffers = [
-            (module, dict(module._buffers), {k: b.clone() for k, b in module._buffers.items() if b is not None})
+            (module, dict(module._buffers.items()), {k: b.clone() for k, b in module._buffers.items() if b is not None})
             for module in model.modules()
         ]
         stack.callback(_give_back, flags, buffers)
         for module, _ in flags:
             module.training = False
-        yield
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run what is compiled inside the model as it was written; a compiled function shows nothing of its inside."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and importing it takes seconds
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
         yield
 
 
@@ -157,12 +160,18 @@ def _give_back(
     for module, training in flags:
         module.training = training
     for module, objects, contents in buffers:
-        module._buffers.clear()
-        module._buffers.update(objects)
+        if isinstance(module._buffers, dict):  # not so in a scripted part, which keeps its own
+            module._buffers.clear()
+            module._buffers.update(objects)
         for name, content in contents.items():
-            buffer = module._buffers[name]
-            if buffer is not None and not (buffer.shape == content.shape and torch.equal(buffer, content)):
+            buffer = objects[name]
+            if buffer is not None and not _same(buffer, content):
                 buffer.data = content
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two buffers hold the same, NaN counted as equal to nothing; sparse ones are never compared."""
+    return a.layout is torch.strided and a.shape == b.shape and torch.equal(a, b)
 
 
 def check_model(model: object) -> None:
@@ -184,13 +193,16 @@ def check_model(model: object) -> None:
         remedy = "; give the module that it was made from" if "Exported" in type(model).__name__ else ""
         raise UsageError(f"model is a {type(model).__name__}; it must be a torch.nn.Module{remedy}")
     refuse_form(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    parameters = dict(model.named_parameters())
+    for name, tensor in (*parameters.items(), *model.named_buffers()):
         if tensor.is_meta or nn.parameter.is_lazy(tensor):
             what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
             raise UsageError(f"{name!r} {what}; load the weights first")
-        narrow = tensor.is_floating_point() and tensor.element_size() == 1  # float8 cannot be asked
-        values = tensor.float() if narrow else tensor
-        if values.is_floating_point() and not torch.isfinite(values).all():
+        if tensor.layout is not torch.strided or not tensor.is_floating_point():
+            continue
+        values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 cannot be asked
+        # Buffers may be infinite on purpose: masks of attention, bounds of clipping.
+        if torch.isnan(values).any() or (name in parameters and torch.isinf(values).any()):
             raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
 
 
@@ -237,10 +249,11 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 def _named_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what a model's signature names, as transformers' Trainer does; None if it names nothing of it."""
+    """Return what a model's signature names, or all tensors if it takes any name; None if it names nothing."""
     kinds = inspect.signature(model.forward).parameters
     named = {name: value for name, value in inputs.items() if name in kinds}
-    if not named and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in kinds.values()):
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in kinds.values())
+    if takes_all and not hasattr(model, "main_input_name"):  # models of transformers pass on what they do not know
         return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     return named or None
 
@@ -255,8 +268,8 @@ def _form(inputs: Any) -> str:
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """Bring every tensor of a batch to a device."""
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, inputs)
+    """Copy every tensor of a batch to a device; a model may write into what it is given."""
+    return tree_map(lambda x: x.to(device, copy=True) if isinstance(x, Tensor) else x, inputs)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -282,27 +295,58 @@ def copy_model(model: nn.Module) -> nn.Module:
     UsageError
         If something in the model cannot be copied.
     """
-    memo: dict[int, Any] = _computed_attributes(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     with lock_of(model):
         try:
-            for first, *others in tied_names(model).values():
-                twin = copy.deepcopy(parameters[first], memo)
-                memo |= {id(parameters[name]): twin for name in others}
-            work = copy.deepcopy(model, memo)
+            work = copy.deepcopy(model, _twins(model))
         except Exception as error:
             raise UsageError(
                 f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
             ) from error
-    work.zero_grad(set_to_none=True)
+    for parameter in work.parameters():
+        if parameter.is_leaf:  # those of a scripted part are not, once copied
+            parameter.grad = None
     run_eagerly(work)
     return work
 
 
-def _computed_attributes(model: nn.Module) -> dict[int, Any]:
-    """Copy plain tensors that some module computed in its last run, such as the weight of the older weight norm."""
-    values = (value for module in model.modules() for value in vars(module).values())
-    return {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
+def _twins(model: nn.Module) -> dict[int, Any]:
+    """Copy ahead what `deepcopy` would part, or cannot copy, by the identity of the original."""
+    # Parameters that share memory, whole or in part, views of parameters, and plain tensors that a module computed in
+    # its last run, such as the weight of the older weight norm.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    users = Counter(storage_of(p) for p in {id(p): p for p in parameters.values()}.values())
+    storages: dict[int, torch.UntypedStorage] = {}
+    places: dict[tuple[Any, ...], nn.Parameter] = {}
+    memo: dict[int, Any] = {}
+
+    def twin(x: Tensor) -> Tensor:
+        storage = storages.setdefault(storage_of(x), x.untyped_storage().clone())
+        return x.detach().new_empty(0).set_(storage, x.storage_offset(), x.shape, x.stride())
+
+    for parameter in parameters.values():
+        storage = storage_of(parameter)
+        if storage and users[storage] > 1:
+            place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
+            if place not in places:
+                places[place] = nn.Parameter(twin(parameter), parameter.requires_grad)
+            memo[id(parameter)] = places[place]
+    for x in _computed(model):
+        shared = next((p for p in parameters.values() if storage_of(p) == storage_of(x) != 0), None)
+        if shared is None:
+            memo[id(x)] = x.detach().clone()
+            continue
+        if id(shared) not in memo:
+            memo[id(shared)] = nn.Parameter(twin(shared), shared.requires_grad)
+        memo[id(x)] = twin(x)
+    return memo
+
+
+def _computed(model: nn.Module) -> Iterator[Tensor]:
+    """Yield plain tensors among the attributes of modules that are the result of a computation."""
+    for module in model.modules():
+        for leaf in tree_leaves([v for k, v in vars(module).items() if not k.startswith(("_param", "_buff", "_mod"))]):
+            if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) and not leaf.is_leaf:
+                yield leaf
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:

@@ -10,8 +10,10 @@ a trial, are in ``docs/design.md``.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +23,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from verifix.borrow import storage_of
-from verifix.errors import DataError, UsageError
+from verifix.borrow import out_of_memory, storage_of
+from verifix.constants import Constants
+from verifix.errors import DataError, UsageError, VerifixError
 from verifix.layers import KINDS, LayerKind, Product
 from verifix.padding import RunningBatch, watching_padding
 from verifix.reasons import MULTIPLY_NOT, explained, fixed_reasons
@@ -197,22 +200,35 @@ class Census:
         Which rows of the batch that runs count.
     index
         The parameters of the model.
+    failures
+        For each parameter whose rows could not be read, why.
+    calls
+        How often each parameter has met inputs that no sample has a part in, in the batch that runs.
     """
 
     layers: list[Layer] = field(default_factory=list)
     used_by: dict[str, set[str]] = field(default_factory=dict)
     batch: RunningBatch = field(default_factory=RunningBatch)
     index: ParameterIndex | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    calls: dict[tuple[str, ...], int] = field(default_factory=dict)
 
     def begin(self, samples: int) -> None:
         """Get ready for the next batch, of this many samples."""
         self.batch.begin(samples)
+        self.calls.clear()
         if self.index is not None:
             self.index.forget_normed()
 
     def note_use(self, parameter: str, function: str) -> None:
         """Remember that a function without an adapter used a parameter."""
         self.used_by.setdefault(parameter, set()).add(function)
+
+    def note_failure(self, parameters: Iterable[str], kind: str, error: Exception) -> None:
+        """Remember parameters whose rows could not be read, although the model itself runs."""
+        line = " ".join(str(error).split())[:100]
+        for name in parameters:
+            self.failures[name] = f"rows of {kind} cannot be read ({type(error).__name__}: {line})"
 
     def accounts(self, model: nn.Module, selection: Selection) -> list[Account]:
         """Account for every parameter of two or more dimensions, in the model's own order.
@@ -236,7 +252,7 @@ class Census:
         """
         selection.check(self.layers)
         index = ParameterIndex(model)
-        fixed = fixed_reasons(model)
+        fixed = fixed_reasons(model) | _partly_shared(index.parameters)
         names = [name for name, p in index.parameters.items() if p.ndim >= 2 or self._layers_of(name)]
         return [self._account(name, index.parameters, fixed, selection) for name in names]
 
@@ -252,7 +268,11 @@ class Census:
             return replace(self._account(scaled, parameters, fixed, selection), parameter=name, layers=(), size=size)
         layers = self._layers_of(name)
         kind = ", ".join(dict.fromkeys(layer.kind for layer in layers))
-        reason = fixed.get(name) or self._reason_to_skip(name, parameters[name], layers, selection)
+        reason = (
+            fixed.get(name)
+            or self.failures.get(name)
+            or self._reason_to_skip(name, parameters[name], layers, selection)
+        )
         multiplies = bool(layers) or not self.used_by.get(name, set()) <= MULTIPLY_NOT
         status = "skipped" if reason else "corrected" if layers else "unused"
         return Account(name, kind, status, reason, layers, size, multiplies)
@@ -344,6 +364,7 @@ class ParameterIndex:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self.parameters: dict[str, Tensor] = {}
         self._by_storage: dict[int, list[str]] = {}
         self._normed: dict[int, Normed] = {}
@@ -416,18 +437,22 @@ class _Interceptor(TorchFunctionMode):
         self.census = census
         self.selection = selection
         self.sink = sink
+        self.constants = Constants(index.model)
         self.depth = 0
         self._known: set[Layer] = set()
+        self._alone: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        names = self.index.found_in((args, kwargs))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        names = {name for name in map(self.index.find, tensors) if name is not None}
         self.depth += 1
         try:
-            understood = self._record(KINDS[func], args, kwargs) if func in KINDS and names else set()
+            understood = self._record(KINDS[func], args, kwargs, tensors) if func in KINDS and names else set()
             result = func(*args, **kwargs)
         finally:
             self.depth -= 1
+        self.constants.note(tensors, result, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *_of_weight_norm(*args, **kwargs)):
             return result
         for name in names - understood:
@@ -435,15 +460,45 @@ class _Interceptor(TorchFunctionMode):
                 self.census.note_use(name, _function_name(func))
         return result
 
-    def _record(self, kind: LayerKind, args: Any, kwargs: Any) -> set[str]:
+    def _record(self, kind: LayerKind, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> set[str]:
         """Hand on the rows of every product; return the parameters whose use that explains."""
-        understood = set()
-        for product in kind.products(args, kwargs, self.census.batch.keep):
-            name = self.index.find(product.weight)
-            if name is not None and (product.partner is None or self.index.find(product.partner) is None):
+        constant = self.constants.holds(tensors)
+        keep, times = self.census.batch.keep, 1
+        if constant and self._carries_samples(tensors):
+            keep = keep and keep.for_constants()
+        elif constant:  # the same rows come with every batch, whatever its size
+            keep, times = None, self.census.batch.samples or 1
+        understood: set[str] = set()
+        try:
+            for product in kind.products(args, kwargs, keep):
+                name = self.index.find(product.weight)
+                if name is None or (product.partner is not None and constant):
+                    continue
+                if product.weight.dtype != self.index.parameters[name].dtype:
+                    continue  # the same memory, read as other numbers
+                self._hand_on(self._layer(kind, name, product), product, times)
                 understood.add(name)
-                self._hand_on(self._layer(kind, name, product), product)
+        except VerifixError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self.census.note_failure(understood | self.index.found_in((args, kwargs)), kind.name, error)
         return understood
+
+    def _carries_samples(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether constants have been repeated for every sample, so that an axis grows with the samples."""
+        # The first batch of a census is a single sample, whose shapes are remembered, call by call, to compare with.
+        samples = self.census.batch.samples or 1
+        shapes = [tuple(x.shape[:2]) for x in tensors if self.index.find(x) is None]
+        names = tuple(sorted(filter(None, map(self.index.find, tensors))))
+        self.census.calls[names] = self.census.calls.get(names, -1) + 1
+        key = names, self.census.calls[names]
+        if samples == 1:
+            self._alone[key] = shapes
+        alone = self._alone.get(key, [(1, 1)] * len(shapes))
+        axes = (pair for one, now in zip(alone, shapes, strict=False) for pair in zip(one, now, strict=False))
+        return any(one == 1 and now == samples for one, now in axes)
 
     def _layer(self, kind: LayerKind, name: str, product: Product) -> Layer:
         """Name the layer of a product, and note it when it is new."""
@@ -457,7 +512,7 @@ class _Interceptor(TorchFunctionMode):
             self.census.layers.append(layer)
         return layer
 
-    def _hand_on(self, layer: Layer, product: Product) -> None:
+    def _hand_on(self, layer: Layer, product: Product, times: int) -> None:
         if not self.selection.wants(layer):
             return
         if self.census.batch.pad is not None:
@@ -469,9 +524,9 @@ class _Interceptor(TorchFunctionMode):
         try:
             for rows in product.rows():
                 self.census.batch.counted = True
-                self.sink(layer, rows)
+                self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
         except DataError as error:
-            raise DataError(f"layer {layer.parameter!r}: {error}") from None
+            raise type(error)(f"layer {layer.parameter!r}: {error}") from None
 
     def _only_looks(self, name: str, function: Callable[..., Any], result: Any) -> bool:
         """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
@@ -500,8 +555,27 @@ class _Witness(TorchDispatchMode):
 def _writes(function: Callable[..., Any]) -> bool:
     """Tell a function that changes its argument in place, by torch's own convention for names."""
     name = str(getattr(function, "__name__", "")).split(".", maxsplit=1)[0]
+    if name == "__setitem__" or (
+        name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "data"
+    ):
+        return True
     harmless = name in {"requires_grad_", "detach_", "retain_grad_", "share_memory_"}
     return name.endswith("_") and not name.endswith("__") and not harmless
+
+
+def _partly_shared(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name parameters that lie partly in each other's memory: writing one would change the other."""
+    reasons: dict[str, str] = {}
+    by_storage: dict[int, list[tuple[int, int, str]]] = {}
+    for name, x in parameters.items():
+        if storage_of(x) and x.numel():
+            start = int(x.storage_offset())
+            by_storage.setdefault(storage_of(x), []).append((start, start + _extent(x), name))
+    for places in by_storage.values():
+        for (_, end, first), (start, _, second) in itertools.pairwise(sorted(places)):
+            if start < end:
+                reasons |= {first: f"shares memory with {second!r}", second: f"shares memory with {first!r}"}
+    return reasons
 
 
 def _of_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor, int]:
@@ -515,7 +589,7 @@ def _function_name(function: Callable[..., Any]) -> str:
 
 @contextmanager
 def intercepting(
-    model: nn.Module, sink: Sink, selection: Selection | None = None, *, padding: bool = True
+    model: nn.Module, sink: Sink, selection: Selection | None = None, *, padding: bool = True, masked: bool = True
 ) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
@@ -529,6 +603,8 @@ def intercepting(
         Layers to hand on; all of them by default. The census lists the others too.
     padding
         Whether token ids that contain the model's pad id need a mask.
+    masked
+        Whether rows of padding are left out.
 
     Yields
     ------
@@ -538,5 +614,6 @@ def intercepting(
     index = ParameterIndex(model)
     census = Census(index=index)
     interceptor = _Interceptor(index, census, selection or Selection(), sink)
-    with watching_padding(model, census.batch, padding=padding), interceptor, _Witness(interceptor):
+    watching = watching_padding(model, census.batch, padding=padding) if masked else nullcontext()
+    with watching, interceptor, _Witness(interceptor):
         yield census

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from verifix.borrow import run_model, to_device
 from verifix.capture import Account, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
+from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
-from verifix.padding import AmbiguousBatchError
 from verifix.progress import progress_bar
 from verifix.samples import Batch, Samples, tensor_bytes
 
@@ -36,11 +36,14 @@ class Collected:
         What becomes of each parameter of two or more dimensions.
     digests
         SHA-256 of each sample that went in.
+    padded
+        Indices of the largest batch with padding; empty if there was none.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
     accounts: tuple[Account, ...]
     digests: frozenset[bytes] = field(default_factory=frozenset)
+    padded: tuple[int, ...] = ()
 
     @property
     def layers(self) -> list[Layer]:
@@ -102,31 +105,40 @@ def collect(
     current: dict[Layer, Moments] = {}
 
     def sink(layer: Layer, rows: Tensor) -> None:
-        _add(current, layer, rows)
+        if counting:
+            add_rows(current, layer, rows)
 
+    counting = False
+    padded: tuple[int, ...] = ()
     selection = selection or Selection()
     watched = intercepting(model, sink, selection, padding=padding)
     with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
+        first = next(samples.batches([folds[0][0]], 1))  # shows what grows with the number of samples
+        _run(model, samples, first, census, device)
+        counting = True
         for table, fold in zip(tables, folds, strict=True):
             current = table
             for batch in samples.batches(fold, batch_size):
-                _run(model, samples, batch, census, device)
+                padded = max(padded, _run(model, samples, batch, census, device), key=len)
                 bar.update(len(batch.labels))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
-    return Collected(tuple(tables), accounts, frozenset(samples.digests))
+    return Collected(tuple(tables), accounts, frozenset(samples.digests), padded)
 
 
-def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> None:
-    """Run one batch, in parts if its samples and tokens could be mistaken for each other."""
+def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> tuple[int, ...]:
+    """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels))
     try:
         run_model(model, to_device(batch.inputs, device), samples.forward)
     except AmbiguousBatchError:
+        if census.batch.counted:
+            raise
         half = len(batch.indices) // 2
-        for indices in (batch.indices[:half], batch.indices[half:]):
-            for part in samples.batches(indices, len(indices)):
-                _run(model, samples, part, census, device)
+        halves = (batch.indices[:half], batch.indices[half:])
+        parts = [part for half in halves for part in samples.batches(half, len(half))]
+        return max((_run(model, samples, part, census, device) for part in parts), key=len)
+    return tuple(batch.indices) if census.batch.padded is not None else ()
 
 
 def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
@@ -138,7 +150,8 @@ def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
                 part.condense_()
 
 
-def _add(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
+def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
+    """Add rows ``[groups, n, d_in]`` to the moments of their layer; refuse rows that are not finite."""
     rows = rows.to(_moments_device(rows.device))
     if layer in table:
         table[layer].add_(rows)
@@ -285,8 +298,8 @@ class SavedMoments:
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
-    shape, stride = tuple(entry["shape"]), tuple(entry["stride"])
-    return Layer(entry["parameter"], entry["kind"], entry["groups"], entry["offset"], shape, stride)
+    known = {field.name: entry[field.name] for field in fields(Layer)}
+    return Layer(**known | {"shape": tuple(entry["shape"]), "stride": tuple(entry["stride"])})
 
 
 def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> Moments:

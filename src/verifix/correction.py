@@ -310,7 +310,7 @@ def tensor_digest(tensor: Tensor) -> str:
 def remember_corrected(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> None:
     """Note weights that are corrected now, unless a correction left them as they were; see `refuse_corrected`."""
     before = {tensor_digest(tensor) for tensor in original.values()}
-    _CORRECTED_HERE.update({tensor_digest(tensor) for tensor in corrected.values()} - before)
+    _CORRECTED_HERE.update({tensor_digest(tensor) for tensor in corrected.values() if tensor.any()} - before)
 
 
 def refuse_corrected(parameters: Mapping[str, Tensor]) -> None:

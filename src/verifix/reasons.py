@@ -46,7 +46,7 @@ _WORDS = {
     **dict.fromkeys(("clamp", "Tensor.clamp", "sigmoid", "Tensor.sigmoid", "exp", "Tensor.exp"), _TRANSFORMED),
     **dict.fromkeys(("softmax", "Tensor.softmax", "tanh", "Tensor.tanh", "softplus"), _TRANSFORMED),
     **dict.fromkeys(("layer_norm", "rms_norm", "normalize", "Tensor.abs", "abs"), _TRANSFORMED),
-    "linear": "of two parameters, so that no sample has a part in the product",
+    "linear": "as its input, not as its weight",
 }
 
 

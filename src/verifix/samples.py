@@ -329,6 +329,11 @@ def _source(verified: Any) -> Source:
     if isinstance(verified, Source):
         return verified
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
+        if all(isinstance(part, (tuple, list)) and len(part) == 2 for part in verified) and isinstance(verified, list):
+            raise UsageError(
+                "verified is a list of two pairs, which may be two samples, or inputs and labels; give tensors, or "
+                "more samples"
+            )
         return _from_pair(*verified)
     if isinstance(verified, Mapping):
         return _from_pair(*_pair(verified))

@@ -13,8 +13,10 @@ from verifix.borrow import borrowed, copy_model, device_of, out_of_memory, run_m
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
+from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
+from verifix.probe import check_padding
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, split_folds
 from verifix.scoring import as_logits, device_named
 from verifix.stages import Context
@@ -27,10 +29,12 @@ def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn
     """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
     home, work = device_of(model), copy_model(model)
     where = home if options.device == "auto" else device_named(options.device)
-    work.to(where)
+    if where != home:
+        work.to(where)
     with borrowed(work):
         yield work, where
-    work.to(home)
+    if where != home:
+        work.to(home)
 
 
 def with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
@@ -39,6 +43,10 @@ def with_smaller_batches(run: Callable[[int], T], own: int | None, options: Corr
     while True:
         try:
             return run(size), size
+        except AmbiguousBatchError:  # noqa: PERF203 - what is tried costs far more
+            if options.batch_size != "auto" or size == 1:
+                raise
+            size -= 1  # any other size tells samples from tokens
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -46,7 +54,7 @@ def with_smaller_batches(run: Callable[[int], T], own: int | None, options: Corr
                 raise VerifixError(
                     f"memory ran out with batches of {size}; lower batch_size, or exclude wide layers"
                 ) from error
-        size //= 2
+            size //= 2
 
 
 def prepare(
@@ -106,6 +114,8 @@ def prepare(
     collected, size = with_smaller_batches(run, samples.batch_size, options)
     if not collected.layers:
         raise NoLayersError(_nothing_to_correct(collected))
+    if collected.padded:
+        check_padding(work, samples, collected.padded, device=where, selection=selection, padding=options.padding)
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
         earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
@@ -139,7 +149,7 @@ def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, sample
     def ignore(layer: Layer, rows: Tensor) -> None:
         """Rows are not needed."""
 
-    with borrowed(model), intercepting(model, ignore, padding=False) as original:
+    with borrowed(model), intercepting(model, ignore, masked=False) as original:
         output = run_model(work, inputs, samples.forward)
     used = [layer.parameter for layer in original.layers] + list(original.used_by)
     if used:

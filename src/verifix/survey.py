@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from verifix.borrow import Forward, borrowed, check_model, copy_model, run_model, seeded
+from verifix.borrow import Forward, borrowed, check_model, copy_model, device_of, run_model, seeded, to_device
 from verifix.capture import Account, Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect, model_digest
 from verifix.errors import UsageError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
+from verifix.probe import check_padding
 from verifix.samples import read_samples
 from verifix.setup import with_smaller_batches, working_copy
 
@@ -125,9 +126,9 @@ def inspect(
     check_model(model)
     selection = selection_of(options.include, options.exclude)
     work = copy_model(model)
-    with borrowed(work), intercepting(work, sink, selection, padding=False) as census:
+    with borrowed(work), intercepting(work, sink, selection, masked=False) as census:
         census.begin(samples)
-        run_model(work, inputs, forward)
+        run_model(work, to_device(inputs, device_of(work)), forward)
     return Survey(tuple(census.accounts(work, selection)), rows, widths)
 
 
@@ -195,4 +196,6 @@ def collect_moments(
                 )
 
             collected, _ = with_smaller_batches(run, samples.batch_size, options)
+            if collected.padded:
+                check_padding(work, samples, collected.padded, device=where, selection=selection, padding=padding)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)

@@ -25,10 +25,21 @@ from verifix.layers.attention import Attention
 from verifix.layers.base import KINDS, LayerKind, Product, RowMajor, chunked, register
 from verifix.layers.convolution import Convolution, TransposedConvolution, unfold
 from verifix.layers.linear import Addmm, Bilinear, Einsum, GroupedMatmul, Linear, Matmul
-from verifix.layers.masks import RowMask, kept_rows
+from verifix.layers.masks import AmbiguousBatchError, RowMask, kept_rows
 from verifix.layers.recurrent import KINDS_OF_RECURRENCE
 
-__all__ = ["KINDS", "LayerKind", "Product", "RowMajor", "RowMask", "chunked", "kept_rows", "register", "unfold"]
+__all__ = [
+    "KINDS",
+    "AmbiguousBatchError",
+    "LayerKind",
+    "Product",
+    "RowMajor",
+    "RowMask",
+    "chunked",
+    "kept_rows",
+    "register",
+    "unfold",
+]
 
 _kinds: tuple[LayerKind, ...] = (
     Linear(),

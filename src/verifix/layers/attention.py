@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifix.layers.base import Product, RowMajor, chunked
-from verifix.layers.masks import RowMask, kept_rows
+from verifix.layers.masks import RowMask
+
+Mask = Callable[[], Tensor] | None
+"""Returns which rows count, bool ``[tokens, samples]``; None for all. Called only if the rows are wanted."""
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
@@ -31,16 +34,14 @@ class Attention(RowMajor):
         bound = _SIGNATURE.bind(*args, **kwargs)
         bound.apply_defaults()
         call = bound.arguments
-        of_keys = _mask_of_keys(call["key_padding_mask"], keep)
-        of_queries = of_keys if call["query"] is call["key"] else keep
+        of_keys = _own_mask(call) if call["key_padding_mask"] is not None else _mask_at(call["key"], keep)
+        of_queries = of_keys if call["query"] is call["key"] else _mask_of_queries(call, of_keys, keep)
         for weight, x, mask in _inputs(call, of_queries, of_keys):
             yield Product(weight, 1, _reader(x, mask))
         yield Product(call["out_proj_weight"], 1, lambda: _rows(_before_output(bound), of_queries))
 
 
-def _inputs(
-    call: Mapping[str, Any], of_queries: RowMask | None, of_keys: RowMask | None
-) -> Iterator[tuple[Tensor, Tensor, RowMask | None]]:
+def _inputs(call: Mapping[str, Any], of_queries: Mask, of_keys: Mask) -> Iterator[tuple[Tensor, Tensor, Mask]]:
     """Name each input weight with its input and mask."""
     query, key, value = call["query"], call["key"], call["value"]
     if call["use_separate_proj_weight"]:
@@ -54,20 +55,37 @@ def _inputs(
         yield from zip(call["in_proj_weight"].chunk(3), (query, key, value), masks, strict=True)
 
 
-def _mask_of_keys(padding: Tensor | None, keep: RowMask | None) -> RowMask | None:
-    """Take the call's own padding mask ``[samples, keys]`` (True, or −∞, for padding), else that of the batch."""
-    if padding is None or padding.ndim == 1:
-        return keep
-    return RowMask(padding >= 0 if padding.is_floating_point() else ~padding.bool())
+def _own_mask(call: Mapping[str, Any]) -> Mask:
+    """Return the call's own padding mask ``[samples, keys]`` (True, or −∞, for padding), tokens first."""
+    padding: Tensor = call["key_padding_mask"]
+    real = padding >= 0 if padding.is_floating_point() else ~padding.bool()
+    mask = real.T if real.ndim == 2 else real
+    return lambda: mask
 
 
-def _reader(x: Tensor, mask: RowMask | None) -> Any:
+def _mask_at(x: Tensor, keep: RowMask | None) -> Mask:
+    """Find the mask of the batch in ``[tokens, samples, d]``, where the order of axes is known."""
+    if keep is None:
+        return None
+    return lambda: keep.at_steps(x.shape[:-1])
+
+
+def _mask_of_queries(call: Mapping[str, Any], of_keys: Mask, keep: RowMask | None) -> Mask:
+    """Take the batch's mask for queries; without one, that of the keys if they are as many."""
+    query, key = call["query"], call["key"]
+    if keep is None and call["key_padding_mask"] is not None and query.shape[:-1] == key.shape[:-1]:
+        return of_keys
+    return _mask_at(query, keep)
+
+
+def _reader(x: Tensor, mask: Mask) -> Callable[[], Iterator[Tensor]]:
     return lambda: _rows(x, mask)
 
 
-def _rows(x: Tensor, mask: RowMask | None) -> Iterator[Tensor]:
+def _rows(x: Tensor, mask: Mask) -> Iterator[Tensor]:
     """Yield the rows of ``[tokens, samples, d]``, or of ``[tokens, d]`` for a single sample."""
-    yield from chunked(kept_rows(x if x.ndim == 3 else x.unsqueeze(1), mask).unsqueeze(0))
+    rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask().to(x.device)]
+    yield from chunked(rows.unsqueeze(0))
 
 
 def _before_output(bound: inspect.BoundArguments) -> Tensor:

@@ -29,8 +29,8 @@ class Product:
     rows
         Called at most once, before the function runs; yields the kept rows in chunks ``[groups, n_i, d_in]``.
     partner
-        The tensor that the rows come from, where a function does not say which of its operands is the weight. A
-        parameter times a parameter is no layer.
+        The other operand, where a function does not say which of its operands is the weight. A parameter times a
+        parameter is then no layer.
     """
 
     weight: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifix.errors import DataError
 from verifix.layers.base import CHUNK_BYTES, Product, bind
-from verifix.layers.masks import RowMask
+from verifix.layers.masks import REMEDY, AmbiguousBatchError, RowMask
 
 
 class Convolution:
@@ -43,9 +43,15 @@ class Convolution:
         dilation = self._per_axis(call.get("dilation", 1))
         kernel = weight.shape[2:]
         pads = self._pads(call.get("padding", 0), kernel, dilation)
-        # Not inside rows(): later layers need the mask at this layer's output length, whether or not it is selected.
-        wanted = None if keep is None else kept_positions(keep, x, kernel, stride, pads, dilation)
-        yield Product(weight, groups, lambda: unfold(x, kernel, stride, pads, dilation, groups, wanted))
+        geometry = (kernel, stride, pads, dilation)
+        if keep is not None:  # later layers need the mask at this layer's output length, selected or not
+            learn_length(keep, x, *geometry)
+
+        def rows() -> Iterator[Tensor]:
+            wanted = None if keep is None else kept_positions(keep, x, *geometry)
+            yield from unfold(x, *geometry, groups, wanted)
+
+        yield Product(weight, groups, rows)
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
         """Return ``[groups, C_out / groups, C_in / groups · k₁ · …]``."""
@@ -152,30 +158,78 @@ def kept_positions(
     DataError
         If the mask does not fit the samples, or the tokens of a one-dimensional convolution.
     """
-    sizes = [
-        (size + sum(pad) - gap * (k - 1) - 1) // step + 1
-        for size, k, step, pad, gap in zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
-    ]
+    sizes = output_sizes(x, kernel, stride, pads, dilation)
     if len(x) != keep.samples:
-        raise DataError(
-            f"an input of {len(x)} samples does not fit a mask of {keep.samples}; "
-            "pass one mask entry per sample, or exclude this layer"
+        raise DataError(f"an input of {len(x)} samples does not fit a mask of {keep.samples}; {REMEDY}")
+    axis = _axis_of_tokens(keep, x.shape[2:], sizes)
+    if axis is None and keep.by_tokens and len(kernel) == 1:
+        known = " or ".join(map(str, keep.by_tokens))
+        raise DataError(f"a convolution over {x.shape[2]} positions does not fit a mask of {known} tokens; {REMEDY}")
+    mask = keep.of_samples if axis is None else keep.by_tokens[sizes[axis]]
+    own = [size if i == axis else 1 for i, size in enumerate(sizes)]
+    return mask.to(x.device).reshape(-1, *own).expand(-1, *sizes)
+
+
+def output_sizes(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Return the number of output positions along each axis; see `unfold`."""
+    geometry = zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
+    return [(size + sum(pad) - gap * (k - 1) - 1) // step + 1 for size, k, step, pad, gap in geometry]
+
+
+def _axis_of_tokens(keep: RowMask, before: Sequence[int], after: Sequence[int]) -> int | None:
+    """Return the one axis along which the tokens lie, before and after the convolution; None if there is none."""
+    found = [i for i, size in enumerate(after) if size in keep.by_tokens and (len(after) == 1 or before[i] == size)]
+    if len(found) > 1:
+        raise DataError(f"axes {list(before)} could both be those of the tokens; {REMEDY}")
+    return found[0] if found else None
+
+
+def learn_length(
+    keep: RowMask,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+    dilation: Sequence[int],
+) -> None:
+    """Tell a mask about the number of tokens that a one-dimensional convolution leaves.
+
+    What counts afterwards is what a patch without padding makes. The zeros that the convolution itself puts around its
+    input are no padding; behind the end of a shorter sample stand the zeros that were put there to pad it.
+
+    Parameters
+    ----------
+    keep
+        The mask; may learn another number of tokens.
+    x
+        ``[samples, C_in, tokens]``.
+    kernel, stride, pads, dilation
+        As in `unfold`.
+
+    Raises
+    ------
+    AmbiguousBatchError
+        If there are then as many tokens as samples.
+    """
+    size = output_sizes(x, kernel, stride, pads, dilation)[0]
+    if len(kernel) > 1 or x.shape[2] not in keep.by_tokens or size in keep.by_tokens or len(x) != keep.samples:
+        return
+    before, after = pads[0]
+    mask = keep.by_tokens[x.shape[2]]
+    reached = F.pad(mask, (after + before, before + after)).unfold(1, before + after + 1, 1).any(dim=2)
+    patches = reached.unfold(1, dilation[0] * (kernel[0] - 1) + 1, stride[0])[..., :: dilation[0]]
+    keep.add(patches.all(dim=2))
+    if keep.ambiguous:
+        raise AmbiguousBatchError(
+            f"a padded batch of {keep.samples} samples has as many tokens behind a convolution; choose another "
+            "batch_size"
         )
-    if len(kernel) > 1 or not keep.by_tokens:
-        samples = keep.of_samples.to(x.device)
-        return samples.reshape(-1, *[1] * len(sizes)).expand(-1, *sizes)
-    tokens = x.shape[2]
-    if tokens not in keep.by_tokens:
-        raise DataError(
-            f"a convolution over {tokens} positions does not fit a mask of {' or '.join(map(str, keep.by_tokens))} "
-            "tokens; run with batch_size=1, which needs no padding, or exclude this layer"
-        )
-    mask = keep.by_tokens[tokens].to(x.device)
-    if sizes[0] != tokens:
-        padded = F.pad(mask, list(pads[0]), value=True)
-        mask = padded.unfold(1, dilation[0] * (kernel[0] - 1) + 1, stride[0])[..., :: dilation[0]].all(dim=2)
-        keep.add(mask)
-    return mask
 
 
 class TransposedConvolution:

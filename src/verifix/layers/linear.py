@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifix.errors import DataError
 from verifix.layers.base import CHUNK_BYTES, Product, RowMajor, bind, chunked
-from verifix.layers.masks import RowMask, kept_rows
+from verifix.layers.masks import REMEDY, RowMask, kept_rows
 
 
 class Linear(RowMajor):
@@ -25,7 +25,7 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight = call["input"], call["weight"]
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), x)
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)))
 
 
 class Matmul(RowMajor):
@@ -202,10 +202,7 @@ class GroupedMatmul(RowMajor):
 def _part(x: Tensor, start: int, end: int, keep: RowMask | None) -> Callable[[], Iterator[Tensor]]:
     def rows() -> Iterator[Tensor]:
         if keep is not None:
-            raise DataError(
-                "tokens are sorted by expert, so that padding among them cannot be told; run with batch_size=1, which "
-                "needs no padding, or exclude this layer"
-            )
+            raise DataError(f"tokens are sorted by expert, so that padding among them cannot be told; {REMEDY}")
         return chunked(x[start:end].unsqueeze(0))
 
     return rows

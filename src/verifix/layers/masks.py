@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from verifix.errors import DataError
+
+REMEDY = "give samples without padding (batches of one need none), or exclude this layer"
+
+
+class AmbiguousBatchError(DataError):
+    """A padded batch with as many samples as tokens; other batches of the same samples can be masked."""
 
 
 class RowMask:
@@ -25,6 +32,8 @@ class RowMask:
 
     def __init__(self, mask: Tensor) -> None:
         self.by_tokens: dict[int, Tensor] = {}
+        self.disputed: set[int] = set()
+        self.lenient = False
         self.samples = len(mask)
         self.of_samples = mask.bool() if mask.ndim == 1 else mask.bool().any(dim=1)
         if mask.ndim == 2:
@@ -33,6 +42,21 @@ class RowMask:
     def add(self, mask: Tensor) -> None:
         """Add the same samples' mask ``[samples, tokens]`` at another number of tokens, such as after a convolution."""
         self.by_tokens.setdefault(mask.shape[1], mask)
+
+    def for_constants(self) -> RowMask:
+        """Return a mask for inputs that no sample has a part in: what has other axes counts in full."""
+        other = copy.copy(self)
+        other.lenient = True
+        return other
+
+    def learn(self, other: RowMask) -> None:
+        """Take over what a mask of the same samples has learned about other numbers of tokens."""
+        for tokens, mask in other.by_tokens.items():
+            known = self.by_tokens.get(tokens)
+            if known is not None and not torch.equal(known, mask):
+                self.disputed.add(tokens)  # two sets of tokens of one size: which is meant cannot be told
+            elif other.samples == self.samples:
+                self.add(mask)
 
     @property
     def ambiguous(self) -> bool:
@@ -61,30 +85,40 @@ class RowMask:
         found = self._tokens_in(shape) if self.by_tokens else None
         if found is None:
             found = self._samples_in(shape)
+        if found is None and self.lenient:
+            return self.of_samples.new_ones(shape)
         if found is None:
             own = [self.samples, *self.by_tokens]
             raise DataError(
                 f"rows on axes {list(shape)} do not fit the mask of rows to keep, of {own[0]} samples"
                 f"{' and ' + ' or '.join(map(str, own[1:])) + ' tokens' if own[1:] else ''}; "
-                "run with batch_size=1, which needs no padding, or exclude this layer"
+                f"{REMEDY}"
             )
         return found.reshape(found.shape + (1,) * (len(shape) - found.ndim)).expand(shape)
+
+    def at_steps(self, axes: Sequence[int]) -> Tensor:
+        """Return which rows count on axes that are known to be ``[tokens, samples]``; see `at`."""
+        if tuple(axes) == (1, self.samples):
+            return self.of_samples[None]
+        own = self.by_tokens.get(axes[0])
+        known = own is not None and tuple(axes[1:]) == (self.samples,) and axes[0] not in self.disputed
+        return own.T if own is not None and known else self.at(axes)
 
     def _tokens_in(self, shape: torch.Size) -> Tensor | None:
         """Find samples and tokens in the first three axes, in any of the usual orders."""
         candidates = (_flat,) if len(shape) == 1 else (_leading, _with_heads)
-        found = (look(shape, mask) for mask in self.by_tokens.values() for look in candidates)
-        return next((mask for mask in found if mask is not None), None)
+        for tokens, own in self.by_tokens.items():
+            mask = next((m for look in candidates if (m := look(shape, own)) is not None), None)
+            if mask is not None and tokens in self.disputed:
+                raise DataError(f"two masks of {tokens} tokens differ, and which one is meant cannot be told; {REMEDY}")
+            if mask is not None:
+                return mask
+        return None
 
     def _samples_in(self, shape: torch.Size) -> Tensor | None:
-        """Find samples alone: pooled rows, one mask per sample, or rows that no sample has a part in."""
-        n = self.samples
+        """Find samples alone: pooled rows, or one mask per sample."""
         pooled = len(shape) == 1 or shape[1:2] == (1,) or not self.by_tokens
-        if shape[:1] == (n,) and pooled:
-            return self.of_samples
-        if n > 1 and shape[:1] == (1,) and len(shape) > 1:
-            return self.of_samples.new_ones(shape)
-        return None
+        return self.of_samples if shape[:1] == (self.samples,) and pooled else None
 
 
 def _flat(shape: torch.Size, mask: Tensor) -> Tensor | None:
@@ -105,13 +139,10 @@ def _leading(shape: torch.Size, mask: Tensor) -> Tensor | None:
 
 
 def _with_heads(shape: torch.Size, mask: Tensor) -> Tensor | None:
-    """Find ``[samples, heads, tokens, …]`` or ``[samples · heads, tokens]``."""
+    """Find ``[samples, heads, tokens, …]``."""
     samples, tokens = mask.shape
-    if len(shape) >= 3 and (shape[0], shape[2]) == (samples, tokens) and shape[1] != tokens:
-        return mask[:, None].expand(shape[:3])
-    if len(shape) == 2 and shape[0] % samples == 0 and shape[1] == tokens:
-        return mask.repeat_interleave(shape[0] // samples, dim=0)
-    return None
+    found = len(shape) >= 3 and (shape[0], shape[2]) == (samples, tokens) and shape[1] != tokens
+    return mask[:, None].expand(shape[:3]) if found else None
 
 
 def kept_rows(x: Tensor, keep: RowMask | None) -> Tensor:

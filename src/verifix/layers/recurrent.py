@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from verifix.errors import DataError
 from verifix.layers.base import Product, RowMajor, bind, chunked
-from verifix.layers.masks import RowMask
+from verifix.layers.masks import REMEDY, RowMask
 
 State = tuple[Tensor, ...]
 """The hidden state ``[samples, H]``, and the cell state of an LSTM."""
@@ -60,7 +62,7 @@ class _Sequences:
 
     x: Tensor
     real: Tensor
-    counted: Tensor
+    counted: Callable[[], Tensor]
 
 
 class Recurrent(RowMajor):
@@ -136,22 +138,24 @@ class Recurrent(RowMajor):
         return torch.stack(in_order[0]), torch.stack(in_order[1]), inside  # type: ignore[arg-type]
 
 
-def _product(weight: Tensor, x: Tensor, counted: Tensor) -> Product:
-    return Product(weight, 1, lambda: chunked(x[counted].unsqueeze(0)))
+def _product(weight: Tensor, x: Tensor, counted: Callable[[], Tensor]) -> Product:
+    return Product(weight, 1, lambda: chunked(x[counted()].unsqueeze(0)))
 
 
 def _steps_first(x: Tensor, batch_first: bool, keep: RowMask | None) -> _Sequences:
     """Bring ``[samples, steps, d]`` to ``[steps, samples, d]``; every step is real to the network."""
     x = x.transpose(0, 1) if batch_first else x
     real = x.new_ones(x.shape[:2], dtype=torch.bool)
-    return _Sequences(x, real, real if keep is None else keep.at(x.shape[:2]).to(x.device))
+    if keep is None:
+        return _Sequences(x, real, lambda: real)
+    return _Sequences(x, real, lambda: keep.at_steps(x.shape[:2]).to(x.device))
 
 
 def _unpacked(data: Tensor, sizes: Tensor) -> _Sequences:
     """Pad a packed sequence again, to know which steps are real."""
     x, lengths = pad_packed_sequence(PackedSequence(data, sizes))
     real = torch.arange(len(x), device=x.device)[:, None] < lengths.to(x.device)
-    return _Sequences(x, real, real)
+    return _Sequences(x, real, lambda: real)
 
 
 def _of_cell(args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterator[Product]:
@@ -159,8 +163,14 @@ def _of_cell(args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | Non
     hidden = call["hx"][0] if isinstance(call["hx"], (list, tuple)) else call["hx"]
     for weight, x in ((call["w_ih"], call["input"]), (call["w_hh"], hidden)):
         rows = x.reshape(-1, x.shape[-1])
-        counted = rows.new_ones(len(rows), dtype=torch.bool) if keep is None else keep.at(rows.shape[:1]).to(x.device)
-        yield _product(weight, rows, counted)
+        yield _product(weight, rows, partial(_counted_in_cell, rows, keep))
+
+
+def _counted_in_cell(rows: Tensor, keep: RowMask | None) -> Tensor:
+    if keep is not None and keep.by_tokens:
+        raise DataError(f"a cell is called step by step, so that padding among the steps cannot be told; {REMEDY}")
+    every = rows.new_ones(len(rows), dtype=torch.bool)
+    return every if keep is None else keep.at(every.shape).to(rows.device)
 
 
 KINDS_OF_RECURRENCE = (
