@@ -524,4 +524,5 @@ def _tensor_digest(x: Tensor) -> bytes:
 
 def tensor_bytes(x: Tensor) -> bytes:
     """Return a tensor's values as bytes, the same wherever it lies in memory."""
+    x = x if x.layout is torch.strided else x.to_dense()
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
