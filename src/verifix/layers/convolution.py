@@ -15,30 +15,35 @@ from verifix.layers.base import CHUNK_BYTES, Product, bind
 from verifix.layers.masks import REMEDY, AmbiguousBatchError, RowMask
 
 
-class Convolution:
+class _Spatial:
+    """A function for one number of spatial axes: 1, 2 or 3."""
+
+    stem: str
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self.name = f"{self.stem}{dimensions}d"
+        self.functions = (getattr(F, self.name),)
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """Give a single sample ``[C_in, *space]`` an axis of samples."""
+        return x.unsqueeze(0) if x.ndim == self.dimensions + 1 else x
+
+
+class Convolution(_Spatial):
     """``F.conv{1,2,3}d(x, W)``: one row per output position, the patch the filter sees there, per group.
 
     A padding mode other than zeros reaches the function as an input that is already padded, so that it needs no
     care here.
-
-    Parameters
-    ----------
-    dimensions
-        1, 2 or 3 spatial axes.
     """
 
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-        self.name = f"conv{dimensions}d"
-        self.functions = (getattr(F, self.name),)
+    stem = "conv"
 
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
         """Name the one multiplication of the call; see `LayerKind`."""
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         call = bind(names, args, kwargs)
-        x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
-        if x.ndim == self.dimensions + 1:
-            x = x.unsqueeze(0)
+        x, weight, groups = self._batched(call["input"]), call["weight"], call.get("groups", 1)
         stride = self._per_axis(call.get("stride", 1))
         dilation = self._per_axis(call.get("dilation", 1))
         kernel = weight.shape[2:]
@@ -232,30 +237,20 @@ def learn_length(
         )
 
 
-class TransposedConvolution:
+class TransposedConvolution(_Spatial):
     """``F.conv_transpose{1,2,3}d(x, W)``: one row per input position, which the weight turns into a patch of outputs.
 
     The patches are then added up where they overlap, which is linear and holds no weight. Stride, padding and
     dilation only say where.
-
-    Parameters
-    ----------
-    dimensions
-        1, 2 or 3 spatial axes.
     """
 
-    def __init__(self, dimensions: int) -> None:
-        self.dimensions = dimensions
-        self.name = f"conv_transpose{dimensions}d"
-        self.functions = (getattr(F, self.name),)
+    stem = "conv_transpose"
 
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
         """Name the one multiplication of the call; see `LayerKind`."""
         names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
         call = bind(names, args, kwargs)
-        x, weight, groups = call["input"], call["weight"], call.get("groups", 1)
-        if x.ndim == self.dimensions + 1:
-            x = x.unsqueeze(0)
+        x, weight, groups = self._batched(call["input"]), call["weight"], call.get("groups", 1)
 
         def rows() -> Iterator[Tensor]:
             ones = (1,) * self.dimensions
