@@ -537,3 +537,59 @@ def test_inspect_reports_the_share_and_warns_below_nine_tenths(tmp_path, capsys)
     result = json.loads(capsys.readouterr().out)
     assert result["corrected_share"] == 0.2
     assert result["warning"].startswith("only 20.0%")
+
+
+def test_class_names_must_be_as_many_as_the_outputs(world, tmp_path, capsys):
+    for classes in ("a,b", "a,b,c,d"):
+        argv = [*arguments(world, tmp_path / "f.safetensors", verified=world / "verified.npz"), "--classes", classes]
+        code, _, err = run(argv, capsys)
+        assert code == 5
+        assert f"{classes.count(',') + 1} class names" in err
+        assert "the model has 3 outputs; give --classes with one name for each" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_verified_set_of_one_class_is_refused_and_absent_classes_are_named(world, tmp_path, capsys):
+    pixels, labels = images(90, 5)
+    for wanted in ([1], [0, 2]):
+        chosen = np.isin(labels, wanted).nonzero()[0]
+        np.savez(tmp_path / "v.npz", x=np.repeat(pixels[chosen], 3, 0), y=np.repeat(labels[chosen], 3))
+        code, out, err = run(arguments(world, tmp_path / "f.safetensors", verified=tmp_path / "v.npz"), capsys)
+        if len(wanted) == 1:
+            assert code == 5
+            assert "all 90 verified samples have the label 1" in err
+        else:
+            assert code in (0, 3)
+            assert "No verified sample has the label 1: the correction may forget such classes" in out
+
+
+def test_a_negated_switch_in_a_file_is_refused(world, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("no_padding: false\n")
+    code, _, err = run([*arguments(world, tmp_path / "f.safetensors"), "--config", tmp_path / "c.yaml"], capsys)
+    assert code == 2
+    assert "c.yaml has no_padding; in a file a switch is turned off as padding: false" in err
+
+
+def test_nothing_is_written_into_a_folder_that_is_read(world, tmp_path, capsys):
+    for flag, path in (("--out", "x.safetensors"), ("--save-moments", "m.safetensors")):
+        argv = arguments(world, tmp_path / "f.safetensors", verified=world / "verified", save_moments=None)
+        argv = [*argv, flag, str(world / "verified" / path)]
+        code, _, err = run(argv, capsys)
+        assert code == 2
+        assert "lies in a folder that is read" in err
+
+
+def test_a_process_that_is_asked_to_end_leaves_nothing_half_written(world, tmp_path):
+    code = (
+        "import os, signal, sys, threading\nfrom verifix import files\nfrom verifix.cli import main\n"
+        "fill = files.fill_safetensors\n"
+        "def slow(*a, **k):\n    fill(*a, **k)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "files.fill_safetensors = slow\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    argv = arguments(world, tmp_path / "f.safetensors", alpha=30)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (143, "verifix: error: terminated")
+    assert not list(tmp_path.iterdir())

@@ -148,7 +148,7 @@ def test_a_manifest_gives_its_verified_labels(tmp_path, capsys, suffix):
         ("red", "", "skip"),
         ("red", "blue", ""),
         ("red", "", ""),  # nobody has looked at it yet
-        ("blue", "red", "ok"),
+        ("red", "red", "ok"),
         ("nonsense", "green", "relabel"),
         ("nonsense", "", "skip"),
     ]

@@ -199,6 +199,7 @@ CASES: dict[str, tuple] = {
         "or the status 'skip'",
     ),
     "ok without a label": (csv_of(MANIFEST + "0.png,,,ok\n"), "image", 5, "line 2 of", "fill given_label"),
+    "ok and contradicted": (csv_of(MANIFEST + "0.png,red,blue,ok\n"), "image", 5, "line 2 of", "the status 'relabel'"),
     "nothing verified": (csv_of(MANIFEST + "0.png,red,,skip\n"), "image", 5, "m.csv has no row with a", "verify some"),
     "unknown class": (
         csv_of([*rows(), {"file_name": "4.png", "label": "purple"}]),

@@ -26,7 +26,7 @@ from verifix.options import CorrectOptions, patterns
 from verifix.provenance import describe
 from verifix.samples import read_samples
 from verifix.scoring import Score
-from verifix.setup import check_enough, check_outputs, prepare, working_copy
+from verifix.setup import check_classes, check_enough, check_outputs, prepare, working_copy
 from verifix.stages import Context, Stage, stages_of
 from verifix.strength import Choice
 
@@ -155,7 +155,8 @@ def correct(
         check_enough(samples, options)
         with working_copy(model, options) as (work, where):
             provenance = describe(work, samples, options, earlier=saved is not None)
-            check_outputs(model, work, where, samples)
+            outputs = check_outputs(model, work, where, samples)
+            provenance["classes_without_samples"] = check_classes(samples, outputs, options)
             whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"], stored_as or {})
             choices: dict[str, Choice] = {}
             for stage in stages:

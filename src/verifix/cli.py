@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from verifix.errors import VerifixError
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that lacks a character must not cost the result
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)  # so that what is half written is cleaned up
     try:
         command = parse(arguments)
         from verifix.commands import run
@@ -49,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except _TerminatedError:
+        return _fail("terminated", 143)
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -56,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("VERIFIX_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1)
+
+
+class _TerminatedError(BaseException):
+    """The process was asked to end."""
+
+
+def _terminated(*_: object) -> None:
+    raise _TerminatedError
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -96,9 +111,21 @@ def parse(argv: Sequence[str]) -> Any:
         command = next((word for word in argv if word in COMMANDS), "")
         raise VerifixError(f"{_in_flags(str(error))}; see {' '.join(('verifix', command)).strip()} --help") from None
     values = parsed[parsed.command].as_dict()
-    values.pop("config", None)
+    for path in values.pop("config", None) or ():
+        _refuse_negations(path)
     settings = COMMANDS[parsed.command][0]
     return settings(**values)
+
+
+def _refuse_negations(path: Any) -> None:
+    """Refuse ``no_progress: true`` in a file, where it would mean nothing: there it is ``progress: false``."""
+    import yaml  # type: ignore[import-untyped]
+
+    for key in yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}:
+        if str(key).startswith("no_"):
+            raise VerifixError(
+                f"{path} has {key}; in a file a switch is turned off as {str(key).removeprefix('no_')}: false"
+            )
 
 
 def _parser(settings: type[Any], positional: Sequence[str]) -> Any:

@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
 from verifix.correction import TRAINING_NOTE, Correction
-from verifix.errors import UsageError
+from verifix.errors import DataError, UsageError
 from verifix.forms import unwrapped
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
 from verifix.io.datasets import open_data
@@ -69,6 +69,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
     preparation = prepare(model, command.model, command)
     verified = open_data(command.verified, command, preparation)
+    _check_names(model, verified, preparation)
     test = None if command.test is None else _read_test(model, command.test, command, preparation)
     correction = correct(
         model,
@@ -194,7 +195,9 @@ def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     checkpoint = _checkpoint(command)
     model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
     preparation = prepare(model, command.model, command)
-    samples = read_samples(open_data(command.data, command, preparation), command.batch_size, command.progress)
+    source = open_data(command.data, command, preparation)
+    _check_names(model, source, preparation)
+    samples = read_samples(source, command.batch_size, command.progress)
     result = _accuracy(model, samples, command.progress, "scoring")
     result |= {"weights": checkpoint.kind(model), "notes": checkpoint.notes(model)}
     result["preprocessing"] = preparation.description
@@ -214,7 +217,8 @@ def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
         shape = list(map(int, command.shape))
         inputs = torch.zeros(1, *shape) if preparation.tokenize is None else _ids(shape)
     else:
-        inputs = _first(open_data(command.data, command, preparation))
+        first = _first(open_data(command.data, command, preparation))
+        inputs = next(first.batches([0], 1)).inputs
     survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
     memory = survey.memory(command.samples, command.folds)
     result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
@@ -261,10 +265,24 @@ def _inspect_line(entry: dict[str, Any]) -> str:
     return f"{entry['parameter']}: {what}"
 
 
-def _first(source: Source) -> Any:
-    """Return the first sample's input, as a batch of one."""
-    one = replace(source, dataset=Subset(source.dataset, range(min(1, len(source.dataset)))))  # type: ignore[arg-type]
-    return next(read_samples(one).batches([0], 1)).inputs
+def _first(source: Source) -> Samples:
+    """Return the first sample alone."""
+    one = Subset(source.dataset, range(min(1, len(source.dataset))))  # type: ignore[arg-type]
+    return read_samples(replace(source, dataset=one))
+
+
+def _check_names(model: nn.Module, source: Source, preparation: Preparation) -> None:
+    """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word."""
+    if preparation.class_names is None:
+        return
+    with borrowed(model):
+        outputs = predict(model, _first(source), [0], 1, device_of(model)).shape[1]
+    names = preparation.class_names
+    if len(names) != max(outputs, 2):
+        raise DataError(
+            f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "
+            f"{outputs} output{'s' * (outputs > 1)}; give --classes with one name for each"
+        )
 
 
 def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:

@@ -217,6 +217,12 @@ class Correction:
         about = self.provenance
         verified = f"{about['samples']} verified samples ({about['verified_from']})"
         lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
+        if absent := about.get("classes_without_samples"):
+            few = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
+            lines.append(
+                f"  No verified sample has the label {few}: the correction may forget such classes, and no score here "
+                "would show it."
+            )
         for stage, choice in self.choices.items():
             lines.append(f"  {stage}: {choice.reason}" + (f" (α = {choice.strength:g})" if not choice.points else ""))
             lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]

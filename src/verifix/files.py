@@ -150,6 +150,8 @@ def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
             raise UsageError(f"{path} is to be written twice; choose different names")
         if any(path.exists() and Path(source).exists() and path.samefile(source) for source in inputs):
             raise UsageError(f"{path} is an input; it is never overwritten, so choose another name")
+        if any(Path(source).is_dir() and Path(source).resolve() in path.resolve().parents for source in inputs):
+            raise UsageError(f"{path} lies in a folder that is read; nothing is written there, so choose another place")
         inner = [*inputs, *(other for other in outputs if other != path)]
         if any(path.resolve() in Path(other).resolve().parents for other in inner):
             raise UsageError(f"{path} is a folder with inputs or other outputs in it; choose another name")

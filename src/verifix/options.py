@@ -182,6 +182,11 @@ class ModelOptions:
     num_classes: int | None = None
     weights: Literal["auto", "raw", "ema"] = "auto"
 
+    def __post_init__(self) -> None:
+        """Check the number of outputs."""
+        if self.num_classes is not None and (not _whole(self.num_classes) or self.num_classes < 1):
+            raise UsageError(f"num_classes is {self.num_classes!r}; it must be a whole number of outputs, 1 or more")
+
     @property
     def brings_weights(self) -> bool:
         """Whether the weights come from where the model comes from."""
@@ -242,6 +247,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         object.__setattr__(self, "exclude", split_list(self.exclude))
         CorrectOptions.__post_init__(self)
         DataOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
         _need_weights(self, self.checkpoint, "--checkpoint")
 
 
@@ -275,6 +281,7 @@ class ScoreCommand(DataOptions, ModelOptions):
     def __post_init__(self) -> None:
         """Check the numbers."""
         super().__post_init__()
+        ModelOptions.__post_init__(self)
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
         _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
@@ -316,6 +323,7 @@ class InspectCommand(DataOptions, ModelOptions):
     def __post_init__(self) -> None:
         """Check that there is something to run the model on."""
         super().__post_init__()
+        ModelOptions.__post_init__(self)
         if (self.data is None) == (self.input_shape is None):
             raise UsageError("inspect needs one of --data and --input-shape, to run the model once")
         if self.samples < 1 or self.folds < 1:

@@ -141,8 +141,8 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
         )
 
 
-def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> None:
-    """Run the copy on a small batch: it must give logits for the labels, and leave the original alone."""
+def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:
+    """Run the copy on a small batch, which must leave the original alone; return the number of its outputs."""
     count = min(2, samples.batch_size or 2)
     inputs = to_device(next(samples.batches(range(count), count)).inputs, where)
 
@@ -157,7 +157,40 @@ def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, sample
             f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
             "define it in the module's class instead"
         )
-    check_labels(samples.labels, as_logits(output, count).shape[1])
+    outputs = as_logits(output, count).shape[1]
+    check_labels(samples.labels, outputs)
+    return outputs
+
+
+def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:
+    """Return the outputs that no verified sample has as its label; refuse to choose from samples of one class.
+
+    Parameters
+    ----------
+    samples
+        The verified samples.
+    outputs
+        Number of logits per sample.
+    options
+        The settings.
+
+    Returns
+    -------
+    list of int
+        Classes without a sample.
+
+    Raises
+    ------
+    DataError
+        If a strength is to be chosen from samples of a single class: forgetting all others would look perfect.
+    """
+    there = set(samples.labels.tolist())
+    if len(there) == 1 and options.alpha == "auto":
+        raise DataError(
+            f"all {len(samples)} verified samples have the label {there.pop()}, and a strength chosen from one class "
+            "would favour it; verify samples of every class"
+        )
+    return [label for label in range(max(outputs, 2)) if label not in there]
 
 
 def _nothing_to_correct(collected: Collected) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from verifix.errors import DataError
 from verifix.io.labels import class_numbers
+from verifix.io.notes import note
 from verifix.io.preprocessing import Preparation
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -141,20 +142,25 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
         If there are no images, or the names of the folders do not fit the model.
     """
     preparation.for_images(str(path))
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
+    every = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    images = {folder: _images_in(folder) for folder in every}
+    folders = [folder for folder in every if images[folder]]
+    if folders and len(folders) < len(every):
+        empty = [folder.name for folder in every if not images[folder]]
+        note(f"{path}: {', '.join(empty[:5])} hold{'s' * (len(empty) == 1)} no images and counted for nothing")
+    if not every:
         raise DataError(
             f"{path} has no subfolders; an image folder has one subfolder per class, or a metadata.csv with file_name "
             "and label (and a folder of datasets.save_to_disk has a dataset_info.json)"
         )
     names = [folder.name for folder in folders]
     numbers = class_numbers(names, preparation.class_names, f"the folders of {path}", lambda i: str(folders[i]))
-    files = [
-        (str(file), number)
-        for folder, number in zip(folders, numbers, strict=True)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() and not file.name.startswith(".")
-    ]
+    files = [(str(file), number) for folder, number in zip(folders, numbers, strict=True) for file in images[folder]]
     if not files:
         raise DataError(f"{path} has no images; images end in {', '.join(IMAGE_SUFFIXES)}")
     return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))

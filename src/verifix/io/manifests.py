@@ -139,6 +139,11 @@ def _decided(status: str, verified: Any, given: Any, place: Callable[[], str]) -
         raise DataError(f"{place()} has the status {status!r}; it must be one of {', '.join(STATUSES)}, or empty")
     if status in ("unsure", "skip"):
         return Left(status)
+    if status == "ok" and not _empty(verified) and not _empty(given) and str(verified).strip() != str(given).strip():
+        raise DataError(
+            f"{place()} has the status 'ok', which says that its given label {given!r} is right, and the verified "
+            f"label {verified!r}; correct one of them, or give the status 'relabel'"
+        )
     if not _empty(verified):
         return verified
     if status == "relabel":

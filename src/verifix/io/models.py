@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -106,8 +107,16 @@ def _from_torchvision(name: str, num_classes: int | None) -> nn.Module:
     models = library("torchvision.models", "torchvision")
     if name not in models.list_models():
         raise UsageError(f"torchvision has no model {name!r}; torchvision.models.list_models() names them")
-    model: nn.Module = models.get_model(name, weights=None, **_classes(num_classes))
+    model: nn.Module = models.get_model(name, weights=None, **_no_backbone(models, name), **_classes(num_classes))
     return model
+
+
+def _no_backbone(models: Any, name: str) -> dict[str, None]:
+    """Keep detectors and the like from downloading the weights of their backbone."""
+    import inspect
+
+    known = inspect.signature(models.get_model_builder(name)).parameters
+    return {"weights_backbone": None} if "weights_backbone" in known else {}
 
 
 def _from_timm(name: str, num_classes: int | None) -> nn.Module:

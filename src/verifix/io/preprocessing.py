@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from verifix.errors import DataError, UsageError
 from verifix.io.labels import check_classes
 from verifix.io.libraries import library, reason
+from verifix.io.notes import note
 from verifix.io.transformers_models import head_of
 from verifix.options import DataOptions
 
@@ -182,7 +183,7 @@ def _of_timm(
         partial(_converted, transform=transform, mode="L" if channels == 1 else "RGB"),
         mean=tuple(map(float, settings["mean"])),
         std=tuple(map(float, settings["std"])),
-        class_names=_tuple(given) or names,
+        class_names=_chosen(given, names),
         description=(
             f"timm's data config: {'×'.join(map(str, settings['input_size'][1:]))} ({settings['interpolation']}, "
             f"{settings['crop_mode']} crop {settings['crop_pct']:g}), mean {_list(settings['mean'])}, std "
@@ -202,15 +203,15 @@ def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given
     names = None if default else _names(labels, model)
     head = head_of(config, str(folder))
     if head == "text":
-        return _of_tokenizer(model, folder, options, _tuple(given) or names)
+        return _of_tokenizer(model, folder, options, _chosen(given, names))
     if head == "audio":
-        return Preparation(None, class_names=_tuple(given) or names, description="arrays are taken as they are")
+        return Preparation(None, class_names=_chosen(given, names), description="arrays are taken as they are")
     if getattr(config, "pretrained_cfg", None):  # transformers' wrapper around models of timm
         return _of_timm(config.pretrained_cfg, names, options, given)
     if not any((folder / file).is_file() for file in PROCESSOR_FILES):
         remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from flags: "
         return _with_names(_of_flags(options, given, remark), names)
-    return _of_processor(config, folder, options, _tuple(given) or names)
+    return _of_processor(config, folder, options, _chosen(given, names))
 
 
 def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[str, ...] | None) -> Preparation:
@@ -282,6 +283,10 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
             "texts cannot be put into batches; set pad_token and pad_token_id as in training, and save both there"
         )
     limit = _longest(model, tokenizer, options.max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    if limit is not None and limit <= special:
+        raise UsageError(f"max_length is {limit}, and {special} of them are special tokens; give more")
+    _refuse_image_flags(options)
     return Preparation(
         None,
         partial(_tokenized, tokenizer=tokenizer, limit=limit),
@@ -289,6 +294,12 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
         class_names=names,
         description=f"tokenizer of {folder}, {'texts of any length' if limit is None else f'at most {limit} tokens'}",
     )
+
+
+def _refuse_image_flags(options: DataOptions) -> None:
+    for name in ("size", "mean", "std"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for images, and the model takes texts; leave it out")
 
 
 def _tokenized(texts: Sequence[str], tokenizer: Any, limit: int | None) -> Tokens:
@@ -373,6 +384,14 @@ def _numbers_of(value: Any, channels: int) -> tuple[float, ...]:
 
 def _list(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:g}" for number in numbers)
+
+
+def _chosen(given: list[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Prefer the names of the flag, and say so where the model has others."""
+    if given is not None and names is not None and tuple(given) != names:
+        few = ", ".join(names[:5]) + ", …" * (len(names) > 5)
+        note(f"--classes stands in place of the model's own class names ({few})")
+    return _tuple(given) or names
 
 
 def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
