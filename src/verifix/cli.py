@@ -8,7 +8,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -43,13 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console that lacks a character must not cost the result
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)  # so that what is half written is cleaned up
     try:
-        command = parse(arguments)
-        from verifix.commands import run
+        with _cleaning_up():
+            command = parse(arguments)
+            from verifix.commands import run
 
-        return run(command)
+            return run(command)
     except VerifixError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -69,8 +69,21 @@ class _TerminatedError(BaseException):
     """The process was asked to end."""
 
 
-def _terminated(*_: object) -> None:
-    raise _TerminatedError
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Turn a request to end into an exception, so that what is half written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(argv: Sequence[str]) -> Any:
