@@ -94,6 +94,7 @@ CASES = {
         TOKENS,
         {"einsum"},
     ),
+    "einsum summed": (Weights(w=(4, 8)), lambda m, x: torch.einsum("btd,od->bo", x, m.w), TOKENS, {"einsum"}),
     "einsum experts": (
         Weights(w=(5, 8, 3)),
         lambda m, x: torch.einsum("bgd,gdo->bgo", x, m.w),
@@ -178,6 +179,9 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor, set[str]]:
     torch.manual_seed(3)
     model, x = Call(copy.deepcopy(layer), call).double(), torch.randn(shape, dtype=torch.float64)
     model.double()(x)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases of attention begin as zeros
+            nn.init.normal_(parameter)
     return model.eval(), x, kinds
 
 

@@ -49,6 +49,16 @@ class FlattenedTokensFirst(Base):
         return y.view(x.shape[1], x.shape[0], D).transpose(0, 1)
 
 
+class BareProducts(Base):
+    def build(self):
+        self.w, self.v = nn.Parameter(torch.randn(D, D) / 2), nn.Parameter(torch.randn(D, D) / 2)
+        self.u, self.b = nn.Parameter(torch.randn(D, D) / 2), nn.Parameter(torch.randn(D))
+
+    def tokens(self, x, mask):
+        x = torch.addmm(self.b, x.reshape(-1, D), self.u).view_as(x) @ self.w
+        return torch.einsum("tbd,de->bte", x.transpose(0, 1), self.v)
+
+
 class Unpadded(Base):
     def tokens(self, x, mask):
         out = torch.zeros_like(x)
@@ -193,6 +203,7 @@ class LateMask(Base):
 FOUND = [
     TokensFirst,
     Flattened,
+    BareProducts,
     Unpadded,
     PictureOfTokens,
     CausalConvolution,
@@ -463,6 +474,26 @@ def test_padded_sound_through_a_convolution_with_zeros_around_counts_as_alone():
     want = corrected(model, DataLoader(rows))
     found = corrected(model, ({"x": x, "attention_mask": mask}, labels), batch_size=9)
     assert float((found - want).norm() / want.norm()) < 1e-9
+
+
+def test_what_a_convolution_has_taught_a_mask_is_known_to_the_module_that_gets_it_next():
+    class Thinned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.inner, self.head = nn.Conv1d(1, D, 3, stride=2), Inner(), nn.Linear(D, 3)
+
+        def forward(self, x, attention_mask):
+            out = self.inner(self.conv(x[:, None]).transpose(1, 2), attention_mask=attention_mask)
+            lengths = (attention_mask.sum(1) - 3) // 2 + 1
+            return self.head((out * (torch.arange(out.shape[1]) < lengths[:, None])[..., None]).sum(1))
+
+    lengths = torch.arange(N) % 13 + 30
+    mask = (torch.arange(42) < lengths[:, None]).long()
+    inputs = {"x": torch.randn(N, 42, dtype=torch.float64) * mask, "attention_mask": mask}
+    fixed = verifix.correct(
+        Thinned().double().eval(), (inputs, torch.arange(N) % 3), alpha=ALPHA, batch_size=9, progress=False
+    )
+    assert {r.parameter: r.rows for r in fixed.layers}["inner.l.weight"] == int(((lengths - 3) // 2 + 1).sum())
 
 
 def test_a_padded_wav2vec2_is_followed_through_its_convolutions(vision):
