@@ -98,10 +98,6 @@ def surveyed(case: Case) -> dict[str, Any]:
     }
 
 
-def _standing(account: Account) -> str:
-    return account.status if account.multiplies or account.status != "skipped" else "not_multiplied"
-
-
 def summary(survey: Survey) -> dict[str, Any]:
     """Count elements by what becomes of them, and group the reasons.
 
@@ -118,7 +114,7 @@ def summary(survey: Survey) -> dict[str, Any]:
     elements = dict.fromkeys(("corrected", "skipped", "not_multiplied", "unused"), 0)
     reasons: dict[tuple[str, str], dict[str, Any]] = {}
     for account in survey.accounts:
-        standing = _standing(account)
+        standing = account.fate
         elements[standing] += account.size
         if account.reason:
             first = {"standing": standing, "reason": account.reason, "parameters": 0, "elements": 0}
@@ -183,7 +179,7 @@ def checked(model: nn.Module, inputs: Any, survey: Survey) -> dict[str, Any]:
     unused = [account.parameter for account in survey.accounts if account.status == "unused"]
     if unused and not unchanged_without(model, unused, lambda: run_model(model, inputs)):
         found.append(f"the output depends on what is called unused: {', '.join(unused)}")
-    cautious = (a.size for a in survey.accounts if _standing(a) == "skipped" and uses.verdict(a.parameter) == "added")
+    cautious = (a.size for a in survey.accounts if a.fate == "skipped" and uses.verdict(a.parameter) == "added")
     return {"contradictions": found, "cautious": sum(cautious)}
 
 

@@ -29,10 +29,9 @@ def _fixed_seed():
 @pytest.fixture(scope="session")
 def vision():
     """Make torchvision and timm importable beside a CPU build of torch, for which the C++ operators are missing."""
-    library = torch.library.Library("torchvision", "DEF")
-    if not torch.cuda.is_available():
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from benchmarks.coverage_models import declare_missing_operators
+
+    library = declare_missing_operators()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import timm

@@ -316,20 +316,19 @@ def _twins(model: nn.Module) -> dict[int, Any]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     users = Counter(storage_of(p) for p in {id(p): p for p in parameters.values()}.values())
     storages: dict[int, torch.UntypedStorage] = {}
-    places: dict[tuple[Any, ...], nn.Parameter] = {}
     memo: dict[int, Any] = {}
 
     def twin(x: Tensor) -> Tensor:
-        storage = storages.setdefault(storage_of(x), x.untyped_storage().clone())
+        if storage_of(x) not in storages:
+            storages[storage_of(x)] = x.untyped_storage().clone()
+        storage = storages[storage_of(x)]
         return x.detach().new_empty(0).set_(storage, x.storage_offset(), x.shape, x.stride())
 
-    for parameter in parameters.values():
-        storage = storage_of(parameter)
-        if storage and users[storage] > 1:
-            place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
-            if place not in places:
-                places[place] = nn.Parameter(twin(parameter), parameter.requires_grad)
-            memo[id(parameter)] = places[place]
+    for names in tied_names(model).values():
+        first = parameters[names[0]]
+        if storage_of(first) and users[storage_of(first)] > 1:
+            one = nn.Parameter(twin(first), first.requires_grad)
+            memo |= {id(parameters[name]): one for name in names}
     for x in _computed(model):
         shared = next((p for p in parameters.values() if storage_of(p) == storage_of(x) != 0), None)
         if shared is None:
@@ -344,9 +343,8 @@ def _twins(model: nn.Module) -> dict[int, Any]:
 def _computed(model: nn.Module) -> Iterator[Tensor]:
     """Yield plain tensors among the attributes of modules that are the result of a computation."""
     for module in model.modules():
-        for leaf in tree_leaves([v for k, v in vars(module).items() if not k.startswith(("_param", "_buff", "_mod"))]):
-            if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter) and not leaf.is_leaf:
-                yield leaf
+        own = [v for k, v in vars(module).items() if not k.startswith(("_param", "_buff", "_mod"))]
+        yield from (x for x in tensors_in(own) if not isinstance(x, nn.Parameter) and not x.is_leaf)
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
@@ -362,6 +360,11 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of a model's first parameter; the CPU for a model without any."""
     return next(model.parameters(), torch.empty(0, device="cpu")).device
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return all tensors in a nest of containers, in order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def storage_of(tensor: Tensor) -> int:

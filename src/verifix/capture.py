@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from verifix.borrow import out_of_memory, storage_of
+from verifix.borrow import out_of_memory, storage_of, tensors_in
 from verifix.constants import Constants
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.layers import KINDS, LayerKind, Product
@@ -184,6 +183,11 @@ class Account:
     layers: tuple[Layer, ...]
     size: int = 0
     multiplies: bool = True
+
+    @property
+    def fate(self) -> str:
+        """The status, or "not_multiplied" for what is skipped and would not have counted."""
+        return self.status if self.multiplies or self.status != "skipped" else "not_multiplied"
 
 
 @dataclass
@@ -422,9 +426,8 @@ class ParameterIndex:
         """Let the weights of the last run go."""
         self._normed.clear()
 
-    def found_in(self, values: Any) -> set[str]:
-        """Return the names of all parameters among the tensors of a nest of arguments."""
-        tensors = (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    def names_of(self, tensors: Iterable[Tensor]) -> set[str]:
+        """Return the names of all parameters among some tensors."""
         return {name for name in map(self.find, tensors) if name is not None}
 
 
@@ -444,15 +447,18 @@ class _Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        names = {name for name in map(self.index.find, tensors) if name is not None}
+        tensors = tensors_in((args, kwargs))
+        names = self.index.names_of(tensors)
+        constant = self.constants.holds(tensors)
         self.depth += 1
         try:
-            understood = self._record(KINDS[func], args, kwargs, tensors) if func in KINDS and names else set()
+            understood = set()
+            if func in KINDS and names:
+                understood = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
             result = func(*args, **kwargs)
         finally:
             self.depth -= 1
-        self.constants.note(tensors, result, writes=_writes(func) or "out" in kwargs)
+        self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *_of_weight_norm(*args, **kwargs)):
             return result
         for name in names - understood:
@@ -460,9 +466,10 @@ class _Interceptor(TorchFunctionMode):
                 self.census.note_use(name, _function_name(func))
         return result
 
-    def _record(self, kind: LayerKind, args: Any, kwargs: Any, tensors: Sequence[Tensor]) -> set[str]:
+    def _record(
+        self, kind: LayerKind, args: Any, kwargs: Any, tensors: Sequence[Tensor], *, constant: bool
+    ) -> set[str]:
         """Hand on the rows of every product; return the parameters whose use that explains."""
-        constant = self.constants.holds(tensors)
         keep, times = self.census.batch.keep, 1
         if constant and self._carries_samples(tensors):
             keep = keep and keep.for_constants()
@@ -483,7 +490,7 @@ class _Interceptor(TorchFunctionMode):
         except Exception as error:
             if out_of_memory(error):
                 raise
-            self.census.note_failure(understood | self.index.found_in((args, kwargs)), kind.name, error)
+            self.census.note_failure(self.index.names_of(tensors), kind.name, error)
         return understood
 
     def _carries_samples(self, tensors: Sequence[Tensor]) -> bool:
@@ -491,7 +498,7 @@ class _Interceptor(TorchFunctionMode):
         # The first batch of a census is a single sample, whose shapes are remembered, call by call, to compare with.
         samples = self.census.batch.samples or 1
         shapes = [tuple(x.shape[:2]) for x in tensors if self.index.find(x) is None]
-        names = tuple(sorted(filter(None, map(self.index.find, tensors))))
+        names = tuple(sorted(self.index.names_of(tensors)))
         self.census.calls[names] = self.census.calls.get(names, -1) + 1
         key = names, self.census.calls[names]
         if samples == 1:
@@ -532,8 +539,7 @@ class _Interceptor(TorchFunctionMode):
         """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
         if _writes(function):
             return False
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        return all(self.index.find(tensor) == name for tensor in tensors)
+        return all(self.index.find(tensor) == name for tensor in tensors_in(result))
 
 
 class _Witness(TorchDispatchMode):
@@ -546,7 +552,7 @@ class _Witness(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.interceptor.depth == 0:
-            for name in self.interceptor.index.found_in((args, kwargs)):
+            for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):
                 if not self.interceptor._only_looks(name, func, result):
                     self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")
         return result

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -238,13 +237,11 @@ def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
 
 def _share_line(survey: Survey) -> str:
     """Say what becomes of all parameters of two or more dimensions, in shares of what they have in common."""
-    sizes = Counter[str]()
-    for account in survey.accounts:
-        beside = not account.multiplies and account.status == "skipped"
-        sizes["looked up, added or moved about" if beside else account.status] += account.size
+    sizes = survey.sizes
     multiplied = sizes["corrected"] + sizes["skipped"]
     parts = [f"{sizes[what] / max(multiplied, 1):.2%} {what}" for what in ("corrected", "skipped")]
-    others = [f"{size} {what}" for what, size in sizes.items() if what not in ("corrected", "skipped")]
+    words = {"not_multiplied": "looked up, added or moved about", "unused": "unused"}
+    others = [f"{sizes[what]} {word}" for what, word in words.items() if sizes[what]]
     return f"Of {multiplied} multiplied weights: {', '.join(parts)}." + (
         f" Besides, {', '.join(others)}." if others else ""
     )

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from verifix.borrow import storage_of
+from verifix.borrow import storage_of, tensors_in
 
 
 class Constants:
@@ -35,7 +34,7 @@ class Constants:
         """Tell whether no sample has a part in any of these tensors."""
         return all(x in self._made or storage_of(x) in self._storages for x in tensors)
 
-    def note(self, tensors: Sequence[Tensor], result: Any, *, writes: bool) -> None:
+    def note(self, tensors: Sequence[Tensor], result: Any, *, constant: bool, writes: bool) -> None:
         """Remember what a function has made, or written into its first argument.
 
         Parameters
@@ -44,15 +43,15 @@ class Constants:
             All tensors among its arguments.
         result
             What it returned.
+        constant
+            Whether they all were constants before it ran; see `holds`.
         writes
             Whether it writes into its first tensor.
         """
-        constant = self.holds(tensors)
         if writes and tensors and not constant:
             self._forget(storage_of(tensors[0]))
-        for made in tree_leaves(result) if constant else ():
-            if isinstance(made, Tensor):
-                self._made[made] = True
+        for made in tensors_in(result) if constant else ():
+            self._made[made] = True
 
     def _forget(self, storage: int) -> None:
         """Let go of all that lies in memory which now depends on the samples."""

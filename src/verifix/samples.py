@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten_with_path, tree_map
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -23,7 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from verifix.borrow import Forward
+from verifix.borrow import Forward, tensors_in
 from verifix.errors import DataError, UsageError, VerifixError
 from verifix.progress import progress_bar
 
@@ -197,7 +197,7 @@ def read_samples(
             batch = _alone(source, item, len(digests))
             digests.append(_digest(batch.inputs))
             labels.append(batch.labels)
-            held += sum(x.numel() * x.element_size() for x in _tensors(batch.inputs))
+            held += sum(x.numel() * x.element_size() for x in tensors_in(batch.inputs))
             if held <= MEMORY_BYTES:
                 items.append(item)
             else:
@@ -224,14 +224,10 @@ def _alone(source: Source, item: Any, number: int) -> Batch:
         raise DataError(
             f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep every sample, once"
         )
-    for x in _tensors(batch.inputs):
+    for x in tensors_in(batch.inputs):
         if x.is_floating_point() and not all(torch.isfinite(part).all() for part in _parts(x)):
             raise DataError(f"the input of sample {number} contains NaN or Inf; every input must be finite")
     return batch
-
-
-def _tensors(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
@@ -398,7 +394,7 @@ def _from_pair(inputs: Any, labels: Any) -> Source:
         inputs = {name: _as_tensor(x, f"inputs {name!r}") for name, x in inputs.items()}
     elif not several:
         inputs = _as_tensor(inputs, "inputs")
-    for x in _tensors(inputs):
+    for x in tensors_in(inputs):
         if x.ndim == 0 or labels.ndim == 0 or x.size(0) != len(labels):
             raise DataError(
                 f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not pair up; "
@@ -476,7 +472,7 @@ def batch_of(item: Any) -> Batch:
     inputs, labels = _pair(item)
     labels = _as_tensor(labels, "labels")
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    tensors = _tensors(inputs)
+    tensors = tensors_in(inputs)
     if not tensors or not isinstance(inputs, (Tensor, tuple, list, dict)):
         raise DataError(
             f"the inputs of a batch are a {type(inputs).__name__} without tensors; they must be a tensor [n, ...], or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -57,6 +57,22 @@ def with_smaller_batches(run: Callable[[int], T], own: int | None, options: Corr
             size //= 2
 
 
+def collect_and_try(
+    work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CorrectOptions
+) -> tuple[Collected, int]:
+    """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
+    selection = selection_of(options.include, options.exclude)
+    common: dict[str, Any] = {"device": where, "selection": selection, "padding": options.padding}
+
+    def run(size: int) -> Collected:
+        return collect(work, samples, folds, batch_size=size, show=options.progress, **common)
+
+    collected, size = with_smaller_batches(run, samples.batch_size, options)
+    if collected.padded and collected.layers:
+        check_padding(work, samples, collected.padded, **common)
+    return collected, size
+
+
 def prepare(
     work: nn.Module,
     where: torch.device,
@@ -99,23 +115,9 @@ def prepare(
     folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
     selection = selection_of(options.include, options.exclude)
 
-    def run(size: int) -> Collected:
-        return collect(
-            work,
-            samples,
-            folds,
-            batch_size=size,
-            device=where,
-            selection=selection,
-            padding=options.padding,
-            show=options.progress,
-        )
-
-    collected, size = with_smaller_batches(run, samples.batch_size, options)
+    collected, size = collect_and_try(work, where, samples, folds, options)
     if not collected.layers:
         raise NoLayersError(_nothing_to_correct(collected))
-    if collected.padded:
-        check_padding(work, samples, collected.padded, device=where, selection=selection, padding=options.padding)
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
         earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -12,13 +13,12 @@ from torch.utils._pytree import tree_leaves
 
 from verifix.borrow import Forward, borrowed, check_model, copy_model, device_of, run_model, seeded, to_device
 from verifix.capture import Account, Layer, intercepting, selection_of
-from verifix.collect import Collected, SavedMoments, collect, model_digest
+from verifix.collect import SavedMoments, model_digest
 from verifix.errors import UsageError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
-from verifix.probe import check_padding
 from verifix.samples import read_samples
-from verifix.setup import with_smaller_batches, working_copy
+from verifix.setup import collect_and_try, working_copy
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,16 @@ class Survey:
         Multiplied are parameters of two or more dimensions that a function multiplies with activations. Those that are
         looked up (embeddings), added (positions) or unused are not.
         """
-        multiplied = sum(account.size for account in self.accounts if account.multiplies)
-        corrected = sum(account.size for account in self.accounts if account.status == "corrected")
-        return corrected / multiplied if multiplied else 0.0
+        multiplied = self.sizes["corrected"] + self.sizes["skipped"]
+        return self.sizes["corrected"] / multiplied if multiplied else 0.0
+
+    @property
+    def sizes(self) -> Counter[str]:
+        """Elements of the parameters by what becomes of them; see `Account.fate`."""
+        sizes = Counter[str]()
+        for account in self.accounts:
+            sizes[account.fate] += account.size
+        return sizes
 
     def memory(self, samples: int, folds: int) -> int:
         """Estimate the memory that a correction holds besides the model and the samples.
@@ -173,29 +180,18 @@ def collect_moments(
     SavedMoments
         For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
     """
-    options = CorrectOptions(include=patterns(include), exclude=patterns(exclude), batch_size=batch_size)
-    selection = selection_of(options.include, options.exclude)
+    options = CorrectOptions(
+        include=patterns(include),
+        exclude=patterns(exclude),
+        batch_size=batch_size,
+        padding=padding,
+        progress=progress,
+    )
     model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress, forward)
         with working_copy(model, options) as (work, where):
             digest = model_digest(work)
-
-            def run(size: int) -> Collected:
-                folds = [range(len(samples))]
-                return collect(
-                    work,
-                    samples,
-                    folds,
-                    batch_size=size,
-                    device=where,
-                    selection=selection,
-                    padding=padding,
-                    show=progress,
-                )
-
-            collected, _ = with_smaller_batches(run, samples.batch_size, options)
-            if collected.padded:
-                check_padding(work, samples, collected.padded, device=where, selection=selection, padding=padding)
+            collected, _ = collect_and_try(work, where, samples, [range(len(samples))], options)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)

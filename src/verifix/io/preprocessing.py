@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,8 @@ def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given
         return _of_timm(config.pretrained_cfg, names, options, given)
     if not any((folder / file).is_file() for file in PROCESSOR_FILES):
         remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from flags: "
-        return _with_names(_of_flags(options, given, remark), names)
+        preparation = _of_flags(options, given, remark)
+        return replace(preparation, class_names=preparation.class_names or names)
     return _of_processor(config, folder, options, _chosen(given, names))
 
 
@@ -358,12 +359,6 @@ def _names(labels: object, model: nn.Module) -> tuple[str, ...] | None:
         return None
     outputs = getattr(model, "num_classes", None) or getattr(getattr(model, "config", None), "num_labels", None)
     return tuple(map(str, labels)) if outputs in (None, len(labels)) else None
-
-
-def _with_names(preparation: Preparation, names: tuple[str, ...] | None) -> Preparation:
-    from dataclasses import replace
-
-    return replace(preparation, class_names=preparation.class_names or names)
 
 
 def _auto(name: str) -> Any:

@@ -100,9 +100,8 @@ class RowMask:
         """Return which rows count on axes that are known to be ``[tokens, samples]``; see `at`."""
         if tuple(axes) == (1, self.samples):
             return self.of_samples[None]
-        own = self.by_tokens.get(axes[0])
-        known = own is not None and tuple(axes[1:]) == (self.samples,) and axes[0] not in self.disputed
-        return own.T if own is not None and known else self.at(axes)
+        own = None if axes[0] in self.disputed else self.by_tokens.get(axes[0])
+        return own.T if own is not None and tuple(axes[1:]) == (self.samples,) else self.at(axes)
 
     def _tokens_in(self, shape: torch.Size) -> Tensor | None:
         """Find samples and tokens in the first three axes, in any of the usual orders."""
