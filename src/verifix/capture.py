@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,27 @@ def _reach(shape: Sequence[int], stride: Sequence[int]) -> int:
 
 def _extent(tensor: Tensor) -> int:
     return _reach(tensor.shape, tensor.stride())
+
+
+@dataclass(frozen=True)
+class Bias:
+    """What a layer adds to its outputs: a parameter, or a run of its elements.
+
+    Attributes
+    ----------
+    parameter
+        Qualified name.
+    start, length
+        The elements, in memory, from the parameter's first.
+    """
+
+    parameter: str
+    start: int
+    length: int
+
+    def view(self, parameter: Tensor) -> Tensor:
+        """Return the bias ``[groups · d_out]`` as a view of its parameter, or of a tensor laid out like it."""
+        return parameter.as_strided((self.length,), (1,), parameter.storage_offset() + self.start)
 
 
 def kind_of(layer: Layer) -> LayerKind:
@@ -208,6 +230,8 @@ class Census:
         For each parameter whose rows could not be read, why.
     calls
         How often each parameter has met inputs that no sample has a part in, in the batch that runs.
+    added
+        What has been added to each layer's outputs, call by call; None for calls that added no parameter.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -216,6 +240,17 @@ class Census:
     index: ParameterIndex | None = None
     failures: dict[str, str] = field(default_factory=dict)
     calls: dict[tuple[str, ...], int] = field(default_factory=dict)
+    added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
+
+    @property
+    def biases(self) -> dict[Layer, Bias]:
+        """The bias of each layer that has one of its own: always the same, and no other layer's."""
+        owners = Counter(bias for found in self.added.values() for bias in found)
+        return {
+            layer: bias
+            for layer, (bias, *others) in self.added.items()
+            if bias is not None and not others and owners[bias] == 1
+        }
 
     def begin(self, samples: int) -> None:
         """Get ready for the next batch, of this many samples."""
@@ -483,7 +518,9 @@ class _Interceptor(TorchFunctionMode):
                     continue
                 if product.weight.dtype != self.index.parameters[name].dtype:
                     continue  # the same memory, read as other numbers
-                self._hand_on(self._layer(kind, name, product), product, times)
+                layer = self._layer(kind, name, product)
+                self.census.added.setdefault(layer, set()).add(self._bias(product))
+                self._hand_on(layer, product, times)
                 understood.add(name)
         except VerifixError:
             raise
@@ -492,6 +529,14 @@ class _Interceptor(TorchFunctionMode):
                 raise
             self.census.note_failure(self.index.names_of(tensors), kind.name, error)
         return understood
+
+    def _bias(self, product: Product) -> Bias | None:
+        """Name the parameter that a product adds to its outputs, if that is what it adds."""
+        bias = product.bias
+        name = None if bias is None else self.index.find(bias)
+        if bias is None or name is None or bias.ndim != 1 or (len(bias) > 1 and bias.stride() != (1,)):
+            return None
+        return Bias(name, int(bias.storage_offset() - self.index.parameters[name].storage_offset()), len(bias))
 
     def _carries_samples(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether constants have been repeated for every sample, so that an axis grows with the samples."""

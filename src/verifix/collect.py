@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from verifix.borrow import run_model, to_device
-from verifix.capture import Account, Census, Layer, Selection, intercepting
+from verifix.capture import Account, Bias, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.layers import AmbiguousBatchError
@@ -38,12 +38,15 @@ class Collected:
         SHA-256 of each sample that went in.
     padded
         Indices of the largest batch with padding; empty if there was none.
+    biases
+        The bias of each layer that has one of its own.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
     accounts: tuple[Account, ...]
     digests: frozenset[bytes] = field(default_factory=frozenset)
     padded: tuple[int, ...] = ()
+    biases: Mapping[Layer, Bias] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -123,7 +126,7 @@ def collect(
                 bar.update(len(batch.labels))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
-    return Collected(tuple(tables), accounts, frozenset(samples.digests), padded)
+    return Collected(tuple(tables), accounts, frozenset(samples.digests), padded, census.biases)
 
 
 def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> tuple[int, ...]:

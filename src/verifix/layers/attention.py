@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,9 +37,13 @@ class Attention(RowMajor):
         call = bound.arguments
         of_keys = _own_mask(call) if call["key_padding_mask"] is not None else _mask_at(call["key"], keep)
         of_queries = of_keys if call["query"] is call["key"] else _mask_of_queries(call, of_keys, keep)
+        start = 0
         for weight, x, mask in _inputs(call, of_queries, of_keys):
-            yield Product(weight, 1, _reader(x, mask))
-        yield Product(call["out_proj_weight"], 1, lambda: _rows(_before_output(bound), of_queries))
+            bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][start : start + len(weight)]
+            start += len(weight)
+            yield Product(weight, 1, _reader(x, mask), bias=bias)
+        before = partial(_before_output, bound)
+        yield Product(call["out_proj_weight"], 1, lambda: _rows(before(), of_queries), bias=call["out_proj_bias"])
 
 
 def _inputs(call: Mapping[str, Any], of_queries: Mask, of_keys: Mask) -> Iterator[tuple[Tensor, Tensor, Mask]]:

@@ -31,12 +31,15 @@ class Product:
     partner
         The other operand, where a function does not say which of its operands is the weight. A parameter times a
         parameter is then no layer.
+    bias
+        What the call adds to every row's outputs, ``[groups · d_out]``; None if it adds nothing, or not just that.
     """
 
     weight: Tensor
     groups: int
     rows: Callable[[], Iterator[Tensor]]
     partner: Tensor | None = None
+    bias: Tensor | None = None
 
 
 class LayerKind(Protocol):

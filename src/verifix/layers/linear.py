@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class Linear(RowMajor):
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
-        x, weight = call["input"], call["weight"]
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)))
+        x, weight, bias = call["input"], call["weight"], call.get("bias")
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias)
 
 
 class Matmul(RowMajor):
@@ -49,7 +50,10 @@ class Addmm(RowMajor):
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
         """Name what the call may be; see `Matmul`. A weight that is scaled by ``alpha`` still is the weight."""
         call = bind(("bias", "input", "other"), args, {_ADDED.get(k, k): v for k, v in kwargs.items()})
-        yield from matrix_products(call["input"], call["other"], keep)
+        scaled = call.get("beta", 1) != 1
+        for product in matrix_products(call["input"], call["other"], keep):
+            right = product.partner is call["input"]  # a bias of the other reading lies along the rows
+            yield replace(product, bias=call["bias"]) if right and not scaled and call["bias"].ndim == 1 else product
 
 
 _OTHER = {"mat2": "other", "vec": "other"}
