@@ -2,14 +2,17 @@
 
 1. Read the verified samples once and split them into folds.
 2. Run a copy of the model over them once: moments of every layer, per fold.
-3. For each stage of the recipe, choose a strength by cross-fitting: each fold is scored by a correction made from
-   the other folds only. No change is a candidate, and it wins unless it is clearly beaten.
-4. Fit each chosen stage on all samples and put the new weights into the copy.
+3. For each stage of the recipe, in order, choose a strength by cross-fitting: each fold is scored by a correction
+   made from the other folds only, earlier stages included. No change is a candidate, and it wins unless it is clearly
+   beaten.
+4. Fit each chosen stage on all samples, each on what the one before it left, and put the new weights into the copy.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from verifix.borrow import Forward, check_model, seeded
+from verifix.budget import Pace, duration, estimate, measure
 from verifix.collect import SavedMoments
 from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
 from verifix.crossfit import choose_strength
@@ -24,11 +28,11 @@ from verifix.errors import DataError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
 from verifix.provenance import describe
-from verifix.samples import read_samples
-from verifix.scoring import Score
+from verifix.samples import Samples, read_samples
+from verifix.scoring import Score, tensors_of
 from verifix.setup import check_classes, check_enough, check_outputs, prepare, working_copy
 from verifix.stages import Context, Stage, stages_of
-from verifix.strength import Choice
+from verifix.strength import Choice, Strength, given, not_tried
 
 
 def correct(
@@ -36,7 +40,8 @@ def correct(
     verified: Any,
     *,
     alpha: float | Literal["auto"] = "auto",
-    recipe: str = "verifix",
+    recipe: str = "auto",
+    budget: str | float | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     folds: int = 5,
@@ -68,9 +73,13 @@ def correct(
     alpha
         Strength of the projection. "auto" lets the verified samples choose among about ten strengths and no change
         (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
-        that strength: no choice, no other stage, even if it harms (at least 2 samples).
+        that strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples).
     recipe
-        Stages to run, in order; "verifix" is the paper's method, the projection alone.
+        Stages to run, in order: "auto" is all of `verifix.STAGES`, each kept only if the verified samples clearly
+        support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas.
+    budget
+        Time that choosing may take: seconds, or a text such as "5min". A stage that is expected to take longer than
+        what is left is not tried, and `Correction.summary` says so. The first pass over the samples is not counted.
     include, exclude
         Parameter-name globs or layer kinds ("linear", "conv2d", …) to correct, and to leave alone.
     folds
@@ -134,6 +143,7 @@ def correct(
     options = CorrectOptions(
         alpha=alpha,
         recipe=recipe,
+        budget=budget,
         include=patterns(include),
         exclude=patterns(exclude),
         folds=folds,
@@ -146,7 +156,7 @@ def correct(
         progress=progress,
     )
     model = unwrapped(model)
-    stages = stages_of(options.recipe)
+    stages = stages_of(options.stages)
     check_model(model)
     refuse_corrected(dict(model.named_parameters()))
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
@@ -158,36 +168,70 @@ def correct(
             outputs = check_outputs(model, work, where, samples)
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
             whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"], stored_as or {})
+            pace = measure(whole)
             choices: dict[str, Choice] = {}
+            start = time.perf_counter()
             for stage in stages:
-                choices[stage.name] = choose_strength(stage, parts, samples, options, score, loss)
-                whole, parts = _advance(stage, choices[stage.name].strength, whole, parts, last=stage is stages[-1])
-            return _finish(work, whole, choices, provenance)
+                begun, left = time.perf_counter(), options.budget_seconds - (time.perf_counter() - start)
+                choice = _choose(stage, whole, parts, samples, options, score, loss, pace, left)
+                whole, parts, layers = _advance(stage, choice.strength, whole, parts, last=stage is stages[-1])
+                seconds = time.perf_counter() - begun
+                choices[stage.name] = replace(choice, layers=layers, seconds=seconds)
+            original, corrected = _outcome(work, whole)
+            reports = tuple(_report(whole, original, corrected))
+        tensors = tensors_of(work)
+        for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
+            tensors[name].data.copy_(value)
+        remember_corrected(original, corrected)
+        return Correction(original, corrected, choices, reports, provenance, work)
+
+
+def _choose(
+    stage: Stage,
+    whole: Context,
+    parts: list[Context],
+    samples: Samples,
+    options: CorrectOptions,
+    score: Score | None,
+    loss: Score | None,
+    pace: Pace,
+    left: float,
+) -> Choice:
+    """Choose a stage's strength, unless it is given, cannot run, or would take longer than what is left."""
+    if stage.name == "project" and options.alpha != "auto":
+        return given(float(options.alpha))
+    obstacle = stage.obstacle(whole)
+    if obstacle:
+        return not_tried(obstacle)
+    candidates = stage.candidates(parts[0])
+    seconds = estimate(stage, whole, parts, candidates, pace)
+    if seconds > left:
+        return not_tried(
+            f"it would take about {duration(seconds)}, and {duration(max(left, 0))} of the budget are left", seconds
+        )
+    return replace(choose_strength(stage, candidates, parts, samples, options, score, loss), estimated=seconds)
 
 
 def _advance(
-    stage: Stage, strength: float | None, whole: Context, parts: list[Context], last: bool
-) -> tuple[Context, list[Context]]:
+    stage: Stage, strength: Strength | None, whole: Context, parts: list[Context], *, last: bool
+) -> tuple[Context, list[Context], Mapping[str, Mapping[str, float]]]:
     """Fit the chosen strength on all samples, and on each fold's others if a later stage needs them."""
     if strength is None:
-        return whole, parts
-    further = [] if last else [part.after(stage.fit(part.after({}), strength)) for part in parts]
-    return whole.after(stage.fit(whole, strength)), further
+        return replace(whole, learned={}), [replace(part, learned={}) for part in parts], {}
+    further = [] if last else [part.after(stage.name, strength, stage.fit(part.fresh(), strength)) for part in parts]
+    update = stage.fit(whole, strength)
+    return whole.after(stage.name, strength, update), further, stage.layers(whole, strength)
 
 
-def _finish(work: nn.Module, whole: Context, choices: dict[str, Choice], provenance: dict[str, Any]) -> Correction:
-    """Put the new weights into the copy and describe what was done."""
-    parameters = dict(work.named_parameters())
-    original = {name: parameters[name].detach().cpu().clone() for name in whole.update}
-    corrected = {k: v.detach().to(parameters[k].dtype).cpu().clone() for k, v in whole.update.items()}
+def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the values before and after of all that was changed, on the CPU; refuse what is not finite."""
+    tensors = tensors_of(work)
+    original = {name: tensors[name].detach().cpu().clone() for name in whole.update}
+    corrected = {k: v.detach().to(tensors[k].dtype).cpu().clone() for k, v in whole.update.items()}
     for name, value in corrected.items():
         if not torch.isfinite(value).all():
             raise DataError(f"the corrected {name!r} is not finite in {value.dtype}; correct the model in float32")
-    layers = tuple(_report(whole, original, corrected))
-    for name, value in whole.update.items():
-        parameters[name].data.copy_(value)
-    remember_corrected(original, corrected)
-    return Correction(original, corrected, choices, layers, provenance, work)
+    return original, corrected
 
 
 def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor]) -> Iterator[LayerReport]:
@@ -199,11 +243,12 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
                 rows += seen.n
                 ranks += [rank for rank in seen.effective_rank.tolist() if rank > 0]
         kept = account.status == "corrected" and name not in corrected
+        status = "corrected" if name in corrected else "kept" if kept else account.status
         yield LayerReport(
             name,
             account.kind,
-            "kept" if kept else account.status,
-            "no change won" if kept else account.reason,
+            status,
+            "no change won" if kept else account.reason if status != "corrected" else "",
             rows,
             sum(ranks) / max(len(ranks), 1) if account.status == "corrected" and account.layers else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,

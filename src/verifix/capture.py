@@ -291,7 +291,7 @@ class Census:
         """
         selection.check(self.layers)
         index = ParameterIndex(model)
-        fixed = fixed_reasons(model) | _partly_shared(index.parameters)
+        fixed = fixed_reasons(model) | partly_shared(index.parameters)
         names = [name for name, p in index.parameters.items() if p.ndim >= 2 or self._layers_of(name)]
         return [self._account(name, index.parameters, fixed, selection) for name in names]
 
@@ -614,7 +614,7 @@ def _writes(function: Callable[..., Any]) -> bool:
     return name.endswith("_") and not name.endswith("__") and not harmless
 
 
-def _partly_shared(parameters: Mapping[str, Tensor]) -> dict[str, str]:
+def partly_shared(parameters: Mapping[str, Tensor]) -> dict[str, str]:
     """Name parameters that lie partly in each other's memory: writing one would change the other."""
     reasons: dict[str, str] = {}
     by_storage: dict[int, list[tuple[int, int, str]]] = {}

@@ -15,7 +15,7 @@ from verifix.errors import CheckpointError, UsageError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.forms import unwrapped
 from verifix.samples import tensor_bytes
-from verifix.strength import Choice, Point
+from verifix.strength import Choice, Point, Strength, spelled
 
 FORMAT = "verifix-correction-1"
 
@@ -91,14 +91,23 @@ class Correction:
         return self._model
 
     @property
-    def strengths(self) -> dict[str, float | None]:
+    def strengths(self) -> dict[str, Strength | None]:
         """The strength of each stage; None where no change won."""
         return {stage: choice.strength for stage, choice in self.choices.items()}
 
     @property
+    def layer_strengths(self) -> dict[str, dict[str, dict[str, float]]]:
+        """What each kept stage did to each layer: stage → parameter → numbers, such as alpha, gate or pull."""
+        return {
+            stage: {name: dict(numbers) for name, numbers in choice.layers.items()}
+            for stage, choice in self.choices.items()
+            if choice.strength is not None
+        }
+
+    @property
     def alpha(self) -> float | None:
         """The strength α of the projection; None if no change won."""
-        return self.strengths.get("project")
+        return self.strengths.get("project")  # type: ignore[return-value]
 
     @property
     def curve(self) -> tuple[Point, ...]:
@@ -184,12 +193,14 @@ class Correction:
     def _swap(
         self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
     ) -> nn.Module:
-        parameters = dict(unwrapped(model).named_parameters(remove_duplicate=False))
+        inner = unwrapped(model)
+        parameters = {
+            **dict(inner.named_parameters(remove_duplicate=False)),
+            **dict(inner.named_buffers(remove_duplicate=False)),
+        }
         for name, value in expected.items():
             if name not in parameters:
-                raise CheckpointError(
-                    f"cannot {verb}: the model has no parameter {name!r}; give the model that was corrected"
-                )
+                raise CheckpointError(f"cannot {verb}: the model has no {name!r}; give the model that was corrected")
             found = tensor_digest(parameters[name])
             if found != tensor_digest(value):
                 already = found == tensor_digest(new[name])
@@ -224,10 +235,10 @@ class Correction:
                 "would show it."
             )
         for stage, choice in self.choices.items():
-            lines.append(f"  {stage}: {choice.reason}" + (f" (α = {choice.strength:g})" if not choice.points else ""))
+            lines.append(f"  {stage}: {choice.reason}{_given(choice)}{_times(choice)}")
             lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]
-            if choice.points:
-                lines.append("    These scores chose the strength and overstate the gain; measure it on other samples.")
+        if any(choice.points for choice in self.choices.values()):
+            lines.append("  These scores chose the strengths and overstate the gain; measure it on other samples.")
         if about["verified_from"] == "training":
             lines.append(f"  {TRAINING_NOTE}")
         lines += [f"  {_layer_line(layer)}" for layer in self.layers]
@@ -235,7 +246,7 @@ class Correction:
 
     def __repr__(self) -> str:
         """Show strengths and how many layers changed."""
-        strengths = ", ".join(f"{k}={'no change' if v is None else f'{v:.4g}'}" for k, v in self.strengths.items())
+        strengths = ", ".join(f"{stage}={spelled(strength)}" for stage, strength in self.strengths.items())
         counts = {s: sum(x.status == s for x in self.layers) for s in ("corrected", "kept", "skipped", "unused")}
         return f"Correction({strengths}; layers: {', '.join(f'{n} {s}' for s, n in counts.items() if n)})"
 
@@ -270,6 +281,8 @@ class Correction:
             "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
             **self.as_dict(),
         }
+        for choice in about["choices"].values():  # the same inputs give the same file
+            choice["estimated"] = choice["seconds"] = None
         return write_safetensors(path, tensors, {"verifix": json.dumps(about, sort_keys=True)}, force=force)
 
     @classmethod
@@ -297,7 +310,7 @@ class Correction:
             if about["format"] != FORMAT:
                 raise KeyError(about["format"])
             digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-            choices = {stage: _choice(choice) for stage, choice in about["choices"].items()}
+            choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
             layers = tuple(LayerReport(**layer) for layer in about["layers"])
             expected, provenance = about["sha256"], about["provenance"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -339,16 +352,22 @@ def refuse_corrected(parameters: Mapping[str, Tensor]) -> None:
             )
 
 
-def _choice(data: Mapping[str, Any]) -> Choice:
-    return Choice(data["strength"], tuple(Point(**point) for point in data["points"]), data["reason"])
-
-
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _point_line(point: Point, chosen: float | None) -> str:
-    name = "no change" if point.strength is None else f"{point.strength:.4g}"
+def _given(choice: Choice) -> str:
+    return f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
+
+
+def _times(choice: Choice) -> str:
+    if choice.seconds is None or not choice.points:
+        return ""
+    return f"; took {choice.seconds:.1f} s, estimated {choice.estimated or 0:.1f} s"
+
+
+def _point_line(point: Point, chosen: Strength | None) -> str:
+    name = spelled(point.strength)
     mark = "  ← chosen" if point.strength == chosen else ""
     gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
     return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"

@@ -12,11 +12,12 @@ from verifix.progress import progress_bar
 from verifix.samples import Samples
 from verifix.scoring import Score, apply_score, correct_or_not, tempered_cross_entropy
 from verifix.stages import Context, Stage
-from verifix.strength import Choice, Scores, choose, given
+from verifix.strength import Candidates, Choice, Scores, Strength, choose
 
 
 def choose_strength(
     stage: Stage,
+    candidates: Candidates,
     parts: Sequence[Context],
     samples: Samples,
     options: CorrectOptions,
@@ -24,30 +25,27 @@ def choose_strength(
     loss: Score | None,
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
-    if options.alpha != "auto":
-        return given(float(options.alpha))
 
     def scores(logits: Tensor) -> Scores:
         losses = apply_score(loss or tempered_cross_entropy, logits, samples.labels, "loss", per_sample=True)
         values = apply_score(score or correct_or_not, logits, samples.labels, "score", per_sample=False)
         return Scores(losses, float(values.mean()))
 
-    def cross_fitted(strengths: Sequence[float]) -> list[Scores]:
+    def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
         return [scores(logits) for logits in cross_fit(stage, strengths, parts, len(samples), options.progress)]
 
-    baseline = scores(_held_out(parts, len(samples)))
-    return choose(baseline, cross_fitted, stage.candidates(parts[0]))
+    return choose(scores(_held_out(parts, len(samples))), cross_fitted, candidates)
 
 
 def cross_fit(
-    stage: Stage, strengths: Sequence[float], parts: Sequence[Context], count: int, show: bool
+    stage: Stage, strengths: Sequence[Strength], parts: Sequence[Context], count: int, show: bool
 ) -> list[Tensor]:
     """Return, per strength, the logits ``[n, outputs]`` of all samples, each from the fit that left it out."""
     results: list[list[tuple[list[int], Tensor]]] = [[] for _ in strengths]
     with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
         for part in parts:
             held_out = _left_out(part, count)
-            fresh = part.after({})  # what the stage remembers for this fold is freed with it
+            fresh = part.fresh()  # what the stage remembers for this fold is freed with it
             for i, strength in enumerate(strengths):
                 logits = part.predict(held_out, stage.fit(fresh, strength))
                 results[i].append((held_out, logits))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,6 +11,9 @@ from typing import Literal
 from verifix.errors import UsageError
 
 VERIFIED_FROM = ("unseen", "training")
+UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+"""Units of time, in seconds."""
+
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
 
@@ -23,7 +27,11 @@ class CorrectOptions:
     alpha
         Strength of the projection: "auto" lets the verified samples choose; a number means exactly that projection.
     recipe
-        Stages to run: "verifix" is the paper's method.
+        Stages to run: "auto" is all of them, as far as the verified samples support each one (with alpha given as a
+        number it is that projection alone); "verifix" is the paper's method; or names of stages joined by commas,
+        such as project,refit.
+    budget
+        Time that choosing may take, such as 90s, 5min or 1h; stages that do not fit are left out.
     include
         Correct only layers that match one of these parameter-name globs or kinds.
     exclude
@@ -47,7 +55,8 @@ class CorrectOptions:
     """
 
     alpha: float | Literal["auto"] = "auto"
-    recipe: str = "verifix"
+    recipe: str = "auto"
+    budget: str | float | None = None
     include: list[str] | None = None
     exclude: list[str] | None = None
     folds: int = 5
@@ -72,6 +81,8 @@ class CorrectOptions:
             raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
         if self.verified_from not in VERIFIED_FROM:
             raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen' or 'training'")
+        if self.budget_seconds <= 0:
+            raise UsageError(f"budget is {self.budget!r}; it must be a time above 0, such as 5min")
         for name in ("include", "exclude"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, list) and all(isinstance(p, str) for p in value)):
@@ -80,7 +91,29 @@ class CorrectOptions:
     @property
     def minimum_samples(self) -> int:
         """How many verified samples these settings need: few leave nothing to choose from."""
-        return max(50, 2 * self.folds) if self.alpha == "auto" else 2
+        return max(50, 2 * self.folds) if self.choosing else 2
+
+    @property
+    def stages(self) -> str:
+        """The recipe to run: a given alpha alone means the projection alone."""
+        return "verifix" if self.recipe == "auto" and self.alpha != "auto" else self.recipe
+
+    @property
+    def choosing(self) -> bool:
+        """Whether any stage's strength is left for the verified samples to choose."""
+        return self.alpha == "auto" or self.stages not in ("verifix", "project")
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds; infinite if none was given."""
+        if self.budget is None:
+            return math.inf
+        found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(self.budget).strip().lower())
+        try:
+            number, unit = found.groups()  # type: ignore[union-attr]
+            return float(number) * UNITS[unit]
+        except (AttributeError, ValueError, KeyError):
+            raise UsageError(f"budget is {self.budget!r}; give a time such as 90s, 5min or 1h") from None
 
 
 def _whole(value: object) -> bool:

@@ -17,7 +17,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 """``(logits [n, k], labels [n]) → [n]`` or a scalar; for a loss, one number per sample."""
 
 Update = Mapping[str, Tensor]
-"""New values of parameters, by qualified name."""
+"""New values of parameters and buffers, by qualified name."""
 
 
 def device_named(name: str) -> torch.device:
@@ -79,23 +79,27 @@ def as_logits(output: object, count: int) -> Tensor:
     DataError
         If it is no such tensor, or not finite.
     """
-    given, output = type(output).__name__, _first_tensor(output)
-    if not isinstance(output, Tensor):
+    logits = attached_logits(output, count).detach().double().cpu()
+    if not torch.isfinite(logits).all():
+        raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
+    return logits
+
+
+def attached_logits(output: object, count: int) -> Tensor:
+    """Return a model's output as logits that gradients flow through, in its own dtype; see `as_logits`."""
+    given, logits = type(output).__name__, _first_tensor(output)
+    if not isinstance(logits, Tensor):
         raise DataError(
             f"the model returned a {given}; it must return one tensor of logits [n, classes], a mapping with 'logits' "
             "or a tuple that begins with them; forward= can pick them out"
         )
-    logits = output.detach().double().cpu()
+    shape = list(logits.shape)
     if count == 1 and logits.ndim < 2:  # a model that squeezes its output drops the axis of a single sample, too
         logits = logits.reshape(1, -1)
     elif logits.ndim == 1:
         logits = logits[:, None]
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
-        raise DataError(
-            f"the model returned {list(output.shape)} for {count} samples; it must return logits [{count}, classes]"
-        )
-    if not torch.isfinite(logits).all():
-        raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
+        raise DataError(f"the model returned {shape} for {count} samples; it must return logits [{count}, classes]")
     return logits
 
 
@@ -117,7 +121,7 @@ def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each sample's cross-entropy in nats, ``[n]``; binary cross-entropy for one logit."""
     if logits.shape[1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.double(), reduction="none")
+        return F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype), reduction="none")
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -140,6 +144,24 @@ def tempered_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Tensor
         Nats, ``[n]``.
     """
+    return cross_entropy(logits * best_sharpness(logits, labels), labels)
+
+
+def best_sharpness(logits: Tensor, labels: Tensor) -> float:
+    """Return the factor (one over the temperature) at which the mean cross-entropy of logits is smallest.
+
+    Parameters
+    ----------
+    logits
+        ``[n, outputs]``.
+    labels
+        ``[n]``.
+
+    Returns
+    -------
+    float
+        0 or more; 0 if the logits hold no information.
+    """
     from scipy.optimize import minimize_scalar
 
     span = float((logits.amax(dim=1) - logits.amin(dim=1)).mean()) if logits.shape[1] > 1 else 0.0
@@ -150,8 +172,7 @@ def tempered_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     best = minimize_scalar(mean_loss, bounds=(0.0, 100.0), method="bounded", options={"xatol": 1e-6})
     # The search never tries its bounds; at 0 all logits are equal, which must tie exactly for a fair comparison.
-    sharpness = best.x if best.fun < mean_loss(0.0) - 1e-9 else 0.0
-    return cross_entropy(logits * (sharpness / unit), labels)
+    return float(best.x) / unit if best.fun < mean_loss(0.0) - 1e-9 else 0.0
 
 
 def apply_score(function: Score, logits: Tensor, labels: Tensor, what: str, per_sample: bool) -> Tensor:
@@ -192,29 +213,34 @@ def apply_score(function: Score, logits: Tensor, labels: Tensor, what: str, per_
     return value
 
 
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by qualified name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 @contextmanager
 def weights_replaced(model: nn.Module, update: Update) -> Iterator[None]:
     """Run a model with other weights for as long as the context lasts; the old ones come back in any case.
 
-    Values are copied into the parameters' own memory, so that ties, views and fused copies of them follow.
+    Values are copied into the tensors' own memory, so that ties, views and fused copies of them follow.
 
     Parameters
     ----------
     model
         The model.
     update
-        New values of some of its parameters.
+        New values of some of its parameters and buffers.
 
     Yields
     ------
     None
     """
-    parameters = dict(model.named_parameters())
-    before = {name: parameters[name].detach().clone() for name in update}
+    tensors = tensors_of(model)
+    before = {name: tensors[name].detach().clone() for name in update}
     try:
         for name, value in update.items():
-            parameters[name].data.copy_(value)
+            tensors[name].data.copy_(value)
         yield
     finally:
         for name, value in before.items():
-            parameters[name].data.copy_(value)
+            tensors[name].data.copy_(value)

@@ -111,7 +111,7 @@ def prepare(
     NoLayersError
         If no layer can be corrected.
     """
-    choosing = options.alpha == "auto"
+    choosing = options.choosing
     folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
     selection = selection_of(options.include, options.exclude)
 
@@ -124,10 +124,8 @@ def prepare(
 
     def context(without: int | None) -> Context:
         kept = [k for k in range(len(folds)) if k != without]
-        indices = sorted(int(i) for k in kept for i in folds[k])
-        return Context(
-            work, samples, indices, kept, collected, earlier, size, where, selection, options.padding, stored_as
-        )
+        common = (collected, earlier, size, where, selection, options.padding, stored_as, options.seed)
+        return Context(work, samples, folds, kept, *common)
 
     return context(None), [context(k) for k in range(len(folds))] if choosing else []
 
@@ -135,10 +133,10 @@ def prepare(
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need."""
     if len(samples) < options.minimum_samples:
-        alternative = "verify more, or give alpha as a number" if options.alpha == "auto" else "verify more"
+        alternative = "verify more, or give alpha as a number" if options.choosing else "verify more"
         raise DataError(
             f"{len(samples)} verified sample{'s' * (len(samples) != 1)}, but "
-            f"{'choosing a strength' if options.alpha == 'auto' else 'a correction'} needs at least "
+            f"{'choosing a strength' if options.choosing else 'a correction'} needs at least "
             f"{options.minimum_samples}; {alternative}"
         )
 
@@ -187,7 +185,7 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
         If a strength is to be chosen from samples of a single class: forgetting all others would look perfect.
     """
     there = set(samples.labels.tolist())
-    if len(there) == 1 and options.alpha == "auto":
+    if len(there) == 1 and options.choosing:
         raise DataError(
             f"all {len(samples)} verified samples have the label {there.pop()}, and a strength chosen from one class "
             "would favour it; verify samples of every class"

@@ -1,17 +1,25 @@
 """Choose a strength from cross-fitted scores, and do no harm: no change wins unless it is clearly beaten.
 
-Nothing here knows what a strength does. A candidate is a number and the scores that held-out samples gave it.
+Nothing here knows what a strength does. A candidate is a number, or a few numbers, and the scores that held-out
+samples gave it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 SELECTION_NOTE = "selection score: it chose the strength, so it overstates the gain"
+
+MINIMAL_GAIN = 1e-4
+"""Nats per sample. A smaller gain is not worth a change of weights, however sure it is."""
+
+Strength = float | tuple[float, ...]
+"""How much of a stage is applied: one number, or several, such as a rate and a number of epochs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,26 @@ class Grid:
         """The decades."""
         low, high = round(math.log10(self.lowest)), round(math.log10(self.highest))
         return [10.0**exponent for exponent in range(low, high + 1)]
+
+    @property
+    def rounds(self) -> list[int]:
+        """How many strengths each round tries."""
+        return [len(self.coarse), *(2 for _ in self.refinements[:-1]), *(1 for _ in self.refinements[-1:])]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A few strengths, all tried at once."""
+
+    strengths: tuple[Strength, ...]
+
+    @property
+    def rounds(self) -> list[int]:
+        """How many strengths each round tries."""
+        return [len(self.strengths)]
+
+
+Candidates = Grid | Listed
 
 
 @dataclass(frozen=True)
@@ -62,7 +90,7 @@ class Point:
         Mean cross-fitted score; a fraction right by default.
     """
 
-    strength: float | None
+    strength: Strength | None
     loss: float
     loss_gain: float
     standard_error: float
@@ -78,14 +106,23 @@ class Choice:
     strength
         The choice; None if no change won.
     points
-        The curve: first no change, then the strengths in ascending order. Empty if the strength was given.
+        The curve: first no change, then the strengths in ascending order. Empty if the strength was given, or the
+        stage was not tried.
     reason
         Why, in one sentence.
+    layers
+        What the chosen strength means for each layer, by parameter name: names of numbers → numbers. Empty if the
+        stage says nothing about layers.
+    estimated, seconds
+        What the stage was expected to take, and what it took, in seconds; None if that is not known.
     """
 
-    strength: float | None
+    strength: Strength | None
     points: tuple[Point, ...]
     reason: str
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    estimated: float | None = None
+    seconds: float | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the choice as plain data, labelled for what its scores are."""
@@ -94,7 +131,29 @@ class Choice:
             "reason": self.reason,
             "note": SELECTION_NOTE,
             "points": [asdict(point) for point in self.points],
+            "layers": {name: dict(numbers) for name, numbers in self.layers.items()},
+            "estimated": self.estimated,
+            "seconds": self.seconds,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Choice:
+        """Undo `as_dict`."""
+        points = tuple(Point(**point | {"strength": _strength(point["strength"])}) for point in data["points"])
+        rest = {key: data[key] for key in ("reason", "layers", "estimated", "seconds")}
+        return cls(_strength(data["strength"]), points, **rest)
+
+
+def _strength(value: Any) -> Strength | None:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def spelled(strength: Strength | None) -> str:
+    """Write a strength out."""
+    if strength is None:
+        return "no change"
+    numbers = strength if isinstance(strength, tuple) else (strength,)
+    return " × ".join(f"{number:.4g}" for number in numbers)
 
 
 def given(strength: float) -> Choice:
@@ -102,39 +161,57 @@ def given(strength: float) -> Choice:
     return Choice(strength, (), "set by the user")
 
 
-def choose(baseline: Scores, evaluate: Callable[[Sequence[float]], Sequence[Scores]], grid: Grid) -> Choice:
-    """Choose a strength, coarse to fine.
+def not_tried(reason: str, estimated: float | None = None) -> Choice:
+    """Wrap why a stage was left out."""
+    return Choice(None, (), f"not tried: {reason}", estimated=estimated)
+
+
+def choose(
+    baseline: Scores, evaluate: Callable[[Sequence[Strength]], Sequence[Scores]], candidates: Candidates
+) -> Choice:
+    """Choose a strength.
 
     Parameters
     ----------
     baseline
         Scores of no change, on the same samples in the same order.
     evaluate
-        Strengths → their cross-fitted scores; called once for the coarse grid and once per refinement.
-    grid
+        Strengths → their cross-fitted scores; called once for a list, and for a grid once for the decades and once
+        per refinement.
+    candidates
         The strengths to try.
 
     Returns
     -------
     Choice
-        The strength with the smallest mean loss, if its losses are below those of no change by more than one
-        paired standard error and its score is not below that of no change; else no change.
+        Of the strengths whose losses are below those of no change by more than one paired standard error, and by
+        `MINIMAL_GAIN`, and whose score is not below that of no change, the one with the smallest mean loss; no
+        change if there is none.
     """
-    tried: dict[float, Scores] = {}
+    tried: dict[Strength, Scores] = {}
+
+    def try_all(strengths: Sequence[Strength]) -> None:
+        tried.update(zip(strengths, evaluate(strengths), strict=True))
+
+    if isinstance(candidates, Listed):
+        try_all(candidates.strengths)
+    else:
+        _search(candidates, tried, try_all)
+    points = [_point(None, baseline, baseline)]
+    points += [_point(strength, tried[strength], baseline) for strength in sorted(tried)]
+    return _decide(points)
+
+
+def _search(grid: Grid, tried: dict[Any, Scores], try_all: Callable[[Sequence[float]], None]) -> None:
+    """Try a grid, coarse to fine."""
 
     def loss_of(strength: float) -> float:
         return float(tried[strength].losses.mean())
-
-    def try_all(strengths: Sequence[float]) -> None:
-        tried.update(zip(strengths, evaluate(strengths), strict=True))
 
     try_all(grid.coarse)
     for step in grid.refinements:
         best = min(tried, key=loss_of)
         try_all(_neighbours(best, step, tried, loss_of, last=step == grid.refinements[-1]))
-    points = [_point(None, baseline, baseline)]
-    points += [_point(strength, tried[strength], baseline) for strength in sorted(tried)]
-    return _decide(points)
 
 
 def _neighbours(
@@ -151,23 +228,37 @@ def _neighbours(
     return [below if loss_of(lower) < loss_of(upper) else above]
 
 
-def _point(strength: float | None, scores: Scores, baseline: Scores) -> Point:
+def _point(strength: Strength | None, scores: Scores, baseline: Scores) -> Point:
     gains = baseline.losses - scores.losses
     error = float(gains.std(correction=1)) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     return Point(strength, float(scores.losses.mean()), float(gains.mean()), error, scores.score)
 
 
 def _decide(points: Sequence[Point]) -> Choice:
-    """Let no change win unless the best strength beats it clearly in loss, and is not worse in score."""
+    """Let no change win unless a strength beats it clearly in loss, and is not worse in score."""
     no_change, *candidates = points
+    sure = [p for p in candidates if p.loss_gain > max(p.standard_error, MINIMAL_GAIN) and p.score >= no_change.score]
+    if sure:
+        best = min(sure, key=lambda point: point.loss)
+        return Choice(best.strength, tuple(points), f"{_lowers(best)}, {_scores(best, no_change)}")
     best = min(candidates, key=lambda point: point.loss)
-    name, error = f"strength {best.strength:.4g}", f"standard error {best.standard_error:.4f}"
-    scores = f"the score goes from {no_change.score:.4f} to {best.score:.4f}"
+    return Choice(None, tuple(points), f"no change: {_why_not(best, no_change)}")
+
+
+def _why_not(best: Point, no_change: Point) -> str:
     if best.loss_gain <= 0:
-        return Choice(None, tuple(points), "no change: no strength lowers the loss")
-    lowers = f"{name} lowers the loss by {best.loss_gain:.4f} ({error})"
+        return "no strength lowers the loss"
     if best.loss_gain <= best.standard_error:
-        return Choice(None, tuple(points), f"no change: {lowers}, which is not clear enough")
-    if best.score < no_change.score:
-        return Choice(None, tuple(points), f"no change: {lowers}, but {scores}")
-    return Choice(best.strength, tuple(points), f"{lowers}, {scores}")
+        return f"{_lowers(best)}, which is not clear enough"
+    if best.loss_gain <= MINIMAL_GAIN:
+        return f"{_lowers(best)}, which is not worth a change"
+    return f"{_lowers(best)}, but {_scores(best, no_change)}, and so with every strength that clearly lowers it"
+
+
+def _lowers(point: Point) -> str:
+    error = f"standard error {point.standard_error:.4f}"
+    return f"strength {spelled(point.strength)} lowers the loss by {point.loss_gain:.4f} ({error})"
+
+
+def _scores(point: Point, no_change: Point) -> str:
+    return f"the score goes from {no_change.score:.4f} to {point.score:.4f}"

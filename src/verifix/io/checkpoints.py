@@ -26,6 +26,7 @@ from verifix.io.fit import Fit, choose_fit, few, fits, listed, place
 from verifix.io.folders import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
 from verifix.io.parts import SUFFIXES, TORCH, Part, read_part
 from verifix.io.state import Found, choose_state
+from verifix.scoring import tensors_of
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class Checkpoint:
     def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
         """Return the dtype in which this checkpoint holds each parameter of the model."""
         state = self._values(model)
-        return {name: state[name].dtype for name, _ in model.named_parameters()}
+        return {name: state[name].dtype for name in tensors_of(model) if name in state}
 
     def spread(self, model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return new values of parameters by the keys of this checkpoint; a tied weight may have several.
@@ -283,7 +284,10 @@ class Checkpoint:
                     "tie them in the model too"
                 )
         return {
-            keys[name]: value for first_name, value in update.items() for name in groups[first_name] if name in keys
+            keys[name]: value
+            for own, value in update.items()
+            for name in groups.get(own, [own])  # buffers are not tied
+            if name in keys
         }
 
     def save(

@@ -6,12 +6,19 @@ from collections.abc import Mapping
 
 from verifix.errors import UsageError
 from verifix.stages.base import Context, Cost, Stage
+from verifix.stages.finetune import FineTune
+from verifix.stages.layerwise import Layerwise
+from verifix.stages.linear_probe import LinearProbe
 from verifix.stages.project import Project
+from verifix.stages.recalibrate import Recalibrate
+from verifix.stages.refit import Refit
 
-STAGES: Mapping[str, type[Stage]] = {"project": Project}
+STAGES: Mapping[str, type[Stage]] = {
+    stage.name: stage for stage in (Project, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
+}
 """Every stage by name, in the order in which a recipe runs them."""
 
-RECIPES: Mapping[str, tuple[str, ...]] = {"verifix": ("project",)}
+RECIPES: Mapping[str, tuple[str, ...]] = {"verifix": ("project",), "auto": tuple(STAGES)}
 """Named recipes: which stages, in which order."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +14,8 @@ from verifix.capture import Layer, Selection
 from verifix.collect import Collected, collect
 from verifix.moments import Moments
 from verifix.samples import Samples
-from verifix.scoring import Update, predict, weights_replaced
-from verifix.strength import Grid
+from verifix.scoring import Update, predict, tensors_of, weights_replaced
+from verifix.strength import Candidates, Strength
 
 T = TypeVar("T")
 
@@ -31,11 +32,16 @@ class Cost:
         Of each further strength in the same context.
     nbytes
         Memory that the context holds for it, in bytes.
+    runs, runs_again
+        Samples that the model is run on for the first strength, and for each further one; a backward pass counts as
+        two runs.
     """
 
     flops: float
     flops_again: float
     nbytes: int
+    runs: float = 0.0
+    runs_again: float = 0.0
 
 
 @dataclass
@@ -52,10 +58,10 @@ class Context:
         The working copy of the model, with its original weights.
     samples
         All verified samples.
-    indices
-        Those that may be fitted on.
+    members
+        Indices of the samples of every fold.
     folds
-        Numbers of the folds that `indices` come from.
+        Numbers of the folds that may be fitted on.
     collected
         The first pass: moments per fold of the original weights.
     earlier
@@ -64,15 +70,21 @@ class Context:
         How to run the model.
     stored_as
         Dtypes, by parameter name, that new weights are rounded to where they are not those of the model.
+    seed
+        Seed of what a stage draws at random.
     update
         New weights by the stages so far.
+    strengths
+        Strengths of the stages so far, by name.
     memo
-        For a stage to keep what its strengths share; lives as long as the context.
+        For a stage to keep what its strengths share; lives as long as one round of strengths.
+    learned
+        For a stage to keep what is small and took long to learn; lives until the next stage.
     """
 
     model: nn.Module
     samples: Samples
-    indices: Sequence[int]
+    members: Sequence[Sequence[int]]
     folds: Sequence[int]
     collected: Collected
     earlier: Mapping[Layer, Moments]
@@ -81,13 +93,30 @@ class Context:
     selection: Selection
     padding: bool = True
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
+    seed: int = 0
     update: Update = field(default_factory=dict)
+    strengths: Mapping[str, Strength] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
+    learned: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def indices(self) -> list[int]:
+        """The samples that may be fitted on."""
+        return self.samples_of(self.folds)
 
     @property
     def layers(self) -> list[Layer]:
         """The layers to correct."""
         return self.collected.layers
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels of `indices`, ``[n]``."""
+        return self.samples.labels[self.indices]
+
+    def samples_of(self, folds: Sequence[int]) -> list[int]:
+        """Return the indices of the samples of some folds, ascending."""
+        return sorted(int(i) for fold in folds for i in self.members[fold])
 
     def moments(self, layer: Layer) -> Moments:
         """Return a layer's moments over this context's samples under its current weights."""
@@ -97,9 +126,12 @@ class Context:
         return again.moments(layer, [0], {})
 
     def parameter(self, name: str) -> Tensor:
-        """Return a parameter's current value, laid out as in the model; not to be written to."""
-        original = dict(self.model.named_parameters())[name]
-        return self.update.get(name, original)
+        """Return the current value of a parameter or buffer, laid out as in the model; not to be written to."""
+        return self.update[name] if name in self.update else self.original(name)
+
+    def original(self, name: str) -> Tensor:
+        """Return the value that a parameter or buffer had before any stage; not to be written to."""
+        return tensors_of(self.model)[name]
 
     def writable(self, name: str) -> Tensor:
         """Return a copy of a parameter's value to write to: laid out as in the model, in the dtype it is rounded to."""
@@ -115,19 +147,30 @@ class Context:
         value: T = self.memo[key]
         return value
 
-    def after(self, update: Update) -> Context:
+    def fresh(self) -> Context:
+        """Return this context without what its strengths shared."""
+        return replace(self, memo={})
+
+    def after(self, stage: str, strength: Strength, update: Update) -> Context:
         """Return the context that the next stage works with."""
-        return replace(self, update={**self.update, **update}, memo={})
+        strengths = {**self.strengths, stage: strength}
+        return replace(self, update={**self.update, **update}, strengths=strengths, memo={}, learned={})
+
+    @contextmanager
+    def corrected(self, update: Update | None = None) -> Iterator[nn.Module]:
+        """Lend the model under the current weights, with an update on top."""
+        with weights_replaced(self.model, {**self.update, **(update or {})}):
+            yield self.model
 
     def predict(self, indices: Sequence[int], update: Update) -> Tensor:
         """Return logits ``[n, outputs]`` of some samples under the current weights with an update on top."""
-        with weights_replaced(self.model, {**self.update, **update}):
-            return predict(self.model, self.samples, indices, self.batch_size, self.device)
+        with self.corrected(update) as model:
+            return predict(model, self.samples, indices, self.batch_size, self.device)
 
     def _capture_again(self) -> Collected:
-        with weights_replaced(self.model, self.update):
+        with self.corrected() as model:
             return collect(
-                self.model,
+                model,
                 self.samples,
                 [self.indices],
                 batch_size=self.batch_size,
@@ -145,11 +188,17 @@ class Stage(Protocol):
 
     name: str
 
-    def candidates(self, context: Context) -> Grid:
+    def obstacle(self, context: Context) -> str:
+        """Say what keeps this stage from running in this context, such as a layer it needs; empty if nothing does."""
+
+    def candidates(self, context: Context) -> Candidates:
         """Return the strengths to choose from."""
 
-    def fit(self, context: Context, strength: float) -> Update:
-        """Return new weights, fitted on the context's samples with this strength."""
+    def fit(self, context: Context, strength: Any) -> Update:
+        """Return new weights, fitted on the context's samples with this strength, whatever was tried before."""
+
+    def layers(self, context: Context, strength: Any) -> Mapping[str, Mapping[str, float]]:
+        """Say what a strength that has been fitted means for each layer, by parameter name; may be empty."""
 
     def cost(self, context: Context) -> Cost:
         """Estimate what `fit` takes, before running it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from verifix.capture import Layer, read_matrix, write_matrix
@@ -15,6 +17,10 @@ class Project:
     """Scaled activation projection with strength α (Verifix, arXiv 2403.08618; see `verifix.projection`)."""
 
     name = "project"
+
+    def obstacle(self, context: Context) -> str:
+        """Nothing but labels could be missing, and it uses none."""
+        return "" if context.layers else "no layer can be corrected"
 
     def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - the same for every network
         """Return α from 10 to 10⁶: below lies almost nothing of the network, above almost all of the projector."""
@@ -43,6 +49,10 @@ class Project:
                     update[name] = context.writable(name)
             write_matrix(layer, update, factors.project(alpha))
         return update
+
+    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+        """Return α for every layer."""
+        return {layer.parameter: {"alpha": strength} for layer in context.layers}
 
     def cost(self, context: Context) -> Cost:
         """Estimate the primal form's multiplications; the dual is chosen only where it takes fewer."""

@@ -1,0 +1,94 @@
+"""Gradients of the verified loss with respect to a borrowed model's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from verifix.borrow import run_model, to_device
+from verifix.errors import DataError
+from verifix.samples import Samples
+from verifix.scoring import attached_logits, best_sharpness, cross_entropy
+
+
+def gradients(
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    tempered: bool = False,
+) -> Mapping[str, Tensor]:
+    """Return the gradient of the mean cross-entropy over some samples.
+
+    Parameters
+    ----------
+    model
+        The model, borrowed (see `verifix.borrow.borrowed`), on `device`.
+    samples
+        The verified samples.
+    indices
+        Those whose loss counts.
+    names
+        Parameters to differentiate by.
+    batch_size
+        Samples per batch; the gradients of the batches are added up.
+    device
+        Where the model is.
+    tempered
+        Whether each batch's logits are taken at their best temperature. At its optimum the temperature itself adds
+        nothing to the gradient.
+
+    Returns
+    -------
+    Mapping
+        Gradients by parameter name, zero for those that the loss does not depend on.
+
+    Raises
+    ------
+    DataError
+        If the model does not pass gradients on, or they are not finite.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in names}
+    total = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    with _differentiable(parameters, wanted):
+        for batch in samples.batches(indices, batch_size):
+            output = run_model(model, to_device(batch.inputs, device), samples.forward)
+            logits = attached_logits(output, len(batch.labels))
+            if not logits.requires_grad:
+                raise DataError(
+                    "the model passes no gradients on (a no_grad inside its forward?); use --recipe verifix, which "
+                    "needs none"
+                )
+            labels = batch.labels.to(logits.device)
+            sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
+            loss = cross_entropy(logits.float() * sharpness, labels).sum() / len(indices)
+            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            for name, gradient in zip(wanted, found, strict=True):
+                if gradient is not None:
+                    total[name] += gradient
+    broken = next((name for name, gradient in total.items() if not torch.isfinite(gradient).all()), None)
+    if broken is not None:
+        raise DataError(f"the gradient of {broken!r} contains NaN or Inf; correct the model in float32")
+    return total
+
+
+@contextmanager
+def _differentiable(parameters: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gradients reach the wanted parameters alone; give every parameter its flag back."""
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in wanted)
+        # cuDNN's recurrent layers refuse a backward pass in eval mode; torch's own do not.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(flags[name])

@@ -1,0 +1,159 @@
+"""A short training on the verified labels, pulled towards the weights as the earlier stages left them (L2-SP)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from verifix.capture import partly_shared, rounded_once
+from verifix.gradients import gradients
+from verifix.scoring import Update
+from verifix.stages.base import Context, Cost
+from verifix.strength import Listed
+
+RATES = (1e-4, 1e-3)
+"""Learning rates of Adam."""
+
+SEEN, FEWEST, MOST = 5000, 4, 40
+"""Samples seen in the longest training, and bounds on its epochs."""
+
+BATCH = 32
+"""Samples per step."""
+
+PULL = 0.01
+"""Weight μ of the pull, μ / 2 · ‖w − w₀‖²: Li, Grandvalet and Davoine, L2-SP (arXiv 1802.01483)."""
+
+
+class FineTune:
+    """Adam on the mean cross-entropy plus μ / 2 · ‖w − w₀‖², in eval mode; its strength is (rate, epochs).
+
+    BatchNorm keeps its statistics and nothing drops out: a few hundred samples say too little about either.
+    """
+
+    name = "finetune"
+
+    def obstacle(self, context: Context) -> str:
+        """Say if no parameter may be changed."""
+        return "" if trainable(context) else "no parameter may be changed"
+
+    def candidates(self, context: Context) -> Listed:
+        """Return each rate with a short and a long training; the more samples, the fewer epochs."""
+        longest = _longest(context)
+        return Listed(tuple((rate, float(epochs)) for rate in RATES for epochs in (longest // 4, longest)))
+
+    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+        """Return the weights after training.
+
+        Parameters
+        ----------
+        context
+            Where to take samples and weights from.
+        strength
+            Learning rate and epochs.
+
+        Returns
+        -------
+        Update
+            New values of all trained parameters.
+        """
+        rate, epochs = strength
+        training: _Training = context.remember(f"training at {rate}", lambda: _Training(context, rate))
+        return training.after(int(epochs))
+
+    def layers(
+        self,
+        context: Context,  # noqa: ARG002 - nothing differs by layer
+        strength: tuple[float, float],  # noqa: ARG002
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Return nothing: all parameters have the same rate and epochs."""
+        return {}
+
+    def cost(self, context: Context) -> Cost:
+        """Estimate the mean training of the candidates: a run forward and two backward per sample and epoch."""
+        longest = _longest(context)
+        runs = 3.0 * longest * len(context.indices)
+        weights = sum(context.original(name).numel() for name in trainable(context))
+        # Of the candidates of one rate the longest is all that is run.
+        return Cost(0.0, 0.0, 16 * weights, runs, runs / 3)
+
+
+def _longest(context: Context) -> int:
+    """Return the epochs of the longest training."""
+    return min(max(round(SEEN / len(context.indices)), FEWEST), MOST)
+
+
+class _Training:
+    """One training, which goes on from epoch to epoch as far as it is asked to.
+
+    Parameters
+    ----------
+    context
+        Where to take samples and weights from.
+    rate
+        Learning rate.
+    """
+
+    def __init__(self, context: Context, rate: float) -> None:
+        self.epochs = _epochs(context, rate)
+        self.asked: dict[int, Update] = {}
+        self.done = 0
+
+    def after(self, epochs: int) -> Update:
+        """Return the weights after so many epochs; ask in ascending order, or for what has been asked before."""
+        if epochs < self.done and epochs not in self.asked:
+            raise ValueError(f"training has gone on to epoch {self.done}, and epoch {epochs} was not kept")
+        while epochs not in self.asked:
+            weights = next(self.epochs)
+            self.done += 1
+            if self.done == epochs:
+                self.asked[epochs] = weights()
+        return self.asked[epochs]
+
+
+def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
+    """Train, and yield after every epoch what returns the weights then, rounded to the dtype they will have."""
+    names = trainable(context)
+    weights = {name: _precise(context.parameter(name)) for name in names}
+    first = {name: weight.clone() for name, weight in weights.items()}
+    optimizer = torch.optim.Adam(list(weights.values()), lr=rate)
+    generator = torch.Generator().manual_seed(context.seed)
+    indices = context.indices
+    while True:
+        order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+        with context.corrected(weights) as model:
+            live = dict(model.named_parameters())
+            for start in range(0, len(order), BATCH):
+                batch = order[start : start + BATCH]
+                slopes = gradients(
+                    model, context.samples, batch, names, batch_size=context.batch_size, device=context.device
+                )
+                for name, weight in weights.items():
+                    weight.grad = slopes[name].to(weight.dtype) + PULL * (weight - first[name])
+                optimizer.step()
+                for name, weight in weights.items():
+                    live[name].data.copy_(weight)
+        yield lambda: {name: _rounded(context, name, weight) for name, weight in weights.items()}
+
+
+def _precise(parameter: Tensor) -> Tensor:
+    """Return a copy in float32 or wider: steps would vanish in half precision."""
+    return parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
+
+
+def _rounded(context: Context, name: str, weight: Tensor) -> Tensor:
+    target = context.writable(name)
+    return target.copy_(rounded_once(weight.double(), target.dtype))
+
+
+def trainable(context: Context) -> list[str]:
+    """Return the parameters that may be trained; with include or exclude the selected layers and their biases."""
+    selection, parameters = context.selection, dict(context.model.named_parameters())
+    apart = parameters.keys() - partly_shared(parameters)  # writing one would change another
+    floating = [name for name, parameter in parameters.items() if parameter.is_floating_point() and name in apart]
+    if selection.include is None and not selection.exclude:
+        return floating
+    own = {name for layer in context.layers for name in layer.parameters}
+    own |= {bias.parameter for layer, bias in context.collected.biases.items() if layer in set(context.layers)}
+    return [name for name in floating if name in own]
