@@ -37,7 +37,9 @@ def permuted(seeds: int = 10, times: int = 10) -> dict[str, int]:
         for i in range(times):
             order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(100 * seed + i))
             for name, loss in LOSSES.items():
-                correction = correct(model, (inputs, labels[order]), loss=loss, seed=seed, progress=False)
+                correction = correct(
+                    model, (inputs, labels[order]), recipe="verifix", loss=loss, seed=seed, progress=False
+                )
                 accepted[name] += correction.alpha is not None
     return {"runs": seeds * times, **accepted}
 
@@ -50,7 +52,9 @@ def sources(seeds: int = 5) -> dict[str, list[dict[str, Any]]]:
         model = digits.trained(data, seed)
         for source, chosen in (("unseen", data.verified), ("training", data.training[:200])):
             verified = data.inputs[chosen], data.labels[chosen]
-            rows[source].append({"seed": seed, **_gains(data, model, correct(model, verified, progress=False))})
+            rows[source].append(
+                {"seed": seed, **_gains(data, model, correct(model, verified, recipe="verifix", progress=False))}
+            )
     return rows
 
 

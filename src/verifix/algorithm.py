@@ -175,6 +175,7 @@ def correct(
                 begun, left = time.perf_counter(), options.budget_seconds - (time.perf_counter() - start)
                 choice = _choose(stage, whole, parts, samples, options, score, loss, pace, left)
                 whole, parts, layers = _advance(stage, choice.strength, whole, parts, last=stage is stages[-1])
+                whole.shared.clear()
                 seconds = time.perf_counter() - begun
                 choices[stage.name] = replace(choice, layers=layers, seconds=seconds)
             original, corrected = _outcome(work, whole)

@@ -75,6 +75,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         verified,
         alpha=command.alpha,
         recipe=command.recipe,
+        budget=command.budget,
         include=command.include,
         exclude=command.exclude,
         folds=command.folds,

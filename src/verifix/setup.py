@@ -122,10 +122,12 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
 
+    common: dict[str, Any] = {"stored_as": stored_as, "seed": options.seed, "shared": {}}
+
     def context(without: int | None) -> Context:
         kept = [k for k in range(len(folds)) if k != without]
-        common = (collected, earlier, size, where, selection, options.padding, stored_as, options.seed)
-        return Context(work, samples, folds, kept, *common)
+        run = (collected, earlier, size, where, selection, options.padding)
+        return Context(work, samples, folds, kept, *run, **common)
 
     return context(None), [context(k) for k in range(len(folds))] if choosing else []
 

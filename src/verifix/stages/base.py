@@ -80,6 +80,8 @@ class Context:
         For a stage to keep what its strengths share; lives as long as one round of strengths.
     learned
         For a stage to keep what is small and took long to learn; lives until the next stage.
+    shared
+        For a stage to keep what contexts have in common, by what it was made from; lives until the next stage.
     """
 
     model: nn.Module
@@ -98,6 +100,7 @@ class Context:
     strengths: Mapping[str, Strength] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
     learned: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def indices(self) -> list[int]:

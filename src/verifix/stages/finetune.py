@@ -16,11 +16,11 @@ from verifix.strength import Listed
 RATES = (1e-4, 1e-3)
 """Learning rates of Adam."""
 
-SEEN, FEWEST, MOST = 5000, 4, 40
+SEEN, FEWEST, MOST = 4000, 4, 40
 """Samples seen in the longest training, and bounds on its epochs."""
 
-BATCH = 32
-"""Samples per step."""
+STEPS, SMALLEST, LARGEST = 12, 32, 128
+"""Steps per epoch, as far as batches stay within these sizes."""
 
 PULL = 0.01
 """Weight μ of the pull, μ / 2 · ‖w − w₀‖²: Li, Grandvalet and Davoine, L2-SP (arXiv 1802.01483)."""
@@ -120,12 +120,13 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     optimizer = torch.optim.Adam(list(weights.values()), lr=rate)
     generator = torch.Generator().manual_seed(context.seed)
     indices = context.indices
+    size = min(max(len(indices) // STEPS, SMALLEST), LARGEST)
     while True:
         order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
         with context.corrected(weights) as model:
             live = dict(model.named_parameters())
-            for start in range(0, len(order), BATCH):
-                batch = order[start : start + BATCH]
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
                 slopes = gradients(
                     model, context.samples, batch, names, batch_size=context.batch_size, device=context.device
                 )

@@ -14,13 +14,14 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from verifix.capture import Layer, kind_of, read_matrix, write_matrix
 from verifix.gradients import gradients
-from verifix.projection import ALPHA_RANGE, prepare
+from verifix.projection import ALPHA_RANGE, Factors, prepare
 from verifix.scoring import Update, weights_replaced
 from verifix.stages.base import Context, Cost
 from verifix.strength import Listed
@@ -28,7 +29,7 @@ from verifix.strength import Listed
 KNOTS = tuple(math.log(10) * decade for decade in (-2, -4 / 3, -2 / 3, 0, 2 / 3))
 """Where W P is computed, in nats of log α from the single α. Layers that want less than no projection take the gate."""
 
-STEPS = (6, 12, 24)
+STEPS = (8, 16)
 """Steps of Adam after which learning may stop."""
 
 HALF_BATCH = 100
@@ -85,8 +86,8 @@ class Layerwise:
                     update[name] = context.writable(name).copy_(context.original(name))
             weight = read_matrix(layer, context.original)
             if gate > 0:
-                moments = context.collected.moments(layer, context.folds, context.earlier)
-                projected = prepare(weight, moments).project(alpha)
+                factors = context.remember(f"factors of {layer}", partial(_factors, context, layer, context.folds))
+                projected = factors.project(alpha)
                 weight = gate * projected + (1 - gate) * weight.to(projected.device)
             write_matrix(layer, update, weight)
         return update
@@ -104,9 +105,9 @@ class Layerwise:
             prepared += 2 * groups * outputs * width**2
             projected += groups * width**3 / 3 + 4 * groups * outputs * width**2
             nbytes += 2 * len(KNOTS) * 4 * groups * outputs * width
-        halves = 2 * (prepared + len(KNOTS) * projected)
+        halves = prepared + len(KNOTS) * projected  # two, each of which another context has as well
         runs = 3.0 * max(STEPS) * sum(min(len(half), HALF_BATCH) for half in _halves(context))
-        return Cost(halves + prepared + projected, prepared + projected, int(nbytes), runs)
+        return Cost(halves + prepared + projected, projected, int(nbytes), runs)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def _learn(context: Context) -> Iterator[tuple[int, list[tuple[float, float]]]]:
 
 def _split(context: Context) -> list[tuple[list[int], list[int]]]:
     """Pair the folds whose loss counts with those whose moments do: two halves, and swapped."""
+    # Every other fold: that way most halves of one context are halves of another, too.
     even, odd = list(context.folds[0::2]), list(context.folds[1::2])
     return [(even, odd), (odd, even)]
 
@@ -174,13 +176,21 @@ def _halves(context: Context) -> list[list[int]]:
 
 
 def _half(context: Context, knots: Tensor, of_loss: Sequence[int], of_moments: Sequence[int]) -> _Half:
-    matrices = {}
-    for layer in context.layers:
-        weight = read_matrix(layer, context.original)
-        factors = prepare(weight, context.collected.moments(layer, of_moments, context.earlier))
-        table = [weight.float(), *(factors.project(float(knot.exp())).to(weight.device).float() for knot in knots)]
-        matrices[layer] = torch.stack(table)
-    return _Half(context.samples_of(of_loss), matrices)
+    key = ("knots", float(knots[0]), tuple(of_moments))
+    if key not in context.shared:  # the same folds are a half of several contexts
+        context.shared[key] = {layer: _table(context, layer, knots, of_moments) for layer in context.layers}
+    return _Half(context.samples_of(of_loss), context.shared[key])
+
+
+def _table(context: Context, layer: Layer, knots: Tensor, folds: Sequence[int]) -> Tensor:
+    factors = _factors(context, layer, folds)
+    table = [factors.weight, *(factors.project(float(knot.exp())) for knot in knots)]
+    return torch.stack([matrix.float() for matrix in table]).to(context.device)
+
+
+def _factors(context: Context, layer: Layer, folds: Sequence[int]) -> Factors:
+    moments = context.collected.moments(layer, folds, context.earlier)
+    return prepare(read_matrix(layer, context.original), moments)
 
 
 def _endless(indices: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:
