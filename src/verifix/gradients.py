@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from verifix.borrow import run_model, to_device
 from verifix.errors import DataError
 from verifix.samples import Samples
-from verifix.scoring import attached_logits, best_sharpness, cross_entropy
+from verifix.scoring import logits_in, best_sharpness, cross_entropy
 
 
 def gradients(
@@ -60,7 +60,7 @@ def gradients(
     with _differentiable(parameters, wanted):
         for batch in samples.batches(indices, batch_size):
             output = run_model(model, to_device(batch.inputs, device), samples.forward)
-            logits = attached_logits(output, len(batch.labels))
+            logits = logits_in(output, len(batch.labels))
             if not logits.requires_grad:
                 raise DataError(
                     "the model passes no gradients on (a no_grad inside its forward?); use --recipe verifix, which "

@@ -79,13 +79,13 @@ def as_logits(output: object, count: int) -> Tensor:
     DataError
         If it is no such tensor, or not finite.
     """
-    logits = attached_logits(output, count).detach().double().cpu()
+    logits = logits_in(output, count).detach().double().cpu()
     if not torch.isfinite(logits).all():
         raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
     return logits
 
 
-def attached_logits(output: object, count: int) -> Tensor:
+def logits_in(output: object, count: int) -> Tensor:
     """Return a model's output as logits that gradients flow through, in its own dtype; see `as_logits`."""
     given, logits = type(output).__name__, _first_tensor(output)
     if not isinstance(logits, Tensor):
