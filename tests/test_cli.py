@@ -217,6 +217,68 @@ def test_training_samples_are_warned_about(world, tmp_path, capsys):
     assert "--test" in json.loads(text)["warning"]
 
 
+def without_verified(world: Path, out: Path, **changes) -> list[str]:
+    return arguments(world, out, verified=None, verified_from=None, trusted=world / "given.npz", **changes)
+
+
+@pytest.fixture(scope="module")
+def given(world) -> Path:
+    """The training samples with their wrong labels."""
+    pixels, labels = images(240, 0)
+    wrong = np.where(np.arange(240) % 4 == 0, (labels + 1) % 3, labels)
+    np.savez(world / "given.npz", x=pixels, y=wrong)
+    return world
+
+
+@pytest.mark.parametrize("method", [None, "low-loss", "low-curvature", "confident"])
+def test_samples_that_nobody_verified_are_picked_and_called_so(given, tmp_path, capsys, method):
+    out = tmp_path / "a.safetensors"
+    argv = without_verified(given, out, trust=method, trusted_count=91, alpha=100, test=given / "test.parquet")
+    code, text, _ = run([*argv, "--json"], capsys)
+    result = json.loads(text)
+    assert code == 0
+    assert result["trusted"] == {
+        "method": method or "low-loss",
+        "count": 91,
+        "per_class": {"0": 31, "1": 30, "2": 30},
+        "shortfall": {},
+    }
+    assert result["unverified"] is True
+    assert result["provenance"]["verified_from"] == "trusted"
+    assert result["provenance"]["samples"] == 91
+    assert f"picked by {method or 'low-loss'}, and some of their labels are wrong" in result["warning"]
+    assert "none is claimed" in result["warning"]
+    assert {"before", "after", "gain", "samples"} == set(result["test"])
+    assert "trusted" in json.loads(read_checkpoint(out).metadata["verifix"])["verified_from"]
+
+
+def test_the_command_picks_what_the_call_picks(given, tmp_path, capsys):
+    argv = without_verified(
+        given, tmp_path / "a.safetensors", trusted_count=600, save_moments=tmp_path / "m.safetensors"
+    )
+    code, text, _ = run([*argv, "--json", "--alpha", "100"], capsys)
+    result = json.loads(text)
+    namespace: dict = {}
+    exec(MODEL, namespace)
+    model = namespace["build"]()
+    model.load_state_dict(load_file(given / "net.safetensors"))
+    source = open_data(given / "given.npz", DataOptions(mean=NORMALISE[1], std=NORMALISE[3]))
+    trusted = verifix.trust(model, source, count=600, progress=False)
+    correction = verifix.correct(model, trusted.source, verified_from="trusted", alpha=100.0, progress=False)
+    assert code == 0
+    assert result["trusted"] == trusted.as_dict()
+    assert sum(trusted.shortfall.values()) == 360
+    assert result["provenance"]["samples_sha256"] == correction.provenance["samples_sha256"]
+    assert load_file(tmp_path / "a.safetensors")["4.weight"].equal(correction.corrected["4.weight"])
+    assert verifix.SavedMoments.load(tmp_path / "m.safetensors")
+    code, text, _ = run(without_verified(given, tmp_path / "b.safetensors", trusted_count=120), capsys)
+    assert code in (0, 3)
+    assert "120 of 240 samples trusted by low-loss; nobody verified their labels." in text
+    assert "120 unverified samples (trusted)" in text
+    assert ("give alpha as a number" in text) == (code == 3)
+    assert "overstate the gain" not in text
+
+
 def test_no_change_writes_nothing_and_says_so(world, tmp_path, capsys):
     pixels, labels = images(60, 1)
     write_parquet(tmp_path / "v.parquet", pixels, np.random.default_rng(0).permutation(labels))
@@ -384,7 +446,44 @@ def bad_commands() -> dict:
         "recipe": (change(recipe="magic"), 2, "recipe is 'magic'"),
         "pattern": (change(include="head.*"), 2, "'head.*' matches no layer"),
         "verified from": (change(verified_from="space"), 2, "--verified-from"),
-        "verified from missing": (change(verified_from=None), 2, "--verified-from"),
+        "verified from missing": (change(verified_from=None), 2, "--verified needs --verified-from, one of unseen"),
+        "nothing to correct from": (change(verified=None), 2, "correct needs one of --verified, and --trusted if"),
+        "verified and trusted": (change(trusted="t.npz"), 2, "correct needs one of --verified, and --trusted if"),
+        "trusted as verified": (
+            change(verified=None, trusted="t.npz"),
+            2,
+            "--verified-from unseen contradicts --trust",
+        ),
+        "trust alone": (change(trust="low-loss"), 2, "say how to pick from --trusted, which is not given"),
+        "trusted count alone": (change(trusted_count="90"), 2, "say how to pick from --trusted, which is not given"),
+        "trust method": (
+            change(verified=None, verified_from=None, trusted="t.npz", trust="magic"),
+            2,
+            "--trust",
+        ),
+        "trusted count": (
+            change(verified=None, verified_from=None, trusted="t.npz", trusted_count="49"),
+            2,
+            "--trusted-count is 49; with this alpha and these folds it must be 50 or more",
+        ),
+        "trusted classes": (
+            lambda w, t: arguments(
+                w,
+                t / "o.safetensors",
+                verified=None,
+                verified_from=None,
+                trusted=w / "verified.npz",
+                trusted_count=2,
+                alpha=9,
+            ),
+            2,
+            "count is 2, but the data has 3 classes",
+        ),
+        "no trusted data": (
+            change(verified=None, verified_from=None, trusted="nowhere.npz"),
+            2,
+            "nowhere.npz does not exist",
+        ),
         "mean": (change(mean="a,b"), 2, "mean is 'a,b'"),
         "mean without std": (change(mean="0.5"), 2, "mean has 1 numbers and std 3"),
         "size": (change(size="0"), 2, "size is 0"),

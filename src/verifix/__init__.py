@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from verifix.correction import Correction, LayerReport
     from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
     from verifix.layers import KINDS, LayerKind, Product, RowMask, kept_rows, register
+    from verifix.select import Trusted, trust
     from verifix.survey import collect_moments, inspect
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Product",
     "RowMask",
     "SavedMoments",
+    "Trusted",
     "UsageError",
     "VerifixError",
     "collect_moments",
@@ -31,6 +33,7 @@ __all__ = [
     "inspect",
     "kept_rows",
     "register",
+    "trust",
 ]
 
 _HOME = {
@@ -49,6 +52,8 @@ _HOME = {
     "RowMask": "layers",
     "kept_rows": "layers",
     "register": "layers",
+    "Trusted": "select",
+    "trust": "select",
     "collect_moments": "survey",
     "inspect": "survey",
 }

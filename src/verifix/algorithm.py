@@ -48,7 +48,7 @@ def correct(
     seed: int = 0,
     device: str | torch.device = "auto",
     batch_size: int | Literal["auto"] = "auto",
-    verified_from: Literal["unseen", "training"] = "unseen",
+    verified_from: Literal["unseen", "training", "trusted"] = "unseen",
     score: Score | None = None,
     loss: Score | None = None,
     moments: str | Path | SavedMoments | None = None,
@@ -93,7 +93,7 @@ def correct(
     verified_from
         "unseen" if the model has not been trained on these samples, which is what to prefer; "training" if it has.
         A network remembers its training samples with their wrong labels, so that scores on them are no estimate
-        for new data.
+        for new data. "trusted" if nobody verified them: samples that `verifix.trust` picked, or any other rule.
     score
         ``(logits [n, k], labels [n]) → [n]`` or a scalar, higher is better; default: accuracy.
     loss

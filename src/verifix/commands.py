@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
-from verifix.correction import TRAINING_NOTE, Correction
+from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.forms import unwrapped
 from verifix.io.checkpoints import Checkpoint, correction_path, read_checkpoint
@@ -28,6 +28,7 @@ from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCo
 from verifix.progress import progress_bar
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
+from verifix.select import Trusted, trust
 from verifix.survey import Survey, collect_moments, inspect
 
 COVERED = 0.9
@@ -67,9 +68,11 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     _check_files(command, checkpoint)
     model = _model(command.model, command.num_classes, checkpoint).to(_device(command.device))
     preparation = prepare(model, command.model, command)
-    verified = open_data(command.verified, command, preparation)
+    verified = open_data(str(command.verified or command.trusted), command, preparation)
     _check_names(model, verified, preparation)
     test = None if command.test is None else _read_test(model, command.test, command, preparation)
+    trusted = None if command.trusted is None else _trust(model, verified, command)
+    verified = verified if trusted is None else trusted.source
     correction = correct(
         model,
         verified,
@@ -81,7 +84,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         folds=command.folds,
         seed=command.seed,
         batch_size=command.batch_size,
-        verified_from=command.verified_from,
+        verified_from=command.verified_from,  # type: ignore[arg-type]  # not None in a command that checked itself
         moments=command.moments,
         padding=command.padding,
         stored_as=checkpoint.dtypes(model),
@@ -92,21 +95,29 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     result |= _about_weights(model, correction, checkpoint)
     if test is not None:
         result["test"] = _measure(model, correction, test, command)
-    if command.verified_from == "training":
-        result["warning"] = TRAINING_NOTE
+    if trusted is not None:
+        result["trusted"] = trusted.as_dict()
+    if correction.caution:
+        result["warning"] = correction.caution
     if correction.changed:
         result |= _write(model, correction, checkpoint, command)
     if command.save_moments is not None:
         result["moments_file"] = str(_save_moments(model, verified, command, command.save_moments))
     result["seconds"] = round(time.perf_counter() - start, 2)
-    return (0 if correction.changed else 3), result, _correct_text(correction, result)
+    return (0 if correction.changed else 3), result, _correct_text(correction, trusted, result)
 
 
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
     out = Path(command.out)
     others = [correction_path(out), *([Path(command.save_moments)] if command.save_moments else [])]
-    inputs: list[str | Path | None] = [checkpoint.path, command.verified, command.test, command.moments]
+    inputs: list[str | Path | None] = [
+        checkpoint.path,
+        command.verified,
+        command.trusted,
+        command.test,
+        command.moments,
+    ]
     checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
 
 
@@ -130,6 +141,20 @@ def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation
         logits = predict(model, test, range(min(2, len(test))), 2, device)
     check_labels(test.labels, logits.shape[1])
     return test
+
+
+def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:
+    """Pick samples whose label is probably right."""
+    method, count = command.picks
+    return trust(
+        model,
+        source,
+        method=method,
+        count=count,
+        batch_size=command.batch_size,
+        seed=command.seed,
+        progress=command.progress,
+    )
 
 
 def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, path: str) -> Path:
@@ -171,8 +196,9 @@ def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, com
     return {"out": str(out), "correction_file": str(beside)}
 
 
-def _correct_text(correction: Correction, result: dict[str, Any]) -> str:
-    lines = [correction.summary(), *result["notes"], f"Samples are prepared so: {result['preprocessing']}."]
+def _correct_text(correction: Correction, picked: Trusted | None, result: dict[str, Any]) -> str:
+    trusted = [] if picked is None else [picked.summary()]
+    lines = [*trusted, correction.summary(), *result["notes"], f"Samples are prepared so: {result['preprocessing']}."]
     half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
     if half:
         share = f"{result['unchanged_by_rounding']:.1%}"

@@ -24,6 +24,17 @@ TRAINING_NOTE = (
     "are not an estimate for new data. Measure on samples that neither training nor the correction has seen (--test)."
 )
 
+TRUSTED_NOTE = (
+    "Nothing was verified: these samples were picked{by}, and some of their labels are wrong. Scores on them are no "
+    "estimate of a gain, and none is claimed. Measure on verified samples that neither training nor the correction has "
+    "seen (--test)."
+)
+TRUSTED_NO_CHANGE = (
+    " Samples that were picked because the model agrees with their label are right already, so that no change is what "
+    "such a choice mostly comes to: give alpha as a number."
+)
+UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and is no estimate of a gain"
+
 _CORRECTED_HERE: set[str] = set()
 """SHA-256 of every weight that this process has corrected, so that a second correction of it can be refused."""
 
@@ -118,6 +129,20 @@ class Correction:
     def changed(self) -> bool:
         """Whether any weight is changed at all."""
         return bool(self.corrected)
+
+    @property
+    def unverified(self) -> bool:
+        """Whether the samples were only picked because their label is probably right."""
+        return bool(self.provenance.get("verified_from") == "trusted")
+
+    @property
+    def caution(self) -> str:
+        """What the scores are not, because of where the samples come from; empty for verified unseen ones."""
+        if self.unverified:
+            method = self.provenance.get("picked_by")
+            expected = not self.changed and self.provenance.get("alpha") == "auto"
+            return TRUSTED_NOTE.format(by=f" by {method}" if method else "") + TRUSTED_NO_CHANGE * expected
+        return TRAINING_NOTE if self.provenance["verified_from"] == "training" else ""
 
     def blended(self, blend: float = 1.0) -> dict[str, Tensor]:
         """Return new values between no change and the correction.
@@ -226,21 +251,22 @@ class Correction:
     def summary(self) -> str:
         """Return what was done and why, for reading: settings, strengths, layers; a few lines of text."""
         about = self.provenance
-        verified = f"{about['samples']} verified samples ({about['verified_from']})"
+        kind = "unverified" if self.unverified else "verified"
+        verified = f"{about['samples']} {kind} samples ({about['verified_from']})"
         lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
         if absent := about.get("classes_without_samples"):
             few = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
             lines.append(
-                f"  No verified sample has the label {few}: the correction may forget such classes, and no score here "
+                f"  No {kind} sample has the label {few}: the correction may forget such classes, and no score here "
                 "would show it."
             )
         for stage, choice in self.choices.items():
             lines.append(f"  {stage}: {choice.reason}{_given(choice)}{_times(choice)}")
             lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]
-        if any(choice.points for choice in self.choices.values()):
+        if any(choice.points for choice in self.choices.values()) and not self.unverified:
             lines.append("  These scores chose the strengths and overstate the gain; measure it on other samples.")
-        if about["verified_from"] == "training":
-            lines.append(f"  {TRAINING_NOTE}")
+        if self.caution:
+            lines.append(f"  {self.caution}")
         lines += [f"  {_layer_line(layer)}" for layer in self.layers]
         return "\n".join(lines)
 
@@ -252,10 +278,12 @@ class Correction:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as plain data."""
+        label = {"note": UNVERIFIED_SCORES} if self.unverified else {}
         return {
             "provenance": dict(self.provenance),
+            "unverified": self.unverified,
             "strengths": self.strengths,
-            "choices": {stage: choice.as_dict() for stage, choice in self.choices.items()},
+            "choices": {stage: choice.as_dict() | label for stage, choice in self.choices.items()},
             "layers": [asdict(layer) for layer in self.layers],
         }
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from verifix.errors import UsageError
 
-VERIFIED_FROM = ("unseen", "training")
+VERIFIED_FROM = ("unseen", "training", "trusted")
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""
+
+TRUST_METHODS = ("low-loss", "low-curvature", "confident")
+"""Ways to rank samples by how far their given label is to be trusted; see `verifix.trust`."""
+
+TRUSTED_COUNT = 1000
+"""How many samples are trusted unless the user says."""
 
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
@@ -45,7 +51,8 @@ class CorrectOptions:
     batch_size
         Samples per batch; "auto" starts at 64, or at the DataLoader's own, and halves when memory runs out.
     verified_from
-        Whether the model has been trained on the verified samples ("training") or not ("unseen").
+        Whether the model has been trained on the verified samples ("training") or not ("unseen"); "trusted" if nobody
+        verified them, and they were picked because their label is probably right.
     moments
         A moments file of earlier verified samples, to be counted as well.
     padding
@@ -63,7 +70,7 @@ class CorrectOptions:
     seed: int = 0
     device: str = "auto"
     batch_size: int | Literal["auto"] = "auto"
-    verified_from: Literal["unseen", "training"] = "unseen"
+    verified_from: Literal["unseen", "training", "trusted"] = "unseen"
     moments: str | None = None
     padding: bool = True
     progress: bool = True
@@ -80,7 +87,7 @@ class CorrectOptions:
         if self.batch_size != "auto" and (not _whole(self.batch_size) or self.batch_size < 1):
             raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
         if self.verified_from not in VERIFIED_FROM:
-            raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen' or 'training'")
+            raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen', 'training' or 'trusted'")
         if self.budget_seconds <= 0:
             raise UsageError(f"budget is {self.budget!r}; it must be a time above 0, such as 5min")
         for name in ("include", "exclude"):
@@ -118,6 +125,27 @@ class CorrectOptions:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_trust(method: str, count: object) -> None:
+    """Check the settings of `verifix.trust` that can be checked without data.
+
+    Parameters
+    ----------
+    method
+        How to rank.
+    count
+        How many samples to pick.
+
+    Raises
+    ------
+    UsageError
+        If the method is unknown, or the count is no whole number of 2 or more.
+    """
+    if method not in TRUST_METHODS:
+        raise UsageError(f"method is {method!r}; it must be one of {', '.join(map(repr, TRUST_METHODS))}")
+    if not _whole(count) or count < 2:  # type: ignore[operator]
+        raise UsageError(f"count is {count!r}; it must be a whole number of 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +270,15 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS.
     verified_from
         Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
-        On samples it was trained on, scores are no estimate for new data.
+        On samples it was trained on, scores are no estimate for new data. Needed with --verified; "trusted" goes
+        without saying with --trusted, and with --verified means that nobody verified these samples.
+    trusted
+        Instead of verified samples, when there are none: labelled samples, such as the training set with its wrong
+        labels, to pick some from whose label is probably right; in the form of --verified.
+    trust
+        How they are picked: "low-loss" (the default), "low-curvature" or "confident" (cleanlab).
+    trusted_count
+        How many are picked, the same number of each class; 1000 by default.
     out
         Where to write the corrected checkpoint, in the form of the given one; the correction file goes beside it.
     include
@@ -264,9 +300,12 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
     """
 
     checkpoint: str | None = None
-    verified: str
+    verified: str | None = None
     out: str
-    verified_from: Literal["unseen", "training"] = field()
+    verified_from: Literal["unseen", "training", "trusted"] | None = None  # type: ignore[assignment]
+    trusted: str | None = None
+    trust: Literal["low-loss", "low-curvature", "confident"] | None = None
+    trusted_count: int | None = None
     include: list[str] | str | None = None  # type: ignore[assignment]
     exclude: list[str] | str | None = None  # type: ignore[assignment]
     test: str | None = None
@@ -278,10 +317,36 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         """Split lists at commas, then check everything."""
         object.__setattr__(self, "include", split_list(self.include))
         object.__setattr__(self, "exclude", split_list(self.exclude))
+        self._settle_where_samples_come_from()
         CorrectOptions.__post_init__(self)
         DataOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
         _need_weights(self, self.checkpoint, "--checkpoint")
+        if self.picks[1] < self.minimum_samples:
+            raise UsageError(
+                f"--trusted-count is {self.trusted_count}; with this alpha and these folds it must be "
+                f"{self.minimum_samples} or more"
+            )
+
+    def _settle_where_samples_come_from(self) -> None:
+        if (self.verified is None) == (self.trusted is None):
+            raise UsageError("correct needs one of --verified, and --trusted if nothing was verified")
+        if self.trusted is None:
+            if self.trust is not None or self.trusted_count is not None:
+                raise UsageError("--trust and --trusted-count say how to pick from --trusted, which is not given")
+            if self.verified_from is None:
+                raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
+            return
+        if self.verified_from not in (None, "trusted"):
+            raise UsageError(
+                f"--verified-from {self.verified_from} contradicts --trusted, whose labels nobody verified"
+            )
+        object.__setattr__(self, "verified_from", "trusted")
+
+    @property
+    def picks(self) -> tuple[str, int]:
+        """How samples are picked from `trusted`, and how many."""
+        return self.trust or TRUST_METHODS[0], TRUSTED_COUNT if self.trusted_count is None else self.trusted_count
 
 
 @dataclass(frozen=True, kw_only=True)

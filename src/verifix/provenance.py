@@ -34,6 +34,7 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         Plain data; the same for the same inputs, so it holds no time and no host.
     """
     settings = {k: v for k, v in asdict(options).items() if k not in ("progress", "moments")}
+    picked = {"picked_by": samples.source.picked_by} if samples.source.picked_by else {}
     return {
         "verifix": version("verifix"),
         "torch": torch.__version__,
@@ -42,4 +43,5 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         "samples_sha256": samples.digest(),
         "earlier_moments": earlier,
         **settings,
+        **picked,
     }

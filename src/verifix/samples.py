@@ -60,12 +60,15 @@ class Source:
         The user's own, or None if it is free.
     options
         Further settings of the DataLoader that reads.
+    picked_by
+        How these samples were picked by their given labels, which nobody verified; empty if they were not.
     """
 
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = default_collate
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    picked_by: str = ""
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time.
@@ -204,7 +207,7 @@ def read_samples(
                 items.clear()
             bar.update()
     if held <= MEMORY_BYTES:
-        source = Source(_Items(items), source.collate)
+        source = Source(_Items(items), source.collate, picked_by=source.picked_by)
     return Samples(source, own_size, torch.cat(labels), tuple(digests), forward)
 
 

@@ -133,11 +133,18 @@ def prepare(
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
-    """Refuse fewer samples than the settings need."""
+    """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
+    picked = options.verified_from == "trusted"
+    if samples.source.picked_by and not picked:
+        raise UsageError(
+            f"verified_from is {options.verified_from!r}, but these samples were picked by {samples.source.picked_by} "
+            "and nobody verified them; it must be 'trusted'"
+        )
     if len(samples) < options.minimum_samples:
-        alternative = "verify more, or give alpha as a number" if options.choosing else "verify more"
+        more = "pick more" if picked else "verify more"
+        alternative = f"{more}, or give alpha as a number" if options.choosing else more
         raise DataError(
-            f"{len(samples)} verified sample{'s' * (len(samples) != 1)}, but "
+            f"{len(samples)} {'trusted' if picked else 'verified'} sample{'s' * (len(samples) != 1)}, but "
             f"{'choosing a strength' if options.choosing else 'a correction'} needs at least "
             f"{options.minimum_samples}; {alternative}"
         )
