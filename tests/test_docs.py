@@ -78,5 +78,17 @@ def test_figures_are_those_of_the_committed_measurements():
     for source in ("unseen", "training"):
         row = f"| {mean[f'{source}_cross_fitted_gain']:+.1f} | {mean[f'{source}_gain']:+.1f} |"
         assert row in page
+    trusted = json.loads((results / "trusted_digits.json").read_text())
+    names = {"random": "at random, labels as given", "verified": "verified, unseen"}
+    for name, row in trusted["mean"].items():
+        figures = [
+            row["pure"],
+            row.get("pure_early"),
+            *(row[f"after_{a}"] for a in ("auto", "100.0", "1000.0", "10000.0")),
+        ]
+        cells = " | ".join("" if x is None else f"{x:.1f}%" for x in figures).replace("|  |", "| |")
+        assert f"| {names.get(name, f'`{name}`')} | {cells} |" in page
+    assert all(r["after_auto"] == r["before"] for r in trusted["rows"] if r["samples"] not in names)
+    assert f"gets {trusted['mean']['random']['before']:.1f}%" in page
     method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     assert f"{permuted['plain']} of {permuted['runs']} runs" in " ".join(method.split())
