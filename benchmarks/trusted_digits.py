@@ -57,7 +57,9 @@ def rows_of(seed: int) -> list[dict[str, Any]]:
 
 
 def _after(model: nn.Module, source: Any, origin: Any, alpha: Any, unseen: Any) -> float:
-    return percent_right(correct(model, source, verified_from=origin, alpha=alpha, progress=False).model, *unseen)
+    return percent_right(
+        correct(model, source, verified_from=origin, alpha=alpha, recipe="verifix", progress=False).model, *unseen
+    )
 
 
 def _percent(right: torch.Tensor) -> float:

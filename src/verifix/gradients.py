@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from verifix.borrow import run_model, to_device
 from verifix.errors import DataError
 from verifix.samples import Samples
-from verifix.scoring import logits_in, best_sharpness, cross_entropy
+from verifix.scoring import best_sharpness, cross_entropy, logits_in
 
 
 def gradients(
