@@ -107,6 +107,12 @@ class Correction:
         return {stage: choice.strength for stage, choice in self.choices.items()}
 
     @property
+    def kept(self) -> str:
+        """The stages that were kept, with their strengths, for reading."""
+        kept = [f"{stage} {spelled(strength)}" for stage, strength in self.strengths.items() if strength is not None]
+        return ", ".join(kept) or "no change"
+
+    @property
     def layer_strengths(self) -> dict[str, dict[str, dict[str, float]]]:
         """What each kept stage did to each layer: stage → parameter → numbers, such as alpha, gate or pull."""
         return {

@@ -93,10 +93,9 @@ def _refuse_pictures(folder: Path) -> None:
 def _text(seed: int, outcomes: list[Outcome], result: dict[str, Any], folder: Path) -> str:
     lines = [outcomes[0].story]
     for s, o in enumerate(outcomes, seed):
-        alpha = "no change" if o.alpha is None else f"α = {o.alpha:.4g}"
         lines.append(
             f"seed {s}: fits {o.memorised:.1f}% of its noisy training labels; right on unseen samples {o.before:.1f}% "
-            f"before, {o.after:.1f}% after ({o.after - o.before:+.1f}), {alpha}"
+            f"before, {o.after:.1f}% after ({o.after - o.before:+.1f}); {o.stages}"
         )
     if len(outcomes) > 1:
         lines.append(f"mean: {result['mean_before']:.1f}% before, gain {result['mean_gain']:+.1f}")

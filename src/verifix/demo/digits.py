@@ -79,6 +79,7 @@ def run(seed: int, folder: Path | None) -> Outcome:
         percent_right(model, *unseen),
         percent_right(correction.model, *unseen),
         correction.alpha,
+        correction.kept,
         pictures,
     )
 

@@ -19,7 +19,9 @@ class Outcome:
     before, after
         Percent right on samples that neither training nor the correction used.
     alpha
-        The chosen strength; None if no change won.
+        The chosen strength of the projection; None if no change won.
+    stages
+        The stages that were kept, with their strengths, for reading.
     pictures
         Names of the pictures saved.
     """
@@ -29,6 +31,7 @@ class Outcome:
     before: float
     after: float
     alpha: float | None
+    stages: str
     pictures: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, Any]:
