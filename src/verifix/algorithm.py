@@ -27,6 +27,7 @@ from verifix.crossfit import choose_strength
 from verifix.errors import DataError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
+from verifix.progress import tell
 from verifix.provenance import describe
 from verifix.samples import Samples, read_samples
 from verifix.scoring import Score, tensors_of
@@ -178,6 +179,7 @@ def correct(
                 whole.shared.clear()
                 seconds = time.perf_counter() - begun
                 choices[stage.name] = replace(choice, layers=layers, seconds=seconds)
+                tell(f"{stage.name}: {choice.reason}", options.progress)
             original, corrected = _outcome(work, whole)
             reports = tuple(_report(whole, original, corrected))
         tensors = tensors_of(work)

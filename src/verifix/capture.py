@@ -342,14 +342,18 @@ class Selection:
         Only layers that match one of these; None for all.
     exclude
         Never layers that match one of these.
+    only
+        Of those, only these layers; None for all.
     """
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    only: frozenset[Layer] | None = None
 
     def wants(self, layer: Layer) -> bool:
         """Tell whether a layer is selected."""
         included = self.include is None or any(_matches(layer, p) for p in self.include)
+        included = included and (self.only is None or layer in self.only)
         return included and not any(_matches(layer, p) for p in self.exclude)
 
     def check(self, layers: Sequence[Layer]) -> None:

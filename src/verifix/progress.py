@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
+
+
+def tell(line: str, show: bool) -> None:
+    """Write a line on stderr, between bars, if anything is to be shown."""
+    if show:
+        tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager

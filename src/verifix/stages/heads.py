@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifix.borrow import run_model, to_device
-from verifix.capture import Bias, Layer, intercepting, read_matrix
+from verifix.capture import Bias, Layer, Selection, Sink, intercepting, read_matrix
 from verifix.scoring import as_logits, cross_entropy
 from verifix.stages.base import Context
 
@@ -56,7 +56,9 @@ def find_head(context: Context) -> Head | None:
     Head or None
         The last such layer; None if there is none among those that may be corrected.
     """
-    logits, seen = watch(context, lambda matrix, outputs: matrix.shape[1] == outputs, tokens=True)
+    outputs = context.predict(context.indices[:1], {}).shape[1]
+    wide = [layer for layer in context.layers if read_matrix(layer, context.original).shape[:2] == (1, outputs)]
+    logits, seen = watch(context, wide, context.indices)
     for layer in reversed(context.layers):
         if layer not in seen:
             continue
@@ -78,51 +80,60 @@ def _steadiest(rest: Tensor) -> int:
     return int(gaps.sum(dim=0).argmin())
 
 
-def watch(
-    context: Context, wanted: Callable[[Tensor, int], bool], *, tokens: bool
-) -> tuple[Tensor, dict[Layer, Tensor]]:
-    """Run the context's samples, and keep what some layers see.
+def watch(context: Context, layers: Iterable[Layer], indices: Sequence[int]) -> tuple[Tensor, dict[Layer, Tensor]]:
+    """Run some samples under the context's weights, and keep what some layers see.
 
     Parameters
     ----------
     context
-        The samples to run, and the weights.
-    wanted
-        ``(matrix [groups, d_out, d_in], outputs of the model) → whether to keep``.
-    tokens
-        Whether to keep layers that see several rows per sample, too.
+        How to run, and the weights.
+    layers
+        The layers, without groups; all their rows are held.
+    indices
+        The samples.
 
     Returns
     -------
     logits : Tensor
         ``[n, outputs]``, float64 on the CPU.
     seen : dict
-        For each layer wanted that sees the same number of rows per sample, ``[n, rows per sample, d_in]``.
+        For each layer that sees the same number of rows for every sample, ``[n, rows per sample, d_in]``.
     """
-    outputs = context.predict(context.indices[:1], {}).shape[1]
-    kept: dict[Layer, list[Tensor]] = {
-        layer: [] for layer in context.layers if wanted(read_matrix(layer, context.original), outputs)
-    }
+    kept: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
 
     def sink(layer: Layer, rows: Tensor) -> None:
-        if layer in kept and (tokens or rows.shape[:2] == (1, census.batch.samples)):
-            kept[layer].append(rows[0].detach().double().cpu())
-        else:
-            kept.pop(layer, None)  # convolutions and tokens would fill the memory
+        kept[layer].append(rows[0].detach().double().cpu())
 
-    logits = []
-    with context.corrected() as model, intercepting(model, sink, context.selection, masked=False) as census:
-        for batch in context.samples.batches(context.indices, context.batch_size):
+    logits = _run(context, kept, indices, sink)
+    seen = {layer: torch.cat(rows) for layer, rows in kept.items() if rows}
+    return logits, {
+        layer: rows.reshape(len(indices), -1, rows.shape[1])
+        for layer, rows in seen.items()
+        if len(rows) % len(indices) == 0
+    }
+
+
+def seeing_one_row(context: Context) -> list[Layer]:
+    """Return the layers without groups that see one row per sample, in the order of first use."""
+    counts = {layer: 0 for layer in context.layers if layer.groups == 1}
+
+    def sink(layer: Layer, rows: Tensor) -> None:
+        counts[layer] += rows.shape[1]
+
+    few = context.indices[:2]
+    _run(context, counts, few, sink)
+    return [layer for layer, count in counts.items() if count == len(few)]
+
+
+def _run(context: Context, layers: Iterable[Layer], indices: Sequence[int], sink: Sink) -> Tensor:
+    """Run samples while some layers are watched; return the logits ``[n, outputs]``."""
+    logits, selection = [], Selection(only=frozenset(layers))
+    with context.corrected() as model, intercepting(model, sink, selection, masked=False) as census:
+        for batch in context.samples.batches(indices, context.batch_size):
             census.begin(len(batch.labels))
             output = run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
             logits.append(as_logits(output, len(batch.labels)))
-    count = len(context.indices)
-    seen = {layer: torch.cat(rows) for layer, rows in kept.items() if rows}
-    return torch.cat(logits), {
-        layer: rows.reshape(count, -1, rows.shape[1])
-        for layer, rows in seen.items()
-        if len(rows) % count == 0 and layer.groups == 1
-    }
+    return torch.cat(logits)
 
 
 def fit_logistic(

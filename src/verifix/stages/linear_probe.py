@@ -18,7 +18,7 @@ from torch import Tensor
 from verifix.capture import Bias, Layer, read_matrix, rounded_once, write_matrix
 from verifix.scoring import Update
 from verifix.stages.base import Context, Cost
-from verifix.stages.heads import TOLERANCE, Head, find_head, fit_logistic, watch
+from verifix.stages.heads import TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
 from verifix.strength import Grid
 
 
@@ -109,9 +109,9 @@ def _find_site(context: Context) -> _Site | None:
     head = find_head(context)
     if head is None:
         return None
-    _, seen = watch(context, lambda _, __: True, tokens=False)
-    chain = [layer for layer in context.layers if layer in seen]
+    chain = seeing_one_row(context)
     chain = [*chain[: chain.index(head.layer)], head.layer] if head.layer in chain else [head.layer]
+    _, seen = watch(context, chain, context.indices)
     biases = context.collected.biases
     for start in range(len(chain) - 1):
         site = _Site(
