@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def pytest_configure():
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def lend():
+    """Make contexts on models that stay borrowed until the test ends."""
+    from tests.stage_cases import context_of
+    from verifix.borrow import borrowed
+
+    with ExitStack() as stack:
+
+        def make(model, *samples, **settings):
+            stack.enter_context(borrowed(model))
+            return context_of(model, *samples, **settings)
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,10 @@ def test_every_form_of_verified_samples_gives_the_same_correction():
         "bare stream": Stream(x, y),
         "batch sampler": DataLoader(plain, batch_sampler=torch.utils.data.BatchSampler(range(80), 20, False)),
     }
-    results = {name: verifix.correct(model, form, batch_size=16, progress=False) for name, form in forms.items()}
+    results = {
+        name: verifix.correct(model, form, recipe="verifix", batch_size=16, progress=False)
+        for name, form in forms.items()
+    }
     expected = results["pair"]
     for name, result in results.items():
         assert result.alpha == expected.alpha, name
@@ -174,7 +177,7 @@ def test_folds_hold_all_samples_once_balanced_with_duplicates_together():
 def test_cross_fitting_scores_each_fold_by_a_correction_that_never_saw_it():
     model, (x, y) = small_net().double().eval(), small_data()
     x = x.double()
-    correction = verifix.correct(model, (x, y), progress=False, loss=cross_entropy)
+    correction = verifix.correct(model, (x, y), recipe="verifix", progress=False, loss=cross_entropy)
     point = next(p for p in correction.curve if p.strength == 100.0)
     folds = split_folds(read_samples((x, y)), 5, seed=0)
     losses = torch.empty(80, dtype=torch.float64)
@@ -194,7 +197,8 @@ def test_cross_fitting_scores_each_fold_by_a_correction_that_never_saw_it():
 
 def test_each_fold_is_tried_at_most_nine_times(noisy):
     model, data = noisy
-    strengths = [p.strength for p in verifix.correct(model, verified(data), progress=False).curve]
+    curve = verifix.correct(model, verified(data), recipe="verifix", progress=False).curve
+    strengths = [p.strength for p in curve]
     assert strengths[0] is None
     assert len(strengths) <= 10
     assert strengths[1:] == sorted(strengths[1:])
@@ -202,20 +206,22 @@ def test_each_fold_is_tried_at_most_nine_times(noisy):
 
 def test_the_digits_gain_from_correction(noisy):
     model, data = noisy
-    correction = verifix.correct(model, verified(data), progress=False)
+    correction = verifix.correct(model, verified(data), recipe="verifix", progress=False)
     unseen, labels = data.inputs[data.unseen], data.labels[data.unseen]
     before, after = (float((m(unseen).argmax(1) == labels).double().mean()) for m in (model, correction.model))
     assert float((model(data.inputs[data.training]).argmax(1) == data.given).double().mean()) >= 0.95
     assert after - before >= 0.05
 
 
-def test_permuted_labels_leave_the_model_alone():
+def test_permuted_labels_are_not_projected_on():
     kept = 0
     for seed in range(10):
         data = digits.load(seed)
         x, y = verified(data)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-        correction = verifix.correct(digits.trained(data, seed), (x, y[order]), seed=seed, progress=False)
+        correction = verifix.correct(
+            digits.trained(data, seed), (x, y[order]), recipe="verifix", seed=seed, progress=False
+        )
         kept += correction.alpha is None
     assert kept >= 9
 
@@ -223,7 +229,7 @@ def test_permuted_labels_leave_the_model_alone():
 def test_no_change_changes_nothing(noisy):
     model, data = noisy
     x, y = verified(data)
-    correction = verifix.correct(model, (x, y.roll(1)), progress=False)
+    correction = verifix.correct(model, (x, y.roll(1)), recipe="verifix", progress=False)
     assert correction.alpha is None
     assert not correction.changed
     assert correction.choices["project"].reason.startswith("no change")
@@ -236,11 +242,12 @@ def test_samples_of_the_training_set_are_called_what_they_are(noisy):
     model, data = noisy
     chosen = data.training[:200]
     correction = verifix.correct(
-        model, (data.inputs[chosen], data.labels[chosen]), verified_from="training", progress=False
+        model, (data.inputs[chosen], data.labels[chosen]), recipe="verifix", verified_from="training", progress=False
     )
     assert "not an estimate for new data" in correction.summary()
     assert "--test" in correction.summary()
-    assert "not an estimate" not in verifix.correct(model, verified(data), progress=False).summary()
+    unseen = verifix.correct(model, verified(data), recipe="verifix", progress=False)
+    assert "not an estimate" not in unseen.summary()
 
 
 def test_own_score_and_loss_choose(noisy):
@@ -250,8 +257,10 @@ def test_own_score_and_loss_choose(noisy):
         return torch.tensor(-float(len(calls.append(1) or calls)))
 
     calls: list = []
-    assert verifix.correct(model, verified(data), score=refuse, progress=False).alpha is None
-    constant = verifix.correct(model, verified(data), loss=lambda z, y: torch.ones(len(y)), progress=False)
+    assert verifix.correct(model, verified(data), recipe="verifix", score=refuse, progress=False).alpha is None
+    constant = verifix.correct(
+        model, verified(data), recipe="verifix", loss=lambda z, y: torch.ones(len(y)), progress=False
+    )
     assert constant.alpha is None
     with pytest.raises(verifix.VerifixError, match=r"loss= returned shape \[\]"):
         verifix.correct(model, verified(data), loss=lambda z, y: torch.tensor(1.0), progress=False)
@@ -260,10 +269,10 @@ def test_own_score_and_loss_choose(noisy):
 def test_one_logit_is_a_binary_classifier():
     x, y = small_data(120, classes=2)
     model = small_net(classes=1).eval()
-    correction = verifix.correct(model, (x, y), progress=False)
+    correction = verifix.correct(model, (x, y), recipe="verifix", progress=False)
     assert 0 <= correction.curve[0].score <= 1
     flat = nn.Sequential(*model, nn.Flatten(0))
-    assert verifix.correct(flat, (x, y), progress=False).curve[0].loss == correction.curve[0].loss
+    assert verifix.correct(flat, (x, y), recipe="verifix", progress=False).curve[0].loss == correction.curve[0].loss
     with pytest.raises(DataError, match="labels go from 0 to 1"):
         verifix.correct(model, (x, y + 1), progress=False)
 
@@ -289,7 +298,7 @@ def test_earlier_moments_are_added(tmp_path):
     for name, value in whole.corrected.items():
         torch.testing.assert_close(both.corrected[name], value, rtol=0, atol=1e-13)
     assert [r.rows for r in both.layers] == [r.rows for r in whole.layers]
-    assert verifix.correct(model, (x[30:], y[30:]), moments=file, progress=False).curve
+    assert verifix.correct(model, (x[30:], y[30:]), recipe="verifix", moments=file, progress=False).curve
     with pytest.raises(DataError, match="30 of the verified samples are in"):
         verifix.correct(model, (x, y), alpha=40, moments=file, progress=False)
     with pytest.raises(CheckpointError, match="moments of other weights"):
@@ -460,6 +469,8 @@ def test_memory_that_runs_out_is_met_with_smaller_batches_unless_the_user_set_th
 
     model, (x, y) = Hungry().eval(), small_data()
     assert verifix.correct(model, (x, y), alpha=5, progress=False).alpha == 5
+    choosing = verifix.correct(model, (x, y), recipe="project,recalibrate", progress=False)
+    assert choosing.curve  # no fold holds as many samples as a batch may
     assert len(verifix.collect_moments(model, (x, y), progress=False).digests) == 80
     with pytest.raises(verifix.VerifixError, match="memory ran out with batches of 40"):
         verifix.correct(model, (x, y), alpha=5, batch_size=40, progress=False)
@@ -473,19 +484,19 @@ def test_a_hundred_corrections_do_not_grow_memory():
         return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
 
     for _ in range(20):
-        verifix.correct(model, (x, y), progress=False)
+        verifix.correct(model, (x, y), recipe="verifix", progress=False)
     count, peak = tensors(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(100):
-        verifix.correct(model, (x, y), progress=False)
+        verifix.correct(model, (x, y), recipe="verifix", progress=False)
     assert tensors() <= count
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20_000  # kilobytes
 
 
 def test_progress_goes_to_stderr_and_can_be_turned_off(capsys):
     model, (x, y) = small_net().eval(), small_data()
-    verifix.correct(model, (x, y), progress=False)
+    verifix.correct(model, (x, y), recipe="verifix", progress=False)
     assert capsys.readouterr() == ("", "")
-    verifix.correct(model, (x, y))
+    verifix.correct(model, (x, y), recipe="verifix")
     out, err = capsys.readouterr()
     assert out == ""
     assert "moments" in err

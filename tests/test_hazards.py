@@ -54,7 +54,7 @@ def test_a_surrounding_autocast_does_not_serve_old_weights():
     data = digits.load(0)
     model = digits.trained(data, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        curve = verifix.correct(model, verified(data), progress=False).curve
+        curve = verifix.correct(model, verified(data), recipe="verifix", progress=False).curve
     assert len({point.loss for point in curve}) > 5
 
 

@@ -7,11 +7,10 @@ import torch
 
 import verifix
 from tests.cases import captured, projected, small_data, small_net
-from verifix.capture import Selection
-from verifix.collect import collect
-from verifix.samples import read_samples
+from tests.stage_cases import context_of
+from verifix import UsageError
 from verifix.scoring import weights_replaced
-from verifix.stages import RECIPES, STAGES, Context, Project, stages_of
+from verifix.stages import RECIPES, STAGES, Cost, Project, stages_of
 from verifix.strength import Grid
 
 
@@ -20,6 +19,12 @@ class Shrink:
 
     name = "shrink"
     seen: ClassVar[list] = []
+
+    def obstacle(self, context):
+        return ""
+
+    def layers(self, context, strength):
+        return {context.layers[-1].parameter: {"share": strength}}
 
     def candidates(self, context):
         return Grid(1, 10, (0.5,))
@@ -31,7 +36,7 @@ class Shrink:
         return {layer.parameter: context.parameter(layer.parameter) * strength / moments.n}
 
     def cost(self, context):
-        raise AssertionError("not asked here")
+        return Cost(0.0, 0.0, 0)
 
 
 @pytest.fixture
@@ -43,18 +48,27 @@ def with_shrink(monkeypatch):
 def test_a_later_stage_sees_the_weights_and_the_moments_that_the_earlier_one_left(with_shrink):
     model, (x, y) = small_net(bn=False).double().eval(), small_data()
     x = x.double()
-    correction = verifix.correct(model, (x, y), alpha=20, recipe="project,shrink", progress=False)
+    correction = verifix.correct(
+        model,
+        (x, y),
+        alpha=20,
+        recipe="project,shrink",
+        progress=False,
+        loss=lambda logits, _: logits.square().mean(dim=1),  # the smaller the better
+        score=lambda logits, _: torch.zeros(()),
+    )
     first = verifix.correct(model, (x, y), alpha=20, progress=False)
     table, _ = captured(first.model, x)
     last = list(table)[-1]
-    (indices, trace, update), *_ = Shrink.seen
-    assert indices == tuple(range(80))
+    (trace, update), *others = [(trace, update) for indices, trace, update in Shrink.seen if len(indices) == 80]
+    assert not others
     torch.testing.assert_close(trace, table[last].trace)
-    assert torch.equal(update["0.weight"], first.corrected["0.weight"])
-    expected = first.corrected["4.weight"] * 20 / 80
+    torch.testing.assert_close(update["0.weight"], first.corrected["0.weight"], rtol=0, atol=1e-13)
+    expected = first.corrected["4.weight"] * correction.strengths["shrink"] / 80
     torch.testing.assert_close(correction.corrected["4.weight"], expected)
-    assert torch.equal(correction.corrected["0.weight"], first.corrected["0.weight"])
-    assert correction.strengths == {"project": 20.0, "shrink": 20.0}
+    assert torch.equal(correction.corrected["0.weight"], update["0.weight"])
+    assert correction.strengths == {"project": 20.0, "shrink": pytest.approx(10**1.5)}
+    assert correction.layer_strengths["shrink"] == {"4.weight": {"share": correction.strengths["shrink"]}}
 
 
 def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier_stage(with_shrink):
@@ -77,13 +91,6 @@ def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier
     )
 
 
-def context_of(model, x, y) -> Context:
-    samples = read_samples((x, y))
-    with torch.no_grad():
-        collected = collect(model, samples, [range(len(y))], batch_size=64, device=torch.device("cpu"))
-    return Context(model, samples, range(len(y)), [0], collected, {}, 64, torch.device("cpu"), Selection())
-
-
 def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
     model, (x, y) = small_net().double().eval(), small_data()
     context = context_of(model, x.double(), y)
@@ -96,7 +103,17 @@ def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
     kept = context.memo["factors"]
     stage.fit(context, 40.0)
     assert context.memo["factors"] is kept
-    assert context.after({}).memo == {}
+    context.learned["kept"] = 1
+    assert context.fresh().memo == {}
+    assert context.fresh().learned is context.learned
+    later = context.after("project", 30.0, update)
+    assert (later.memo, later.learned, later.strengths) == ({}, {}, {"project": 30.0})
+    assert later.parameter("0.weight") is update["0.weight"]
+    assert torch.equal(later.original("0.weight"), model[0].weight)
+    with later.corrected():
+        assert torch.equal(model[0].weight, update["0.weight"])
+    assert stage.layers(context, 30.0) == {name: {"alpha": 30.0} for name in expected}
+    assert stage.obstacle(context) == ""
 
 
 def test_cost_counts_the_multiplications_of_each_layer():
@@ -112,7 +129,13 @@ def test_cost_counts_the_multiplications_of_each_layer():
 
 def test_recipes_name_stages():
     assert [s.name for s in stages_of("verifix")] == ["project"]
+    assert [s.name for s in stages_of("auto")] == list(STAGES)
+    assert [s.name for s in stages_of("refit,project")] == ["refit", "project"]
     assert set(RECIPES["verifix"]) <= set(STAGES)
+    for bad in ("magic", "project,magic", "project,project", "project,", "", "auto,project"):
+        with pytest.raises(UsageError, match="it must be 'verifix' or 'auto', or stages among") as caught:
+            stages_of(bad)
+        assert "\n" not in str(caught.value)
 
 
 def test_replaced_weights_come_back_also_after_an_error():

@@ -1,0 +1,75 @@
+"""What the tests of stages share: a context on a model that is lent, made from plain tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from verifix.capture import selection_of
+from verifix.collect import collect
+from verifix.samples import read_samples
+from verifix.scoring import cross_entropy
+from verifix.stages import Context
+
+CPU = torch.device("cpu")
+
+
+def interleaved(count: int, folds: int) -> list[range]:
+    """Folds that share nothing: every so-manieth sample."""
+    return [range(k, count, folds) for k in range(folds)]
+
+
+def context_of(
+    model: nn.Module, x, y, folds=1, without=None, include=None, exclude=None, batch_size=64, **changes
+) -> Context:
+    """A context of all folds but one; the model must be borrowed, or in eval mode and without gradients."""
+    samples, members = read_samples((x, y)), interleaved(len(y), folds)
+    selection = selection_of(include, exclude)
+    with torch.no_grad():
+        collected = collect(model, samples, members, batch_size=batch_size, device=CPU, selection=selection)
+    kept = [k for k in range(folds) if k != without]
+    context = Context(model, samples, members, kept, collected, {}, batch_size, CPU, selection)
+    return replace(context, **changes)
+
+
+def anew(context: Context) -> Context:
+    """The same context, with nothing remembered or learned."""
+    return replace(context, memo={}, learned={})
+
+
+def inputs_of(model: nn.Module, x) -> dict[str, torch.Tensor]:
+    """What every linear layer of a network sees, by the name of its weight."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: seen.update({f"{name}.weight": args[0].clone()}))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            model(**x) if isinstance(x, dict) else model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two updates are alike to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def memorised(model: nn.Module, x, y, steps: int = 40) -> nn.Module:
+    """Train a network in eval mode, every fifth label wrong: one that knows something, and can be corrected."""
+    wrong = torch.where(torch.arange(len(y)) % 5 == 0, (y + 1) % (int(y.max()) + 1), y)
+    optimizer = torch.optim.Adam(model.eval().parameters(), 1e-2)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            logits = model(**x).logits if isinstance(x, dict) else model(x)
+            cross_entropy(logits, wrong).mean().backward()
+            optimizer.step()
+    model.zero_grad()
+    return model
