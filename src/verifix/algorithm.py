@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -159,7 +160,7 @@ def correct(
     model = unwrapped(model)
     stages = stages_of(options.stages)
     check_model(model)
-    refuse_corrected(dict(model.named_parameters()))
+    refuse_corrected(tensors_of(model))
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress, forward)
@@ -169,7 +170,7 @@ def correct(
             outputs = check_outputs(model, work, where, samples)
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
             whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"], stored_as or {})
-            pace = measure(whole)
+            pace = measure(whole) if options.choosing else Pace(math.inf, math.inf)
             choices: dict[str, Choice] = {}
             start = time.perf_counter()
             for stage in stages:

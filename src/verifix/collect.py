@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -51,7 +52,8 @@ class Collected:
     @property
     def layers(self) -> list[Layer]:
         """The layers to correct, in the order of first use."""
-        return [layer for account in self.accounts if account.status == "corrected" for layer in account.layers]
+        chosen = {layer for account in self.accounts if account.status == "corrected" for layer in account.layers}
+        return [layer for layer in dict.fromkeys(itertools.chain(*self.folds)) if layer in chosen]
 
     def moments(self, layer: Layer, folds: Iterable[int], earlier: Mapping[Layer, Moments]) -> Moments:
         """Merge one layer's moments over some folds, and those of earlier samples."""

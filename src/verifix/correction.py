@@ -411,4 +411,6 @@ def _layer_line(layer: LayerReport) -> str:
     if layer.status != "corrected":
         return f"{layer.parameter}: {layer.status}{': ' * bool(layer.reason)}{layer.reason}"
     change = "" if layer.relative_change is None else f", changed by {layer.relative_change:.1%}"
+    if layer.effective_rank is None:  # no layer, or a part of one, that a stage has changed all the same
+        return f"{layer.parameter}: {layer.kind or 'no layer'}{change}"
     return f"{layer.parameter}: {layer.kind}, {layer.rows} rows, effective rank {layer.effective_rank:.1f}{change}"

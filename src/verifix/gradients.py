@@ -68,7 +68,7 @@ def gradients(
                 )
             labels = batch.labels.to(logits.device)
             sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
-            loss = cross_entropy(logits.float() * sharpness, labels).sum() / len(indices)
+            loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
             found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             for name, gradient in zip(wanted, found, strict=True):
                 if gradient is not None:
@@ -79,16 +79,22 @@ def gradients(
     return total
 
 
+def _precise(logits: Tensor) -> Tensor:
+    """Return logits in float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 @contextmanager
 def _differentiable(parameters: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[None]:
     """Let gradients reach the wanted parameters alone; give every parameter its flag back."""
-    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    # Those of a scripted part are no leaves, once copied: their flags cannot be set, and gradients reach them anyway.
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items() if parameter.is_leaf}
     try:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in wanted)
+        for name in flags:
+            parameters[name].requires_grad_(name in wanted)
         # cuDNN's recurrent layers refuse a backward pass in eval mode; torch's own do not.
         with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(flags[name])
+        for name, flag in flags.items():
+            parameters[name].requires_grad_(flag)

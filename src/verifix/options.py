@@ -88,7 +88,7 @@ class CorrectOptions:
             raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
         if self.verified_from not in VERIFIED_FROM:
             raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen', 'training' or 'trusted'")
-        if self.budget_seconds <= 0:
+        if not self.budget_seconds > 0:
             raise UsageError(f"budget is {self.budget!r}; it must be a time above 0, such as 5min")
         for name in ("include", "exclude"):
             value = getattr(self, name)
@@ -115,6 +115,8 @@ class CorrectOptions:
         """The budget in seconds; infinite if none was given."""
         if self.budget is None:
             return math.inf
+        if isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool):
+            return float(self.budget)
         found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(self.budget).strip().lower())
         try:
             number, unit = found.groups()  # type: ignore[union-attr]

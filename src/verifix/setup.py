@@ -18,7 +18,7 @@ from verifix.moments import Moments
 from verifix.options import CorrectOptions
 from verifix.probe import check_padding
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, split_folds
-from verifix.scoring import as_logits, device_named
+from verifix.scoring import as_logits, device_named, predict
 from verifix.stages import Context
 
 T = TypeVar("T")
@@ -116,6 +116,9 @@ def prepare(
     selection = selection_of(options.include, options.exclude)
 
     collected, size = collect_and_try(work, where, samples, folds, options)
+    if choosing and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
+        some = range(min(size, len(samples)))
+        _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
     if not collected.layers:
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}

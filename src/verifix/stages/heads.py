@@ -33,12 +33,15 @@ class Head:
         What it sees, ``[n, d]``, float64 on the CPU: of the context's samples, under its current weights.
     offset
         What is added to the products, ``[outputs]``.
+    beyond
+        What of that is not the layer's own bias, such as a prior of the classes, ``[outputs]``.
     """
 
     layer: Layer
     bias: Bias | None
     features: Tensor
     offset: Tensor
+    beyond: Tensor
 
 
 def find_head(context: Context) -> Head | None:
@@ -70,7 +73,10 @@ def find_head(context: Context) -> Head | None:
         size = float(logits.abs().amax()) + float(offset.abs().amax())
         if float(distance.amin(dim=1).max()) <= TOLERANCE * max(size, 1e-6):
             features = seen[layer][torch.arange(len(token)), token]
-            return Head(layer, context.collected.biases.get(layer), features, offset)
+            bias = context.collected.biases.get(layer)
+            own = 0.0 if bias is None else bias.view(context.parameter(bias.parameter)).double().cpu()
+            beyond = offset - own
+            return Head(layer, bias, features, offset, beyond * (beyond.abs() > TOLERANCE * size))
     return None
 
 

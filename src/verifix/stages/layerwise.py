@@ -56,7 +56,7 @@ class Layerwise:
             return "it refines the projection, and no projection was kept"
         if set(context.strengths) != {"project"}:
             return "it must come right after the projection, which it replaces"
-        if len(context.folds) < 2:
+        if len(context.members) < 3:
             return "it needs 3 folds or more"
         return ""
 

@@ -56,7 +56,7 @@ class LinearProbe:
         weight, bias = fit_logistic(
             site.features, context.labels, zeros, strength, free_bias=site.free_bias, offset=site.offset
         )
-        return _embedded(context, site.chain, weight, bias)
+        return _embedded(context, site.chain, weight, bias - site.offset)
 
     def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the layers that the probe takes."""
@@ -83,7 +83,7 @@ class _Site:
     outputs
         Number of logits.
     offset
-        What is added to the products if it is not fitted, ``[outputs]``.
+        What the network adds to the products besides a bias that is fitted, ``[outputs]``.
     """
 
     chain: Sequence[tuple[Layer, Bias | None]]
@@ -126,7 +126,7 @@ def _find_site(context: Context) -> _Site | None:
 
 
 def _of_head(head: Head) -> _Site:
-    offset = torch.zeros_like(head.offset) if head.bias else head.offset
+    offset = head.beyond if head.bias else head.offset
     return _Site([(head.layer, head.bias)], head.features, len(head.offset), offset)
 
 

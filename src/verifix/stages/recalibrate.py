@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from verifix.borrow import run_model, to_device
+from verifix.capture import rounded_once
 from verifix.scoring import Update, tensors_of
 from verifix.stages.base import Context, Cost
 from verifix.strength import Listed
@@ -46,10 +48,11 @@ class Recalibrate:
             New buffers.
         """
         new = context.remember("statistics", lambda: _statistics(context))
-        return {
-            name: torch.lerp(context.parameter(name).double(), value, strength).to(context.parameter(name).dtype)
-            for name, value in new.items()
-        }
+        update = {name: context.writable(name) for name in new}
+        for name, value in new.items():
+            mixed = torch.lerp(context.parameter(name).double(), value, strength)
+            update[name].copy_(rounded_once(mixed, update[name].dtype))
+        return update
 
     def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return the share for every BatchNorm."""
@@ -70,6 +73,7 @@ def _statistics(context: Context) -> dict[str, torch.Tensor]:
     """Return mean and variance of what reaches every BatchNorm, averaged over batches of nearly equal size.
 
     As in training, each BatchNorm normalises by its batch meanwhile, so that later ones see what they would see.
+    Batches hold at most `batch_size` samples, but never a single one, which has no variance.
 
     Parameters
     ----------
@@ -83,8 +87,7 @@ def _statistics(context: Context) -> dict[str, torch.Tensor]:
     """
     norms = _norms(context.model)
     indices = context.indices
-    batches = max(1, len(indices) // max(context.batch_size, 2))
-    size = -(-len(indices) // batches)
+    parts = np.array_split(indices, max(1, min(-(-len(indices) // context.batch_size), len(indices) // 2)))
     flags = {name: (module.training, module.momentum) for name, module in norms.items()}
     owned = {id(b) for module in norms.values() for b in (module.running_mean, module.running_var)}
     names = [name for name, buffer in tensors_of(context.model).items() if id(buffer) in owned]
@@ -95,8 +98,9 @@ def _statistics(context: Context) -> dict[str, torch.Tensor]:
             for module in norms.values():
                 module.reset_running_stats()
                 module.momentum, module.training = None, True  # None: the plain average over all batches
-            for batch in context.samples.batches(indices, size):
-                run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
+            for part in parts:
+                for batch in context.samples.batches(part.tolist(), len(part)):
+                    run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
             return {name: tensors_of(model)[name].detach().double().clone() for name in names}
         finally:
             for name, module in norms.items():

@@ -75,7 +75,7 @@ def written(context: Context, head: Head, weight: Tensor, bias: Tensor) -> Updat
     write_matrix(head.layer, update, weight.unsqueeze(0).to(context.device))
     if head.bias is not None:
         target = update[head.bias.parameter]
-        head.bias.view(target).copy_(rounded_once(bias, target.dtype))
+        head.bias.view(target).copy_(rounded_once(bias - head.beyond, target.dtype))
     return update
 
 
