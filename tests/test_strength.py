@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
-from verifix.strength import Grid, Scores, choose, given
+from verifix.strength import MINIMAL_GAIN, Choice, Grid, Listed, Scores, choose, given, not_tried, spelled
 
 N = 100
 BASE = Scores(torch.ones(N, dtype=torch.float64), 0.5)
@@ -75,3 +78,70 @@ def test_the_curve_is_labelled_for_what_it_is():
     choice, _ = run(lambda s: 0.5)
     assert "overstates the gain" in choice.as_dict()["note"]
     assert given(3.0).points == ()
+
+
+def listed(table: dict, base: Scores = BASE):
+    """Choose among strengths whose mean loss and score are given."""
+
+    def evaluate(strengths):
+        return [scores(*table[s]) for s in strengths]
+
+    return choose(base, evaluate, Listed(tuple(table)))
+
+
+def test_if_the_score_forbids_the_best_strength_the_next_best_is_taken():
+    choice = listed({1.0: (0.9, 0.6), 2.0: (0.2, 0.49), 3.0: (0.5, 0.5), 4.0: (0.1, 0.1)})
+    assert choice.strength == 3.0
+    assert "strength 3 lowers the loss by 0.5000" in choice.reason
+    assert listed({1.0: (0.9, 0.4), 2.0: (0.2, 0.49)}).strength is None
+
+
+def test_if_the_best_strength_is_not_sure_a_surer_one_is_taken():
+    wave = torch.linspace(-1, 1, N, dtype=torch.float64)
+    table = {1.0: Scores(0.5 + 20 * wave, 0.6), 2.0: Scores(0.9 + 0 * wave, 0.6)}
+    choice = choose(BASE, lambda strengths: [table[s] for s in strengths], Listed((1.0, 2.0)))
+    assert choice.strength == 2.0
+
+
+def test_a_gain_below_the_minimal_one_is_not_worth_a_change_however_sure():
+    below = listed({1.0: (1 - 0.99 * MINIMAL_GAIN, 0.6)})
+    above = listed({1.0: (1 - 1.01 * MINIMAL_GAIN, 0.6)})
+    assert below.strength is None
+    assert below.reason.endswith("which is not worth a change")
+    assert above.strength == 1.0
+
+
+def test_a_list_is_tried_in_one_round_and_a_grid_as_its_rounds_say():
+    rounds: list[list] = []
+
+    def evaluate(strengths):
+        rounds.append(list(strengths))
+        return [scores(1.0) for _ in strengths]
+
+    for candidates in (Listed((3.0, 1.0)), Listed(((1e-3, 2.0), (1e-4, 8.0))), Grid(10, 1e6), Grid(1e-5, 1.0, (0.5,))):
+        rounds.clear()
+        choose(BASE, evaluate, candidates)
+        assert list(map(len, rounds)) == candidates.rounds
+        if isinstance(candidates, Listed):
+            assert rounds == [list(candidates.strengths)]
+
+
+def test_strengths_of_several_numbers_are_sorted_spelled_and_kept():
+    table = {(1e-3, 40.0): (0.4, 0.6), (1e-4, 40.0): (0.6, 0.6), (1e-4, 10.0): (0.7, 0.6)}
+    choice = listed(table)
+    assert choice.strength == (1e-3, 40.0)
+    assert [p.strength for p in choice.points] == [None, (1e-4, 10.0), (1e-4, 40.0), (1e-3, 40.0)]
+    assert "strength 0.001 × 40 lowers" in choice.reason
+    assert [spelled(s) for s in (None, 3.0, 1e6, 10**2.75, (1e-4, 10.0))] == [
+        "no change", "3", "1e+06", "562.3", "0.0001 × 10",
+    ]  # fmt: skip
+    layered = replace(choice, layers={"a": {"rate": 1.0}}, estimated=2.0, seconds=3.0)
+    back = Choice.from_dict(json.loads(json.dumps(layered.as_dict())))
+    assert back == layered
+    assert isinstance(back.points[1].strength, tuple)
+
+
+def test_what_was_not_tried_says_why():
+    choice = not_tried("no reason", 5.0)
+    assert (choice.strength, choice.points, choice.reason) == (None, (), "not tried: no reason")
+    assert Choice.from_dict(choice.as_dict()) == choice
