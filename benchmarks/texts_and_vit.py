@@ -189,7 +189,7 @@ def accuracy(task: Task, model: nn.Module, index: Tensor) -> float:
     return 100 * float(torch.cat(right).double().mean())
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
+def measure(name: str, seed: int, recipe: str = "auto") -> dict[str, Any]:
     """Train, correct and score one network.
 
     Parameters
@@ -198,6 +198,8 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         "texts" or "pictures".
     seed
         Of samples, labels and weights.
+    recipe
+        How to correct.
 
     Returns
     -------
@@ -207,7 +209,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     task = {"texts": texts, "pictures": pictures}[name](seed)
     model = trained(task, seed)
     verified = part(task.inputs, task.verified), task.labels[task.verified]
-    correction = correct(model, verified, seed=seed, progress=False)
+    correction = correct(model, verified, recipe=recipe, seed=seed, progress=False)
     before, after = (accuracy(task, m, task.unseen) for m in (model, correction.model))
     return {
         "seed": seed,
