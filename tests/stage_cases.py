@@ -15,6 +15,9 @@ from verifix.stages import Context
 
 CPU = torch.device("cpu")
 
+NEAR_A_TIE, NEAREST = 1 + 2.0**-8 + 2.0**-30, 1 + 2.0**-7
+"""A number that is rounded to 1 on the way through float32, and to this in bfloat16 if it is rounded once."""
+
 
 def interleaved(count: int, folds: int) -> list[range]:
     """Folds that share nothing: every so-manieth sample."""

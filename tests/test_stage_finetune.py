@@ -8,8 +8,9 @@ from torch import nn
 
 import verifix
 from tests.cases import small_data, small_net
-from tests.stage_cases import anew, memorised, same
+from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, memorised, same
 from verifix import DataError
+from verifix.capture import rounded_once
 from verifix.samples import Samples
 from verifix.scoring import cross_entropy
 from verifix.stages import finetune
@@ -205,6 +206,16 @@ def test_half_precision_is_trained_in_float32_and_rounded_at_the_end(lend):
     changed = [int((update["0.weight"] != model[0].weight).sum()) for update in (few, many)]
     assert changed[1] > changed[0]  # steps too small for bfloat16 have added up
     assert changed[1] >= 8
+
+
+def test_weights_stored_in_half_precision_are_rounded_once(lend):
+    model, x, y = memorised_case()
+    exact = FineTune().fit(lend(model, x, y), (RATES[-1], 1.0))
+    context = lend(model, x, y, stored_as=dict.fromkeys(exact, torch.bfloat16))
+    found = FineTune().fit(context, (RATES[-1], 1.0))
+    assert all(torch.equal(found[name], rounded_once(value, torch.bfloat16)) for name, value in exact.items())
+    near = finetune._rounded(context, "5.bias", torch.full((3,), NEAR_A_TIE, dtype=torch.float64))
+    assert bool((near == NEAREST).all())
 
 
 class Closed(nn.Module):

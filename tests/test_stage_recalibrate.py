@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.cases import small_data, small_net
-from tests.stage_cases import same
+from tests.stage_cases import NEAR_A_TIE, NEAREST, same
 from verifix import DataError
 from verifix.capture import rounded_once
 from verifix.samples import Samples
@@ -171,6 +171,8 @@ def test_statistics_that_are_stored_in_half_precision_are_rounded_to_it_once(len
     found = Recalibrate().fit(context, 1.0)
     assert torch.equal(found["norm.running_mean"], rounded_once(exact["norm.running_mean"], torch.bfloat16))
     assert torch.equal(found["norm.running_var"], exact["norm.running_var"])
+    context.memo["statistics"] = {"norm.running_mean": torch.full((6,), NEAR_A_TIE, dtype=torch.float64)}
+    assert bool((Recalibrate().fit(context, 1.0)["norm.running_mean"] == NEAREST).all())
 
 
 def test_it_says_when_there_is_nothing_to_recalibrate(lend):

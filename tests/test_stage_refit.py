@@ -15,11 +15,11 @@ from torch import nn
 import verifix
 from tests import tiny
 from tests.cases import small_data, small_net
-from tests.stage_cases import anew, inputs_of, memorised, same
+from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, inputs_of, memorised, same
 from verifix.capture import rounded_once
 from verifix.scoring import best_sharpness
 from verifix.stages.heads import find_head, fit_logistic
-from verifix.stages.refit import Refit
+from verifix.stages.refit import Refit, written
 
 
 def by_definition(features, labels, towards, pull, offset, free_bias):
@@ -218,6 +218,10 @@ def test_a_head_stored_in_half_precision_is_rounded_once(lend):
     for name, value in exact.items():
         assert half[name].dtype == torch.bfloat16
         assert torch.equal(half[name], rounded_once(value, torch.bfloat16))
+    context = replace(anew(context), stored_as=dict.fromkeys(exact, torch.bfloat16))
+    near = torch.full((3, 16), NEAR_A_TIE, dtype=torch.float64)
+    for value in written(context, find_head(context), near, near[:, 0]).values():
+        assert bool((value == NEAREST).all())
 
 
 class Pooled(nn.Module):
