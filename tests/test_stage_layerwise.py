@@ -206,11 +206,13 @@ def test_steps_asked_for_in_any_order_and_again_give_the_same(lend):
     up = {steps: stage.fit(context, steps) for steps in STEPS}
     other = anew(context)
     down = {steps: stage.fit(other, steps) for steps in reversed(STEPS)}
-    later = {steps: stage.fit(other.fresh(), steps) for steps in STEPS}
+    with other.fresh() as fresh:
+        later = {steps: stage.fit(fresh, steps) for steps in STEPS}
     alone = {steps: stage.fit(anew(context), steps) for steps in STEPS}
     halfway = anew(context)
     stage.fit(halfway, STEPS[0])
-    restarted = {steps: stage.fit(halfway.fresh(), steps) for steps in STEPS}
+    with halfway.fresh() as fresh:
+        restarted = {steps: stage.fit(fresh, steps) for steps in STEPS}
     for steps in STEPS:
         assert all(same(up[steps], found[steps]) for found in (down, later, alone, restarted))
     assert not same(up[STEPS[0]], up[STEPS[-1]])
@@ -220,8 +222,9 @@ def test_what_was_learned_in_a_context_is_not_learned_again(lend, monkeypatch):
     context, stage = small_context(lend), Layerwise()
     expected = stage.fit(context, STEPS[-1])
     monkeypatch.setattr(layerwise, "_gradient", None)
-    assert same(stage.fit(context.fresh(), STEPS[-1]), expected)
-    assert stage.layers(context.fresh(), STEPS[0])
+    with context.fresh() as fresh:
+        assert same(stage.fit(fresh, STEPS[-1]), expected)
+        assert stage.layers(fresh, STEPS[0])
 
 
 def test_with_few_samples_layers_of_neighbouring_depth_share_their_numbers(lend, monkeypatch):

@@ -104,8 +104,12 @@ def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
     stage.fit(context, 40.0)
     assert context.memo["factors"] is kept
     context.learned["kept"] = 1
-    assert context.fresh().memo == {}
-    assert context.fresh().learned is context.learned
+    with context.fresh() as fresh:
+        assert (fresh.memo, fresh.learned is context.learned) == ({}, True)
+        stage.fit(fresh, 30.0)
+        assert fresh.memo
+    assert not fresh.memo
+    assert context.memo["factors"] is kept
     later = context.after("project", 30.0, update)
     assert (later.memo, later.learned, later.strengths) == ({}, {}, {"project": 30.0})
     assert later.parameter("0.weight") is update["0.weight"]

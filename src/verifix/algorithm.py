@@ -222,9 +222,13 @@ def _advance(
     """Fit the chosen strength on all samples, and on each fold's others if a later stage needs them."""
     if strength is None:
         return replace(whole, learned={}), [replace(part, learned={}) for part in parts], {}
-    further = [] if last else [part.after(stage.name, strength, stage.fit(part.fresh(), strength)) for part in parts]
-    update = stage.fit(whole, strength)
-    return whole.after(stage.name, strength, update), further, stage.layers(whole, strength)
+    further = [] if last else [_after(stage, strength, part) for part in parts]
+    return _after(stage, strength, whole), further, stage.layers(whole, strength)
+
+
+def _after(stage: Stage, strength: Strength, context: Context) -> Context:
+    with context.fresh() as fresh:
+        return context.after(stage.name, strength, stage.fit(fresh, strength))
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -45,11 +45,11 @@ def cross_fit(
     with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
         for part in parts:
             held_out = _left_out(part, count)
-            fresh = part.fresh()  # what the stage remembers for this fold is freed with it
-            for i, strength in enumerate(strengths):
-                logits = part.predict(held_out, stage.fit(fresh, strength))
-                results[i].append((held_out, logits))
-                bar.update()
+            with part.fresh() as fresh:
+                for i, strength in enumerate(strengths):
+                    logits = part.predict(held_out, stage.fit(fresh, strength))
+                    results[i].append((held_out, logits))
+                    bar.update()
     return [_in_order(pieces) for pieces in results]
 
 

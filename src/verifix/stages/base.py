@@ -150,9 +150,22 @@ class Context:
         value: T = self.memo[key]
         return value
 
-    def fresh(self) -> Context:
-        """Return this context without what its strengths shared."""
-        return replace(self, memo={})
+    @contextmanager
+    def fresh(self) -> Iterator[Context]:
+        """Lend this context with a memo of its own, which is emptied at the end.
+
+        What is kept there may refer to the context itself, and so would outlive it until such cycles are looked for.
+
+        Yields
+        ------
+        Context
+            To fit one round of strengths in.
+        """
+        context = replace(self, memo={})
+        try:
+            yield context
+        finally:
+            context.memo.clear()
 
     def after(self, stage: str, strength: Strength, update: Update) -> Context:
         """Return the context that the next stage works with."""
