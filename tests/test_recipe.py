@@ -42,6 +42,7 @@ def keep_all(monkeypatch):
 
 def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monkeypatch):
     fits: list[tuple[str, frozenset, frozenset]] = []
+    updates: list[tuple[dict, frozenset]] = []
     for kind in STAGES.values():
 
         def spied(self, context, strength, real=kind.fit):
@@ -56,16 +57,19 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
                 patch.setattr(type(context.samples), "batches", noted)
                 update = real(self, context, strength)
             fits.append((self.name, frozenset(context.indices), frozenset(read)))
+            updates.append((update, frozenset(context.indices)))
             return update
 
         monkeypatch.setattr(kind, "fit", spied)
     predictions: list[tuple[frozenset, frozenset]] = []
+    makers: set[frozenset] = set()
     from verifix.stages import Context
 
     real_predict = Context.predict
 
     def predict(self, indices, update):
         predictions.append((frozenset(self.indices), frozenset(map(int, indices))))
+        makers.update(own - frozenset(self.indices) for made, own in updates if made is update)
         return real_predict(self, indices, update)
 
     monkeypatch.setattr(Context, "predict", predict)
@@ -81,6 +85,7 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
     scored = [(own, asked) for own, asked in predictions if not asked <= own]
     assert scored
     assert all(asked == everything - own for own, asked in scored)
+    assert makers == {frozenset()}  # what is on top of a fold's weights was fitted on nothing but its samples
     assert {name for name, _, _ in fits} == {name for name, choice in correction.choices.items() if choice.points}
 
 
