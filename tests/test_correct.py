@@ -15,6 +15,7 @@ from tests.cases import captured, projected, small_data, small_net
 from verifix import CheckpointError, DataError, NoLayersError, UsageError
 from verifix.capture import rounded_once
 from verifix.demo import digits
+from verifix.files import read_safetensors, write_safetensors
 from verifix.projection import project
 from verifix.samples import read_samples, split_folds
 from verifix.scoring import cross_entropy, tempered_cross_entropy
@@ -306,6 +307,19 @@ def test_earlier_moments_are_added(tmp_path):
     partial = verifix.collect_moments(model, (x[:30], y[:30]), include=["0.*"], progress=False)
     with pytest.raises(CheckpointError, match=r"no moments of 3\.weight"):
         verifix.correct(model, (x[30:], y[30:]), alpha=40, moments=partial, progress=False)
+
+
+def test_moments_of_an_older_format_are_refused_in_one_line(tmp_path):
+    model, (x, y) = small_net().double().eval(), small_data()
+    x = x.double()
+    file = verifix.collect_moments(model, (x[:30], y[:30]), progress=False).save(tmp_path / "m.safetensors")
+    tensors, metadata = read_safetensors(file)
+    assert {name.partition(".")[2] for name in tensors} == {"scatter", "mean"}
+    metadata["verifix"] = metadata["verifix"].replace("verifix-moments-2", "verifix-moments-1")
+    write_safetensors(file, tensors, metadata, force=True)
+    with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-1") as caught:
+        verifix.correct(model, (x[30:], y[30:]), alpha=40, moments=file, progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_half_precision_weights_are_corrected_in_float64_and_rounded_once():

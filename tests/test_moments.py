@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +33,15 @@ def test_any_split_and_any_order_of_merging_agree(cuts, width, seed, data):
     expected = rows.mT @ rows
     assert relative(merged.gram, expected) <= 1e-12
     assert relative(merged.trace, expected.diagonal(dim1=1, dim2=2).sum(1)) <= 1e-12
+    assert relative(merged.mean, rows.mean(1)) <= 1e-12
+    centred = rows - rows.mean(1, keepdim=True)
+    assert relative(merged.scatter, centred.mT @ centred) <= 1e-12
+    one_by_one = parts[0].empty()
+    for a, b in itertools.pairwise(edges):
+        one_by_one.add_(rows[:, a:b])
+    assert relative(one_by_one.scatter, merged.scatter) <= 1e-12
+    assert relative(one_by_one.mean, merged.mean) <= 1e-12
+    assert one_by_one.n == 30
 
 
 def test_merging_leaves_both_parts_alone():
@@ -58,6 +68,50 @@ def test_half_precision_rows_are_upcast_before_multiplying(dtype, value, n):
     assert float(Moments(torch.full((1, n, 2), value, dtype=dtype)).gram[0, 0, 1]) == n * value**2
 
 
+@pytest.mark.parametrize("ratio", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("how", ["one by one", "in chunks", "merged"])
+def test_scatter_keeps_its_digits_however_far_the_mean_is_from_zero(how, ratio):
+    rows = torch.randn(2, 500, 9, dtype=torch.float64) + ratio * torch.randn(2, 1, 9, dtype=torch.float64)
+    exact = torch.from_numpy(np.stack([np.cov(x.numpy().astype(np.longdouble).T, ddof=0) for x in rows]).astype(float))
+    chunks = rows.split({"one by one": 1, "in chunks": 37, "merged": 50}[how], dim=1)
+    if how == "merged":
+        moments = merge(Moments(chunk) for chunk in chunks)
+    else:
+        moments = Moments(chunks[0])
+        for chunk in chunks[1:]:
+            moments.add_(chunk)
+    assert relative(moments.scatter / 500, exact) <= 1e-15 * 100 * ratio  # what rounding the rows themselves costs
+    naive = moments.gram - 500 * moments.mean[:, :, None] * moments.mean[:, None]
+    if ratio >= 1e4:
+        assert relative(naive / 500, exact) > 1e-10 * ratio / 1e4
+
+
+def test_one_far_row_does_not_spoil_the_scatter_of_the_others():
+    rows = torch.randn(1, 3000, 4, dtype=torch.float64) + 1e4
+    first = Moments(torch.zeros(1, 5, 4))
+    exact = np.cov(torch.cat([torch.zeros(5, 4), rows[0]]).numpy().astype(np.longdouble).T, ddof=0).astype(float)
+    for moments in (first + Moments(rows), Moments(rows) + first, Moments(torch.zeros(1, 5, 4)).add_(rows)):
+        assert relative(moments.scatter[0] / 3005, torch.from_numpy(exact)) <= 1e-13
+
+
+@pytest.mark.parametrize("n", [3, 30])
+def test_scatter_around_a_centre_of_ones_own(n):
+    rows, centre = torch.randn(2, n, 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
+    away = rows - centre[:, None]
+    assert relative(Moments(rows).around(centre), away.mT @ away) <= 1e-13
+
+
+def test_no_rows_have_mean_zero_and_add_nothing():
+    none = Moments(torch.ones(1, 5, 4)).empty()
+    assert not none.mean.any()
+    assert not none.scatter.any()
+    some = Moments(torch.ones(1, 5, 4))
+    assert torch.equal((some + none).mean, some.mean)
+    assert torch.equal((none + some).mean, some.mean)
+    assert torch.equal(some.add_(torch.ones(1, 0, 4)).mean, torch.ones(1, 4).double())
+    assert some.n == 5
+
+
 def test_effective_rank():
     assert float(Moments(torch.eye(7)[None]).effective_rank) == pytest.approx(7)
     assert float(Moments(torch.ones(1, 9, 7)).effective_rank) == pytest.approx(1)
@@ -68,7 +122,7 @@ def test_effective_rank():
 
 def test_memory_is_that_of_the_smaller_form():
     assert Moments(torch.ones(1, 3, 8)).nbytes == 3 * 8 * 8
-    assert Moments(torch.ones(1, 300, 8)).nbytes == 8 * 8 * 8
+    assert Moments(torch.ones(1, 300, 8)).nbytes == 8 * 8 * (8 + 1)  # and the mean
 
 
 def test_a_not_finite_row_shows_in_the_trace():

@@ -22,7 +22,7 @@ from verifix.moments import Moments, merge
 from verifix.progress import progress_bar
 from verifix.samples import Batch, Samples, tensor_bytes
 
-FORMAT = "verifix-moments-1"
+FORMAT = "verifix-moments-2"
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,10 @@ class SavedMoments:
         """
         tensors, layers = {}, []
         for i, (layer, moments) in enumerate(self.moments.items()):
-            form = "gram" if moments.rows is None else "rows"
-            tensors[f"{i}.{form}"] = moments.gram if moments.rows is None else moments.rows
+            if moments.rows is not None:
+                tensors[f"{i}.rows"] = moments.rows
+            else:
+                tensors |= {f"{i}.scatter": moments.scatter, f"{i}.mean": moments.mean}
             layers.append({**asdict(layer), "n": moments.n})
         about = {
             "format": FORMAT,
@@ -310,4 +312,4 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
 def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> Moments:
     if f"{i}.rows" in tensors:
         return Moments(tensors[f"{i}.rows"])
-    return Moments.from_gram(tensors[f"{i}.gram"], entry["n"])
+    return Moments.from_scatter(tensors[f"{i}.scatter"], tensors[f"{i}.mean"], entry["n"])

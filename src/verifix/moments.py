@@ -1,7 +1,10 @@
-"""Second moments of a layer's input rows: streaming, mergeable, saveable, and ignorant of models.
+"""First and second moments of a layer's input rows: streaming, mergeable, saveable, and ignorant of models.
 
-While a layer has seen fewer rows than they are wide, its moments hold the rows themselves; from then on XᵀX and the
-number of rows. Both are exact, so moments of the same rows agree however the rows were split, ordered and merged.
+While a layer has seen fewer rows than they are wide, its moments hold the rows themselves; from then on their number
+n, their mean μ and their scatter Σ (x − μ)(x − μ)ᵀ. Both are exact, so moments of the same rows agree however the rows
+were split, ordered and merged. XᵀX is the scatter plus n μ μᵀ: a sum, whereas the scatter as XᵀX − n μ μᵀ would be a
+difference, and lose as many digits as the square of (mean / spread) has. Merging is the parallel formula of Chan, Golub
+and LeVeque (1979), which only adds as well.
 """
 
 from __future__ import annotations
@@ -30,14 +33,15 @@ class Moments:
     def __init__(self, rows: Tensor) -> None:
         self.groups, self.n, self.width = rows.shape
         self._rows: list[Tensor] | None = [rows.to(torch.float64, copy=True)]
-        self._gram: Tensor | None = None
+        self._mean = rows.new_empty(0)
+        self._scatter: Tensor | None = None
         self._settle()
 
     @classmethod
-    def from_gram(cls, gram: Tensor, n: int) -> Moments:
-        """Build moments from ``XᵀX`` ``[groups, d_in, d_in]`` of n rows."""
-        moments = cls(gram.new_empty(gram.shape[0], 0, gram.shape[-1]))
-        moments._rows, moments._gram, moments.n = None, gram.double(), n
+    def from_scatter(cls, scatter: Tensor, mean: Tensor, n: int) -> Moments:
+        """Build moments of n rows from their scatter ``[groups, d_in, d_in]`` and their mean ``[groups, d_in]``."""
+        moments = cls(scatter.new_empty(scatter.shape[0], 0, scatter.shape[-1]))
+        moments._rows, moments._scatter, moments._mean, moments.n = None, scatter.double(), mean.double(), n
         return moments
 
     @property
@@ -50,17 +54,37 @@ class Moments:
         return self._rows[0]
 
     @property
+    def mean(self) -> Tensor:
+        """μ, the mean row per group, ``[groups, d_in]``; zero if there are no rows."""
+        if self._scatter is not None:
+            return self._mean
+        return sum_of(rows.sum(dim=1) for rows in self._rows or ()) / max(self.n, 1)
+
+    @property
+    def scatter(self) -> Tensor:
+        """``Σ (x − μ)(x − μ)ᵀ`` ``[groups, d_in, d_in]``: XᵀX of the centred rows."""
+        if self._scatter is not None:
+            return self._scatter
+        mean = self.mean[:, None]
+        return sum_of((rows - mean).mT @ (rows - mean) for rows in self._rows or ())
+
+    @property
     def gram(self) -> Tensor:
         """``XᵀX`` ``[groups, d_in, d_in]``."""
-        if self._gram is not None:
-            return self._gram
+        if self._scatter is not None:
+            return self.around(torch.zeros_like(self._mean))
         return sum_of(rows.mT @ rows for rows in self._rows or ())
+
+    def around(self, centre: Tensor) -> Tensor:
+        """Return ``Σ (x − c)(x − c)ᵀ`` ``[groups, d_in, d_in]`` for a centre c ``[groups, d_in]`` of one's own."""
+        away = self.mean - centre
+        return self.scatter + self.n * away[:, :, None] * away[:, None, :]
 
     @property
     def trace(self) -> Tensor:
         """``‖X‖²_F`` per group, ``[groups]``; not finite as soon as one entry of the rows is not."""
-        if self._gram is not None:
-            return self._gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+        if self._scatter is not None:
+            return self._scatter.diagonal(dim1=1, dim2=2).sum(dim=1) + self.n * self._mean.square().sum(dim=1)
         return sum_of(rows.square().sum(dim=(1, 2)) for rows in self._rows or ())
 
     @property
@@ -74,7 +98,7 @@ class Moments:
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        held = [self._gram] if self._gram is not None else self._rows or []
+        held = [self._scatter, self._mean] if self._scatter is not None else self._rows or []
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def add_(self, rows: Tensor) -> Moments:
@@ -90,15 +114,29 @@ class Moments:
         Moments
             This object.
         """
-        self.n += rows.shape[1]
-        if self._gram is not None:
-            rows = rows.double()
-            self._gram.baddbmm_(rows.mT, rows)
+        if self._scatter is not None:
+            self._absorb_(rows)
         else:
             assert self._rows is not None  # noqa: S101 - one of the two forms always is there
+            self.n += rows.shape[1]
             self._rows.append(rows.to(torch.float64, copy=True))
             self._settle()
         return self
+
+    def _absorb_(self, rows: Tensor) -> None:
+        """Add a chunk's own scatter, and that between its mean and the mean so far, in one product."""
+        assert self._scatter is not None  # noqa: S101 - what calls this has looked
+        count = rows.shape[1]
+        if count == 0:
+            return
+        rows = rows.double()
+        mean = rows.mean(dim=1, keepdim=True)
+        away, total = mean - self._mean[:, None], self.n + count
+        between = away * (self.n * count / total) ** 0.5
+        stacked = torch.cat([rows - mean, between], dim=1)
+        self._scatter.baddbmm_(stacked.mT, stacked)
+        self._mean = self._mean + away[:, 0] * (count / total)
+        self.n = total
 
     def empty(self) -> Moments:
         """Return the moments of no rows, for the same layer."""
@@ -106,13 +144,13 @@ class Moments:
 
     def to(self, device: torch.device) -> Moments:
         """Return the same moments on another device."""
-        if self._gram is not None:
-            return Moments.from_gram(self._gram.to(device), self.n)
+        if self._scatter is not None:
+            return Moments.from_scatter(self._scatter.to(device), self._mean.to(device), self.n)
         return Moments(torch.cat(self._rows or [], dim=1).to(device))
 
     def condense_(self) -> Moments:
-        """Go over to XᵀX now, where merging will need it anyway; returns this object."""
-        self._gram, self._rows = self.gram, None
+        """Go over to mean and scatter now, where merging will need them anyway; returns this object."""
+        self._mean, self._scatter, self._rows = self.mean, self.scatter, None
         return self
 
     def __add__(self, other: Moments) -> Moments:
@@ -124,7 +162,10 @@ class Moments:
             for rows in (*self._rows[1:], *other._rows):
                 merged.add_(rows)
             return merged
-        return Moments.from_gram(self.gram + other.gram, self.n + other.n)
+        total, away = self.n + other.n, other.mean - self.mean
+        between = (self.n * other.n / max(total, 1)) * away[:, :, None] * away[:, None, :]
+        mean = self.mean + away * (other.n / max(total, 1))
+        return Moments.from_scatter(self.scatter + other.scatter + between, mean, total)
 
     def _settle(self) -> None:
         """Keep the smaller form."""
@@ -133,7 +174,7 @@ class Moments:
 
     def __repr__(self) -> str:
         """Show the sizes and the form."""
-        form = "gram" if self._gram is not None else "rows"
+        form = "scatter" if self._scatter is not None else "rows"
         return f"Moments({form}, groups={self.groups}, n={self.n}, width={self.width})"
 
 
