@@ -8,6 +8,15 @@ That is the solution of one symmetric positive definite system,
         = α (W Xᵀ / s) (I + (α − 1) X Xᵀ / s)⁻¹ X      (dual, n × n, s = ‖X‖²_F)
 
 and both forms read α · left · (I + (α − 1) · kernel)⁻¹ · right. A group with X = 0 keeps its weight.
+
+Two options go beyond the paper. *Centred*, X is the rows less their mean μ and the layer becomes
+x ↦ W P (x − μ) + W μ + b, which is the weight W P and the shift W (I − P) μ of its outputs. *Contrasted*, rows of
+suspected samples with activation space C_b enter with a weight γ,
+
+    W P = W C ((1 − 1/α) C + γ C_b + I/α)⁻¹ = α W C (I + (α − 1) C + α γ C_b)⁻¹,
+
+which is the paper's for γ = 0. C has eigenvalues of at most 1, so the system's are at least min(1, α): it is positive
+definite for every α > 0 and γ ≥ 0. They are at most α (1 + γ) for α ≥ 1, which is what float64 sets a bound to.
 """
 
 from __future__ import annotations
@@ -22,6 +31,9 @@ from verifix.moments import Moments
 
 ALPHA_RANGE = (1e-9, 1e12)
 """Strengths for which the system stays positive definite in float64, however deficient the rank of C."""
+
+NO_SPREAD = 1e-13
+"""Rows that differ from their mean by less than this share of its length do so by the rounding of float64 alone."""
 
 
 def check_alpha(alpha: float) -> float:
@@ -46,6 +58,27 @@ def check_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not low <= alpha <= high:
         raise UsageError(f"alpha is {alpha!r}; it must be a finite number from {low:g} to {high:g}, or 'auto'")
     return float(alpha)
+
+
+def check_contrast(alpha: float, contrast: float) -> None:
+    """Refuse a pair of α and γ whose system would not stay positive definite in float64.
+
+    Parameters
+    ----------
+    alpha
+        The strength of the projection.
+    contrast
+        γ, the weight of the suspected samples.
+
+    Raises
+    ------
+    UsageError
+        If α (1 + γ) is above the end of `ALPHA_RANGE`.
+    """
+    if alpha * (1 + contrast) > ALPHA_RANGE[1]:
+        raise UsageError(
+            f"alpha is {alpha:g} and contrast {contrast:g}; alpha · (1 + contrast) must be at most {ALPHA_RANGE[1]:g}"
+        )
 
 
 def importance(r: Tensor, alpha: float) -> Tensor:
@@ -76,13 +109,17 @@ class Factors:
     weight
         W, ``[groups, d_out, d_in]``, float64.
     alive
-        Bool ``[groups]``: groups with any non-zero row.
+        Bool ``[groups]``: groups with any non-zero row; if centred, with rows that differ.
     left
         W C ``[groups, d_out, d_in]``, or W Xᵀ / s ``[groups, d_out, n]``.
     kernel
         C ``[groups, d_in, d_in]``, or X Xᵀ / s ``[groups, n, n]``.
     right
         None, or X ``[groups, n, d_in]``.
+    against
+        γ C_b ``[groups, d_in, d_in]`` of the suspected samples; None if there are none.
+    mean
+        μ ``[groups, d_in]``, what the rows were centred by; None if they were not.
     """
 
     weight: Tensor
@@ -90,16 +127,26 @@ class Factors:
     left: Tensor
     kernel: Tensor
     right: Tensor | None
+    against: Tensor | None = None
+    mean: Tensor | None = None
 
     def project(self, alpha: float) -> Tensor:
         """Return W P ``[groups, d_out, d_in]`` for a strength α above 0."""
         system = (alpha - 1) * self.kernel
+        if self.against is not None:
+            system += alpha * self.against
         system.diagonal(dim1=1, dim2=2).add_(1)
         factor = torch.linalg.cholesky(system)
         result = alpha * torch.cholesky_solve(self.left.mT, factor).mT
         if self.right is not None:
             result = result @ self.right
         return torch.where(self.alive[:, None, None], result, self.weight)
+
+    def shift(self, projected: Tensor) -> Tensor:
+        """Return W (I − P) μ ``[groups, d_out]``, by which a centred layer's outputs shift; see `project` for W P."""
+        if self.mean is None:
+            return self.weight.new_zeros(self.weight.shape[:2])
+        return ((self.weight - projected) @ self.mean[:, :, None])[:, :, 0]
 
 
 def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
@@ -113,7 +160,15 @@ def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
     return dual < primal
 
 
-def prepare(weight: Tensor, moments: Moments, *, dual: bool | None = None) -> Factors:
+def prepare(
+    weight: Tensor,
+    moments: Moments,
+    *,
+    dual: bool | None = None,
+    centred: bool = False,
+    suspects: Moments | None = None,
+    contrast: float = 1.0,
+) -> Factors:
     """Work out what all strengths share, in the cheaper of the two forms.
 
     Parameters
@@ -124,6 +179,13 @@ def prepare(weight: Tensor, moments: Moments, *, dual: bool | None = None) -> Fa
         Moments of the layer's rows.
     dual
         Force a form; by default the dual is taken if the rows are still there and it costs less.
+    centred
+        Whether the rows' mean is taken off them first.
+    suspects
+        Moments of the rows of suspected samples, which allow the primal form only. If centred, the same mean is taken
+        off theirs: it is x − μ that the new weight multiplies.
+    contrast
+        γ, the weight of the suspected samples.
 
     Returns
     -------
@@ -133,20 +195,41 @@ def prepare(weight: Tensor, moments: Moments, *, dual: bool | None = None) -> Fa
     Raises
     ------
     ValueError
-        If the dual is forced on moments that no longer hold their rows.
+        If the dual is forced on moments that no longer hold their rows, or together with suspects.
     """
     weight = weight.double().to(moments.trace.device)
-    rows, scale = moments.rows, moments.trace
-    alive = scale > 0
-    safe = torch.where(alive, scale, torch.ones_like(scale))[:, None, None]
+    rows, against = moments.rows, None
+    mean = moments.mean if centred else None
+    if suspects is not None:
+        if dual:
+            raise ValueError("the dual form has no place for suspects; use the primal one")
+        dual, against = False, contrast * _space(suspects, mean)
     if dual is None:
         dual = rows is not None and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
     if not dual:
-        kernel = moments.gram / safe
-        return Factors(weight, alive, weight @ kernel, kernel, None)
+        gram = moments.gram if mean is None else moments.scatter
+        alive, safe = _alive(gram.diagonal(dim1=1, dim2=2).sum(dim=1), moments, mean)
+        kernel = gram / safe
+        return Factors(weight, alive, weight @ kernel, kernel, None, against, mean)
     if rows is None:
-        raise ValueError("the dual form needs the rows, and these moments hold only their Gram matrix")
-    return Factors(weight, alive, weight @ rows.mT / safe, rows @ rows.mT / safe, rows)
+        raise ValueError("the dual form needs the rows, and these moments hold only their scatter")
+    x = rows if mean is None else rows - mean[:, None]
+    alive, safe = _alive(x.square().sum(dim=(1, 2)), moments, mean)
+    return Factors(weight, alive, weight @ x.mT / safe, x @ x.mT / safe, x, None, mean)
+
+
+def _alive(scale: Tensor, moments: Moments, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tell groups whose rows span anything, ``[groups]``, and return ‖X‖²_F to divide by, ``[groups, 1, 1]``."""
+    nothing = torch.zeros_like(scale) if mean is None else NO_SPREAD**2 * moments.n * mean.square().sum(dim=1)
+    alive = scale > nothing
+    return alive, torch.where(alive, scale, torch.ones_like(scale))[:, None, None]
+
+
+def _space(moments: Moments, centre: Tensor | None) -> Tensor:
+    """Return C of some rows ``[groups, d_in, d_in]``, around a centre ``[groups, d_in]`` or 0; 0 for a dead group."""
+    gram = moments.gram if centre is None else moments.around(centre)
+    scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+    return gram / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
 
 
 def project(weight: Tensor, moments: Moments, alpha: float) -> Tensor:
