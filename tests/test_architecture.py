@@ -31,6 +31,7 @@ ORDER = [
     "reasons",
     "borrow",
     "constants",
+    "following",
     "capture",
     "moments",
     "projection",

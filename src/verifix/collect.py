@@ -17,6 +17,7 @@ from verifix.borrow import run_model, to_device
 from verifix.capture import Account, Bias, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
+from verifix.following import BatchNorm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
 from verifix.progress import progress_bar
@@ -41,6 +42,10 @@ class Collected:
         Indices of the largest batch with padding; empty if there was none.
     biases
         The bias of each layer that has one of its own.
+    shifts
+        For each layer, where constants added to its outputs can be kept, or why nowhere; see `Census.shifts`.
+    suspects
+        Moments by layer of samples whose labels are suspected to be wrong; empty if there are none.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -48,6 +53,8 @@ class Collected:
     digests: frozenset[bytes] = field(default_factory=frozenset)
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
+    shifts: Mapping[Layer, Bias | BatchNorm | str] = field(default_factory=dict)
+    suspects: Mapping[Layer, Moments] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -128,14 +135,16 @@ def collect(
                 bar.update(len(batch.labels))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
-    return Collected(tuple(tables), accounts, frozenset(samples.digests), padded, census.biases)
+    digests = frozenset(samples.digests)
+    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.shifts(model))
 
 
 def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels))
     try:
-        run_model(model, to_device(batch.inputs, device), samples.forward)
+        output = run_model(model, to_device(batch.inputs, device), samples.forward)
+        census.followed.note_other(output)
     except AmbiguousBatchError:
         if census.batch.counted:
             raise

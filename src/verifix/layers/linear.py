@@ -26,7 +26,8 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight, bias = call["input"], call["weight"], call.get("bias")
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias)
+        axis = -1 if weight.ndim == 2 else None
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias, axis=axis)
 
 
 class Matmul(RowMajor):
@@ -50,7 +51,7 @@ class Addmm(RowMajor):
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
         """Name what the call may be; see `Matmul`. A weight that is scaled by ``alpha`` still is the weight."""
         call = bind(("bias", "input", "other"), args, {_ADDED.get(k, k): v for k, v in kwargs.items()})
-        scaled = call.get("beta", 1) != 1
+        scaled = call.get("beta", 1) != 1 or call.get("alpha", 1) != 1
         for product in matrix_products(call["input"], call["other"], keep):
             right = product.partner is call["input"]  # a bias of the other reading lies along the rows
             yield replace(product, bias=call["bias"]) if right and not scaled and call["bias"].ndim == 1 else product

@@ -114,8 +114,9 @@ class Recurrent(RowMajor):
                 first = tuple(part[i].to(x.dtype) for part in state)
                 own = [weight.to(x.dtype) for weight in weights[i]]
                 before, after, inner = self._run(x, sequences.real, first, own, backwards=direction == 1)
-                yield _product(weights[i][0], x, sequences.counted)
-                yield _product(weights[i][1], before, sequences.counted)
+                biases = weights[i][2:4] if len(weights[i]) >= 4 else (None, None)
+                yield _product(weights[i][0], x, sequences.counted, biases[0])
+                yield _product(weights[i][1], before, sequences.counted, biases[1])
                 if inner is not None:
                     yield _product(weights[i][-1], inner, sequences.counted)
                 outputs.append(after)
@@ -138,8 +139,8 @@ class Recurrent(RowMajor):
         return torch.stack(in_order[0]), torch.stack(in_order[1]), inside  # type: ignore[arg-type]
 
 
-def _product(weight: Tensor, x: Tensor, counted: Callable[[], Tensor]) -> Product:
-    return Product(weight, 1, lambda: chunked(x[counted()].unsqueeze(0)))
+def _product(weight: Tensor, x: Tensor, counted: Callable[[], Tensor], bias: Tensor | None = None) -> Product:
+    return Product(weight, 1, lambda: chunked(x[counted()].unsqueeze(0)), bias=bias)
 
 
 def _steps_first(x: Tensor, batch_first: bool, keep: RowMask | None) -> _Sequences:
@@ -161,9 +162,10 @@ def _unpacked(data: Tensor, sizes: Tensor) -> _Sequences:
 def _of_cell(args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterator[Product]:
     call = bind(("input", "hx", "w_ih", "w_hh", "b_ih", "b_hh"), args, kwargs)
     hidden = call["hx"][0] if isinstance(call["hx"], (list, tuple)) else call["hx"]
-    for weight, x in ((call["w_ih"], call["input"]), (call["w_hh"], hidden)):
+    parts = (call["w_ih"], call["input"], call.get("b_ih")), (call["w_hh"], hidden, call.get("b_hh"))
+    for weight, x, bias in parts:
         rows = x.reshape(-1, x.shape[-1])
-        yield _product(weight, rows, partial(_counted_in_cell, rows, keep))
+        yield _product(weight, rows, partial(_counted_in_cell, rows, keep), bias)
 
 
 def _counted_in_cell(rows: Tensor, keep: RowMask | None) -> Tensor:
