@@ -32,8 +32,8 @@ from verifix.progress import tell
 from verifix.provenance import describe
 from verifix.samples import Samples, read_samples
 from verifix.scoring import Score, tensors_of
-from verifix.setup import check_classes, check_enough, check_outputs, prepare, working_copy
-from verifix.stages import Context, Stage, stages_of
+from verifix.setup import check_classes, check_enough, check_outputs, prepare, read_suspects, working_copy
+from verifix.stages import Context, Stage, centring, stages_of
 from verifix.strength import Choice, Strength, given, not_tried
 
 
@@ -56,6 +56,9 @@ def correct(
     moments: str | Path | SavedMoments | None = None,
     forward: Forward | None = None,
     padding: bool = True,
+    affine: bool = False,
+    suspects: Any = None,
+    contrast: float = 1.0,
     stored_as: Mapping[str, torch.dtype] | None = None,
     progress: bool = True,
 ) -> Correction:
@@ -106,6 +109,14 @@ def correct(
         ``(model, inputs) → output`` for models that are not called with the inputs of a batch alone.
     padding
         Whether token ids that contain the model's pad id need a mask of the padding; False if they need none.
+    affine
+        Whether the projection takes the mean of each layer's rows off first. The shift goes into the layer's bias, or
+        the batch normalisation behind it; a layer without such a place is projected as without the option.
+    suspects
+        Samples whose labels are suspected to be wrong, none of them verified: in the form of `verified`, with labels
+        that are not used, or inputs ``[n, ...]`` alone. The projection shrinks what they excite.
+    contrast
+        γ, the weight of the suspects' activation space, above 0; without suspects it has no effect.
     stored_as
         Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
         corrected weights are then rounded once, to what such a file can hold, before anything is scored.
@@ -155,21 +166,29 @@ def correct(
         verified_from=verified_from,
         moments=str(moments) if isinstance(moments, (str, Path)) else None,
         padding=padding,
+        affine=affine,
+        contrast=contrast,
         progress=progress,
     )
     model = unwrapped(model)
-    stages = stages_of(options.stages)
+    projection = {"affine": affine, "contrast": contrast} if affine or suspects is not None else {}
+    stages = stages_of(options.stages, {"project": projection} if projection else {})
     check_model(model)
     refuse_corrected(tensors_of(model))
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress, forward)
         check_enough(samples, options)
+        suspected = read_suspects(suspects, samples, saved, options, forward)
         with working_copy(model, options) as (work, where):
             provenance = describe(work, samples, options, earlier=saved is not None)
+            provenance |= {"suspects": 0, "suspects_sha256": None}
+            if suspected is not None:
+                provenance |= {"suspects": len(suspected), "suspects_sha256": suspected.digest()}
             outputs = check_outputs(model, work, where, samples)
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            whole, parts = prepare(work, where, samples, options, saved, provenance["model_sha256"], stored_as or {})
+            digest, dtypes = provenance["model_sha256"], stored_as or {}
+            whole, parts = prepare(work, where, samples, options, saved, digest, dtypes, suspected)
             pace = measure(whole) if options.choosing else Pace(math.inf, math.inf)
             choices: dict[str, Choice] = {}
             start = time.perf_counter()
@@ -182,7 +201,7 @@ def correct(
                 choices[stage.name] = replace(choice, layers=layers, seconds=seconds)
                 tell(f"{stage.name}: {choice.reason}", options.progress)
             original, corrected = _outcome(work, whole)
-            reports = tuple(_report(whole, original, corrected))
+            reports = tuple(_report(whole, original, corrected, affine=affine))
         tensors = tensors_of(work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
@@ -242,7 +261,9 @@ def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[s
     return original, corrected
 
 
-def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor]) -> Iterator[LayerReport]:
+def _report(
+    whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor], *, affine: bool
+) -> Iterator[LayerReport]:
     for account in whole.collected.accounts:
         name, rows, ranks = account.parameter, 0, []
         if account.status == "corrected":
@@ -260,6 +281,7 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
             rows,
             sum(ranks) / max(len(ranks), 1) if account.status == "corrected" and account.layers else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,
+            centring(whole.collected, account) if affine and name in corrected else "",
         )
 
 

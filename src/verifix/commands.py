@@ -87,6 +87,9 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         verified_from=command.verified_from,  # type: ignore[arg-type]  # not None in a command that checked itself
         moments=command.moments,
         padding=command.padding,
+        affine=command.affine,
+        suspects=None if command.suspects is None else open_data(command.suspects, command, preparation),
+        contrast=command.contrast,
         stored_as=checkpoint.dtypes(model),
         progress=command.progress,
     )
@@ -117,6 +120,7 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
         command.trusted,
         command.test,
         command.moments,
+        command.suspects,
     ]
     checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
 

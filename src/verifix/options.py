@@ -20,6 +20,9 @@ TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 TRUSTED_COUNT = 1000
 """How many samples are trusted unless the user says."""
 
+MOST_CONTRAST = 1e5
+"""With the largest strength of the grid, the projection's system then still is positive definite in float64."""
+
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
 
@@ -57,6 +60,13 @@ class CorrectOptions:
         A moments file of earlier verified samples, to be counted as well.
     padding
         Whether token ids that contain the model's pad id need a mask of the padding; --no-padding if they need none.
+    affine
+        Centre the projection: take the mean of each layer's inputs off before, and let its bias make up for it.
+    suspects
+        Samples whose labels are suspected to be wrong, and none of the verified ones; the projection shrinks what
+        they excite. Their labels are not used.
+    contrast
+        Weight of the suspected samples, above 0.
     progress
         Show progress.
     """
@@ -73,6 +83,9 @@ class CorrectOptions:
     verified_from: Literal["unseen", "training", "trusted"] = "unseen"
     moments: str | None = None
     padding: bool = True
+    affine: bool = False
+    suspects: str | None = None
+    contrast: float = 1.0
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -80,6 +93,14 @@ class CorrectOptions:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if self.alpha != "auto" and not (number and 0 < self.alpha < math.inf):
             raise UsageError(f"alpha is {self.alpha!r}; it must be a finite number above 0, or 'auto'")
+        number = isinstance(self.contrast, (int, float)) and not isinstance(self.contrast, bool)
+        if not number or not 0 < self.contrast <= MOST_CONTRAST:
+            raise UsageError(
+                f"contrast is {self.contrast!r}; it must be a number above 0, up to {MOST_CONTRAST:g}; "
+                "for no contrast, give no suspects"
+            )
+        if not isinstance(self.affine, bool):
+            raise UsageError(f"affine is {self.affine!r}; it must be True or False")
         if not _whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:

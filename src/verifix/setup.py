@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import borrowed, copy_model, device_of, out_of_memory, run_model, to_device
+from verifix.borrow import Forward, borrowed, copy_model, device_of, out_of_memory, run_model, to_device
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
@@ -17,7 +18,7 @@ from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
 from verifix.probe import check_padding
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, split_folds
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
 from verifix.scoring import as_logits, device_named, predict
 from verifix.stages import Context
 
@@ -81,6 +82,7 @@ def prepare(
     saved: SavedMoments | None,
     digest: str,
     stored_as: Mapping[str, torch.dtype],
+    suspects: Samples | None = None,
 ) -> tuple[Context, list[Context]]:
     """Run the one pass over all samples.
 
@@ -98,6 +100,8 @@ def prepare(
         Digest of the uncorrected model; see `model_digest`.
     stored_as
         Dtypes, by parameter name, to round new weights to.
+    suspects
+        Samples whose labels are suspected to be wrong, or None.
 
     Returns
     -------
@@ -124,6 +128,9 @@ def prepare(
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
         earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
+    if suspects is not None:
+        all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)
+        collected = replace(collected, suspects=all_of_them.folds[0])
 
     common: dict[str, Any] = {"stored_as": stored_as, "seed": options.seed, "shared": {}}
 
@@ -133,6 +140,49 @@ def prepare(
         return Context(work, samples, folds, kept, *run, **common)
 
     return context(None), [context(k) for k in range(len(folds))] if choosing else []
+
+
+def read_suspects(
+    suspects: Any, samples: Samples, saved: SavedMoments | None, options: CorrectOptions, forward: Forward | None
+) -> Samples | None:
+    """Read suspected samples, whose labels do not matter.
+
+    Parameters
+    ----------
+    suspects
+        Samples in any form that the verified ones may have, or inputs ``[n, ...]`` alone; None for none.
+    samples
+        The verified samples.
+    saved
+        Moments of earlier verified samples, or None.
+    options
+        The settings.
+    forward
+        As in `Samples`.
+
+    Returns
+    -------
+    Samples or None
+        The samples, with 0 for every label; None if there are none.
+
+    Raises
+    ------
+    DataError
+        If some of them are verified: a sample is suspected or verified, not both.
+    """
+    if suspects is None:
+        return None
+    if isinstance(suspects, Tensor) and suspects.ndim:
+        suspects = suspects, torch.zeros(len(suspects), dtype=torch.int64)
+    try:
+        found = read_samples(suspects, options.batch_size, options.progress, forward)
+    except VerifixError as error:
+        raise type(error)(f"suspects: {error}") from None
+    verified = {*samples.digests, *(saved.digests if saved is not None else ())}
+    both = sum(digest in verified for digest in found.digests)
+    if both:
+        raise DataError(f"{both} of the {len(found)} suspects are among the verified samples; give only the others")
+    return replace(found, labels=torch.zeros_like(found.labels))
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
