@@ -118,7 +118,7 @@ def test_a_mean_of_ten_thousand_times_the_spread_costs_no_more_digits_than_the_r
 @pytest.mark.parametrize("n", [3, 70])
 def test_a_group_whose_rows_are_all_equal_keeps_its_weight_and_shifts_nothing(n, value):
     rows = rows_of(2, n, 8)
-    rows[1] = value * torch.arange(1, 9)
+    rows[1] = value * torch.arange(1, 9).double()
     weight = torch.randn(2, 3, 8, dtype=torch.float64)
     moments = Moments(rows[:, :2])
     for i in range(2, n):
@@ -282,8 +282,10 @@ class Elsewhere(nn.Module):
         self.conv = nn.Conv1d(2, 4, 1, bias=False)
         self.norm = nn.BatchNorm1d(4, affine=way != "no parameters", track_running_stats=way != "of the batch")
         self.norm2 = nn.BatchNorm1d(4)
-        if way == "tied":
+        if way in {"tied", "tied behind another"}:
             self.norm2.bias = self.norm.bias
+        self.conv2 = nn.Conv1d(2, 4, 1, bias=False)
+        self.scales = nn.Parameter(torch.ones(8))
         self.head = nn.Linear(4, 3)
 
     def forward(self, x):
@@ -292,9 +294,18 @@ class Elsewhere(nn.Module):
             y.relu_()
         if self.way == "shape":
             assert (len(y), y.dim(), y.shape[1], y.size(1)) == (len(x), 3, 4, 4)
-        z = self.norm(y)
+        if self.way in {"part of a scale", "in training"}:
+            scale = self.scales[:4] if self.way == "part of a scale" else self.norm.weight
+            statistics = self.norm.running_mean, self.norm.running_var
+            z = F.batch_norm(y, *statistics, scale, self.norm.bias, self.way == "in training", momentum=0.0)
+        else:
+            z = self.norm(y)
         if self.way == "also":
             z = z + y
+        if self.way == "data":
+            z = z + y.data
+        if self.way == "tied behind another":
+            z = z + self.norm2(self.conv2(x))
         if self.way == "view":
             z = z + y.view(y.shape)
         if self.way == "twice":
@@ -325,6 +336,10 @@ class Elsewhere(nn.Module):
         ("norm of something else", False),
         ("beta", False),
         ("scripted", False),
+        ("data", False),
+        ("tied behind another", False),
+        ("part of a scale", False),
+        ("in training", False),
         ("returned", False),
         ("no parameters", False),
         ("of the batch", False),
@@ -343,6 +358,22 @@ def test_only_a_batch_normalisation_that_takes_the_result_alone_takes_up_the_shi
     assert places(fixed)["head.weight"] == "centred, its shift is in head.bias"
 
 
+def test_a_batch_normalisation_over_another_axis_takes_up_no_shift():
+    class Tokens(nn.Module):
+        def __init__(self, axes):
+            super().__init__()
+            self.axes = axes
+            self.first, self.norm, self.head = nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(16, 3)
+
+        def forward(self, x):
+            y = self.first(x if self.axes == 3 else x.flatten(0, 1))
+            return self.head(self.norm(y).reshape(len(x), 16))
+
+    x = 1 + torch.randn(12, 4, 5)
+    assert places(affine(Tokens(2).eval(), x))["first.weight"] == "centred, its shift is in norm.bias"
+    assert places(affine(Tokens(3).eval(), x))["first.weight"].startswith("not centred")
+
+
 class Odd(nn.Module):
     """A layer whose bias is not its own alone, or that has none."""
 
@@ -355,8 +386,15 @@ class Odd(nn.Module):
         self.head = nn.Linear(4, 3)
         if way == "tied":
             self.second.bias = self.first.bias
+        if way == "overlapping":
+            memory = torch.randn(6)
+            self.first.bias, self.extra = nn.Parameter(memory[:4]), nn.Parameter(memory[2:])
 
     def forward(self, x):
+        if self.way == "overlapping":
+            return self.head(self.first(x) * self.extra)
+        if self.way == "one number":
+            return self.head(F.linear(x, self.first.weight, self.one))
         if self.way == "added":
             return self.head(self.first(x) + self.first.bias)
         if self.way == "tied":
@@ -381,6 +419,8 @@ class Odd(nn.Module):
         ("tied", "first"),
         ("with and without", "first"),
         ("scalar", "first"),
+        ("one number", "first"),
+        ("overlapping", "first"),
         ("as input, too", "first"),
         ("alpha", "first"),
         ("constant rows", "first"),

@@ -297,8 +297,8 @@ class Census:
                 return "it has neither a bias nor a batch normalisation of its own"
             bias = places[layer]
             others = any(owner != layer and _overlap(bias, claim) for owner, claim in claims[bias.parameter])
-            whole = parameters[bias.parameter].ndim == 1 and bias.length == _outputs(layer)
-            if others or not whole or bias.parameter in self.used_by or bias.parameter in shared:
+            fits = bias.length == _outputs(layer)
+            if others or not fits or bias.parameter in self.used_by or bias.parameter in shared:
                 return f"{bias.parameter} has other uses, too"
             return bias if layer in own else norms[layer]
 
@@ -553,7 +553,7 @@ class _Interceptor(TorchFunctionMode):
             self.depth -= 1
         for layer, product in seen:
             self.census.followed.note_result(layer, result, product.axis)
-        understood = {layer.parameter for layer, _ in seen} | self._biases(seen, tensors) | {taken_up}
+        understood = {layer.parameter for layer, _ in seen} | self._biases(seen) | {taken_up}
         self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *_of_weight_norm(*args, **kwargs)):
             return result
@@ -593,12 +593,11 @@ class _Interceptor(TorchFunctionMode):
             self.census.note_failure(self.index.names_of(tensors), kind.name, error)
         return seen
 
-    def _biases(self, seen: Sequence[tuple[Layer, Product]], tensors: Sequence[Tensor]) -> set[str]:
-        """Return the parameters that a call gets once, and of which its layers' biases are all or a part."""
+    def _biases(self, seen: Sequence[tuple[Layer, Product]]) -> set[str]:
+        """Return the parameters of one dimension that a call adds, in whole or in parts, to its layers' outputs."""
         found = (self._bias(product) for _, product in seen)
         names = {bias.parameter for bias in found if bias is not None}
-        times = Counter(self.index.find(tensor) for tensor in tensors)
-        return {name for name in names if times[name] == 1 and self.index.parameters[name].ndim == 1}
+        return {name for name in names if self.index.parameters[name].ndim == 1}
 
     def _bias(self, product: Product) -> Bias | None:
         """Name the parameter that a product adds to its outputs, if that is what it adds."""
