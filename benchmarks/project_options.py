@@ -61,7 +61,7 @@ def accuracies(seeds: int = 5) -> dict[str, dict[str, list[dict[str, Any]]]]:
         for name, model in networks(data, seed).items():
             before = percent_right(model, *unseen)
             for option, settings in options_of(wrong).items():
-                chosen = correct(model, verified, seed=seed, progress=False, **settings)
+                chosen = correct(model, verified, recipe="verifix", seed=seed, progress=False, **settings)
                 fixed = [correct(model, verified, alpha=a, seed=seed, progress=False, **settings) for a in STRENGTHS]
                 row = {"seed": seed, "before": before, "alpha": chosen.alpha}
                 row["after"] = percent_right(chosen.model, *unseen)

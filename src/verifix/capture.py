@@ -282,7 +282,7 @@ class Census:
             or the reason why there is no such place.
         """
         parameters = ParameterIndex(model).parameters
-        shared, norms, own = _partly_shared(parameters), self.followed.norms(), self.biases
+        shared, norms, own = partly_shared(parameters), self.followed.norms(), self.biases
         every = [(layer, norm) for layer, readers in self.followed.readers.items() for norm in readers if norm]
         of_norms = [(layer, Bias(norm.bias, 0, parameters[norm.bias].numel())) for layer, norm in every]
         claims: dict[str, list[tuple[Layer, Bias]]] = {}

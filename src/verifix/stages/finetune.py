@@ -16,7 +16,7 @@ from verifix.strength import Listed
 RATES = (1e-4, 1e-3)
 """Learning rates of Adam."""
 
-SEEN, FEWEST, MOST = 4000, 4, 40
+SEEN, FEWEST, MOST = 2400, 2, 40
 """Samples seen in the longest training, and bounds on its epochs."""
 
 STEPS, SMALLEST, LARGEST = 12, 32, 128
@@ -41,7 +41,7 @@ class FineTune:
     def candidates(self, context: Context) -> Listed:
         """Return each rate with a short and a long training; the more samples, the fewer epochs."""
         longest = _longest(context)
-        return Listed(tuple((rate, float(epochs)) for rate in RATES for epochs in (longest // 4, longest)))
+        return Listed(tuple((rate, float(epochs)) for rate in RATES for epochs in (max(1, longest // 4), longest)))
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the weights after training.
