@@ -14,7 +14,7 @@ from verifix.capture import rounded_once
 from verifix.samples import Samples
 from verifix.scoring import cross_entropy
 from verifix.stages import finetune
-from verifix.stages.finetune import BATCH, FEWEST, MOST, PULL, RATES, SEEN, FineTune, trainable
+from verifix.stages.finetune import FEWEST, MOST, PULL, RATES, SEEN, FineTune, batch_size, trainable
 from verifix.strength import Listed
 
 
@@ -63,7 +63,7 @@ def test_it_is_plain_adam_with_a_pull_in_eval_mode_on_the_same_batches(lend, mon
     read = batches_read(monkeypatch)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     update = FineTune().fit(context, (RATES[-1], 3.0))
-    epoch = -(-len(context.indices) // BATCH)
+    epoch = -(-len(context.indices) // batch_size(len(context.indices)))
     assert len(read) == 3 * epoch
     for start in range(0, len(read), epoch):
         assert sorted(i for batch in read[start : start + epoch] for i in batch) == context.indices

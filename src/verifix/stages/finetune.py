@@ -84,6 +84,11 @@ def _longest(context: Context) -> int:
     return min(max(round(SEEN / len(context.indices)), FEWEST), MOST)
 
 
+def batch_size(count: int) -> int:
+    """Return the samples per step for so many samples."""
+    return min(max(count // STEPS, SMALLEST), LARGEST)
+
+
 class _Training:
     """One training, which goes on from epoch to epoch as far as it is asked to.
 
@@ -120,7 +125,7 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     optimizer = torch.optim.Adam(list(weights.values()), lr=rate)
     generator = torch.Generator().manual_seed(context.seed)
     indices = context.indices
-    size = min(max(len(indices) // STEPS, SMALLEST), LARGEST)
+    size = batch_size(len(indices))
     while True:
         order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
         with context.corrected(weights) as model:

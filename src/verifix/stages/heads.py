@@ -183,7 +183,7 @@ def fit_logistic(
             loss = cross_entropy(features @ weight.mT + bias, labels).mean()
             loss = loss + pull / 2 * (scale * (weight - towards).square().sum() + (bias - offset).square().sum())
             (slope,) = torch.autograd.grad(loss, free)
-        return float(loss), slope.numpy()
+        return float(loss.detach()), slope.numpy()
 
     start = [(towards * scale**0.5).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
     options = {"maxiter": ITERATIONS, "gtol": 1e-6, "ftol": 1e-9}
