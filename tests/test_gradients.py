@@ -52,9 +52,17 @@ def test_it_is_as_exact_as_the_model():
     assert float(found_by(model, x, y)["5.bias"][0]) == pytest.approx(slope, abs=1e-11)
 
 
-def test_half_precision_logits_are_scored_in_float32():
+def test_half_precision_logits_are_scored_in_float32(monkeypatch):
     model, x, y = case(dtype=torch.bfloat16)
+    scored = []
+
+    def noted(logits, labels):
+        scored.append(logits.dtype)
+        return cross_entropy(logits, labels)
+
+    monkeypatch.setattr("verifix.gradients.cross_entropy", noted)
     found = found_by(model, x, y)
+    assert scored == [torch.float32]
     assert found["5.bias"].dtype == torch.bfloat16
     logits = model(x).detach().float().requires_grad_()
     (slope,) = torch.autograd.grad(cross_entropy(logits, y).mean(), logits)

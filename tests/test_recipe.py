@@ -148,7 +148,9 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
     model[5].weight.requires_grad_(False)
     before = state_of(model)
     if at is None:
-        verifix.correct(model, (x, y), progress=False)
+        fixed = verifix.correct(model, (x, y), progress=False).model
+        assert [p.requires_grad for p in fixed.parameters()] == before["flags"]
+        assert [module.training for module in fixed.modules()] == before["train"]
     else:
         real, calls = STAGES[at].fit, []
 
@@ -256,12 +258,12 @@ def test_on_the_digits_the_recipe_is_no_worse_than_the_projection_alone(seed):
 
 
 def test_permuted_labels_leave_the_model_alone():
-    # Eight of the ten seeds that benchmarks/digits_choices.py counts: the whole recipe takes seconds per seed.
+    # Five of the ten seeds that benchmarks/digits_choices.py counts: the whole recipe takes seconds per seed.
     untouched = 0
-    for seed in range(8):
+    for seed in range(5):
         data = digits.load(seed)
         x, y = verified(data)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
         correction = verifix.correct(digits.trained(data, seed), (x, y[order]), seed=seed, progress=False)
         untouched += not correction.changed
-    assert untouched >= 7
+    assert untouched >= 4
