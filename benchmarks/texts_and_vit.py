@@ -189,7 +189,7 @@ def accuracy(task: Task, model: nn.Module, index: Tensor) -> float:
     return 100 * float(torch.cat(right).double().mean())
 
 
-def measure(name: str, seed: int, recipe: str = "auto") -> dict[str, Any]:
+def measure(name: str, seed: int, recipe: str = "verifix") -> dict[str, Any]:
     """Train, correct and score one network.
 
     Parameters
