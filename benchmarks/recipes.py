@@ -1,4 +1,4 @@
-"""What the recipes gain on handwritten digits and on spirals, and whether a stage is kept where there is nothing to learn.
+"""What the recipes gain on digits and spirals, and whether a stage is kept where there is nothing to learn.
 
 Run from the repository's root: ``python -m benchmarks.recipes``. Writes JSON to benchmarks/results.
 
