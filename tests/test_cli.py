@@ -636,10 +636,11 @@ def test_suspects_that_are_verified_or_written_to_are_refused(world, tmp_path, c
     code, _, err = run(argv, capsys)
     assert code == 5
     assert "60 of the 60 suspects are among the verified samples" in err
-    out = tmp_path / "fixed.safetensors"
-    out.write_bytes(b"")
-    code, _, err = run([*arguments(world, out, alpha=30, suspects=out), "--force"], capsys)
-    assert code == 2, err
+    inside = world / "test" / "fixed.safetensors"
+    code, _, err = run(arguments(world, inside, alpha=30, suspects=world / "test"), capsys)
+    assert code == 2
+    assert f"{inside} lies in a folder that is read" in err
+    assert not inside.exists()
 
 
 def test_tied_entries_of_a_checkpoint_stay_tied(tmp_path):

@@ -33,7 +33,7 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
     dict
         Plain data; the same for the same inputs, so it holds no time and no host.
     """
-    settings = {k: v for k, v in asdict(options).items() if k not in ("progress", "moments", "suspects")}
+    settings = {k: v for k, v in asdict(options).items() if k not in ("progress", "moments")}
     picked = {"picked_by": samples.source.picked_by} if samples.source.picked_by else {}
     return {
         "verifix": version("verifix"),
