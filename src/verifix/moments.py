@@ -78,7 +78,7 @@ class Moments:
     def around(self, centre: Tensor) -> Tensor:
         """Return ``Σ (x − c)(x − c)ᵀ`` ``[groups, d_in, d_in]`` for a centre c ``[groups, d_in]`` of one's own."""
         away = self.mean - centre
-        return self.scatter + self.n * away[:, :, None] * away[:, None, :]
+        return torch.baddbmm(self.scatter, self.n * away[:, :, None], away[:, None, :])
 
     @property
     def trace(self) -> Tensor:
@@ -163,9 +163,9 @@ class Moments:
                 merged.add_(rows)
             return merged
         total, away = self.n + other.n, other.mean - self.mean
-        between = (self.n * other.n / max(total, 1)) * away[:, :, None] * away[:, None, :]
-        mean = self.mean + away * (other.n / max(total, 1))
-        return Moments.from_scatter(self.scatter + other.scatter + between, mean, total)
+        scatter = self.scatter + other.scatter
+        scatter.baddbmm_((self.n * other.n / max(total, 1)) * away[:, :, None], away[:, None, :])
+        return Moments.from_scatter(scatter, self.mean + away * (other.n / max(total, 1)), total)
 
     def _settle(self) -> None:
         """Keep the smaller form."""
