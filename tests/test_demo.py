@@ -54,6 +54,7 @@ def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):
         main(["demo", "--seeds", "2"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["verifix-demo-1", "verifix-demo-2"]
     out = capsys.readouterr().out
+    assert "60.0% after (+10.0); no change\n" in out
     assert "mean: 50.0% before, gain +10.0" in out
     (tmp_path / "file").write_text("")
     assert main(["demo", "--out", "file"]) == 2
@@ -64,7 +65,7 @@ def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):
 def _quick(seed, folder):
     from verifix.demo.outcome import Outcome
 
-    return Outcome("Story.", 100.0, 50.0, 60.0, None)
+    return Outcome("Story.", 100.0, 50.0, 60.0, None, "no change")
 
 
 def test_the_spiral_demo_draws_the_three_panels(tmp_path):

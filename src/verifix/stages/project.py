@@ -106,7 +106,7 @@ def _write_shift(context: Context, layer: Layer, shift: Tensor, update: dict[str
     """Add a shift ``[groups · d_out]`` to what the layer's outputs get anyway, rounding once to the dtype it has."""
     place = context.collected.shifts[layer]
     if isinstance(place, BatchNorm):
-        name, shift = place.bias, place.taken_up(shift, lambda name: _value(context, name))
+        name, shift = place.bias, place.taken_up(shift, context.parameter)
         place = Bias(name, 0, len(shift))
     assert isinstance(place, Bias)  # noqa: S101 - layers without a place are not centred
     name = place.parameter
@@ -114,12 +114,6 @@ def _write_shift(context: Context, layer: Layer, shift: Tensor, update: dict[str
         update[name] = context.writable(name)
     before, target = place.view(context.parameter(name)).double(), place.view(update[name])
     target.copy_(rounded_once(before + shift.to(before.device), target.dtype))
-
-
-def _value(context: Context, name: str) -> Tensor:
-    """Return the current value of a parameter or buffer."""
-    buffers = dict(context.model.named_buffers())
-    return context.update.get(name, buffers[name]) if name in buffers else context.parameter(name)
 
 
 def centring(collected: Collected, account: Account) -> str:
