@@ -29,7 +29,7 @@ def choose_strength(
     def scores(logits: Tensor) -> Scores:
         losses = apply_score(loss or tempered_cross_entropy, logits, samples.labels, "loss", per_sample=True)
         values = apply_score(score or correct_or_not, logits, samples.labels, "score", per_sample=False)
-        return Scores(losses, float(values.mean()))
+        return Scores(losses, float(values.mean()), values if values.ndim else None)
 
     def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
         return [scores(logits) for logits in cross_fit(stage, strengths, parts, len(samples), options.progress)]
