@@ -145,3 +145,24 @@ def test_what_was_not_tried_says_why():
     choice = not_tried("no reason", 5.0)
     assert (choice.strength, choice.points, choice.reason) == (None, (), "not tried: no reason")
     assert Choice.from_dict(choice.as_dict()) == choice
+
+
+@pytest.mark.parametrize(
+    ("count", "gained", "lost", "wins"),
+    [(100, 5, 4, False), (1000, 50, 40, True), (1000, 40, 40, False), (100, 0, 0, True), (100, 20, 4, True)],
+)
+def test_a_score_that_may_well_be_worse_does_not_win(count, gained, lost, wins):
+    right = (torch.arange(count) < count // 2).double()
+    after = right.clone()
+    after[:lost], after[count - gained :] = 0.0, 1.0
+    losses = torch.ones(count, dtype=torch.float64)
+    before = Scores(losses, float(right.mean()), right)
+    choice = choose(before, lambda s: [Scores(losses / 2, float(after.mean()), after) for _ in s], Listed((1.0,)))
+    difference = after - right
+    expected = (difference.square().mean() - difference.mean() ** 2).sqrt() / (count - 1) ** 0.5
+    assert choice.points[1].score_error == pytest.approx(float(expected))
+    assert (choice.strength is not None) is wins
+    only_mean = choose(
+        replace(before, values=None), lambda s: [Scores(losses / 2, float(after.mean())) for _ in s], Listed((1.0,))
+    )
+    assert (only_mean.strength is not None) is (gained >= lost)
