@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from verifix.collect import moments_device
 from verifix.stages import Context, Stage
 from verifix.strength import Candidates
 
@@ -39,8 +40,7 @@ def measure(context: Context) -> Pace:
     Pace
         Of linear algebra where moments live, and of the model where it is.
     """
-    device = torch.device("cpu") if context.device.type == "mps" else context.device
-    square = torch.rand(SIDE, SIDE, dtype=torch.float64, device=device)
+    square = torch.rand(SIDE, SIDE, dtype=torch.float64, device=moments_device(context.device))
     batch = context.indices[:TIMED]
     product = min(_timed(lambda: float((square @ square)[0, 0])) for _ in range(2))
     run = min(_timed(lambda: context.predict(batch, {})) for _ in range(2))

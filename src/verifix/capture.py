@@ -145,6 +145,22 @@ def write_matrix(layer: Layer, update: MutableMapping[str, Tensor], matrix: Tens
     scale.copy_(rounded_once(norms, scale.dtype))
 
 
+def write_bias(bias: Bias, update: Mapping[str, Tensor], value: Tensor) -> None:
+    """Write a bias ``[groups · d_out]`` into its place, rounding once.
+
+    Parameters
+    ----------
+    bias
+        The place.
+    update
+        Holds a value for the bias's parameter, laid out as in the model; it is written to.
+    value
+        The new bias, float64.
+    """
+    target = update[bias.parameter]
+    bias.view(target).copy_(rounded_once(value, target.dtype))
+
+
 def rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float64 to the nearest value of another dtype.
 

@@ -166,7 +166,7 @@ def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
 
 def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
     """Add rows ``[groups, n, d_in]`` to the moments of their layer; refuse rows that are not finite."""
-    rows = rows.to(_moments_device(rows.device))
+    rows = rows.to(moments_device(rows.device))
     if layer in table:
         table[layer].add_(rows)
     else:
@@ -177,7 +177,7 @@ def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
         )
 
 
-def _moments_device(device: torch.device) -> torch.device:
+def moments_device(device: torch.device) -> torch.device:
     """Moments live where the model is, unless that device has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -310,7 +310,7 @@ class SavedMoments:
         again = len(self.digests & collected.digests)
         if again:
             raise DataError(f"{again} of the verified samples are in {path} already; give only new ones")
-        return {layer: self.moments[layer].to(_moments_device(device)) for layer in collected.layers}
+        return {layer: self.moments[layer].to(moments_device(device)) for layer in collected.layers}
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:

@@ -15,6 +15,7 @@ from verifix.errors import CheckpointError, UsageError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.forms import unwrapped
 from verifix.samples import tensor_bytes
+from verifix.scoring import tensors_of
 from verifix.strength import Choice, Point, Strength, spelled
 
 FORMAT = "verifix-correction-1"
@@ -227,15 +228,11 @@ class Correction:
     def _swap(
         self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
     ) -> nn.Module:
-        inner = unwrapped(model)
-        parameters = {
-            **dict(inner.named_parameters(remove_duplicate=False)),
-            **dict(inner.named_buffers(remove_duplicate=False)),
-        }
+        tensors = tensors_of(unwrapped(model), every_name=True)
         for name, value in expected.items():
-            if name not in parameters:
+            if name not in tensors:
                 raise CheckpointError(f"cannot {verb}: the model has no {name!r}; give the model that was corrected")
-            found = tensor_digest(parameters[name])
+            found = tensor_digest(tensors[name])
             if found != tensor_digest(value):
                 already = found == tensor_digest(new[name])
                 raise CheckpointError(
@@ -243,7 +240,7 @@ class Correction:
                     f"(SHA-256 {found[:12]}…); give the {'original' if verb == 'apply' else 'corrected'} model"
                 )
         for name, value in new.items():
-            parameters[name].data.copy_(value)
+            tensors[name].data.copy_(value)
         if verb == "apply":
             remember_corrected(expected, new)
         return model

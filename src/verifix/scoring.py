@@ -213,9 +213,12 @@ def apply_score(function: Score, logits: Tensor, labels: Tensor, what: str, per_
     return value
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's parameters and buffers by qualified name, shared ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def tensors_of(model: nn.Module, *, every_name: bool = False) -> dict[str, Tensor]:
+    """Return a model's parameters and buffers by qualified name: shared ones once, or under every name."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=not every_name)),
+        **dict(model.named_buffers(remove_duplicate=not every_name)),
+    }
 
 
 @contextmanager

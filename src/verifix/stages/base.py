@@ -150,6 +150,13 @@ class Context:
         value: T = self.memo[key]
         return value
 
+    def learn(self, key: str, make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once per context and stage; for what is small."""
+        if key not in self.learned:
+            self.learned[key] = make()
+        value: T = self.learned[key]
+        return value
+
     @contextmanager
     def fresh(self) -> Iterator[Context]:
         """Lend this context with a memo of its own, which is emptied at the end.

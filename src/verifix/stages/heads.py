@@ -13,12 +13,17 @@ from verifix.borrow import run_model, to_device
 from verifix.capture import Bias, Layer, Selection, Sink, intercepting, read_matrix
 from verifix.scoring import as_logits, cross_entropy
 from verifix.stages.base import Context
+from verifix.strength import Grid
 
 ITERATIONS = 200
 """Most steps of L-BFGS. Weak pulls take the most; what is left then changes no prediction that was sure."""
 
 TOLERANCE = 1e-3
 """How far logits may lie from what a head would give, relative to their size: float32 networks round."""
+
+
+PULLS = Grid(1e-5, 1.0, (0.5,))
+"""Strengths λ of the pull: below is a fit without one, above hardly a fit. λ means the same for every network."""
 
 
 @dataclass(frozen=True)

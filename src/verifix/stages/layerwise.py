@@ -22,7 +22,7 @@ from torch import Tensor
 from verifix.capture import Layer, kind_of, read_matrix, write_matrix
 from verifix.gradients import gradients
 from verifix.projection import ALPHA_RANGE, Factors, prepare
-from verifix.scoring import Update, weights_replaced
+from verifix.scoring import Update
 from verifix.stages.base import Context, Cost
 from verifix.strength import Listed
 
@@ -218,9 +218,9 @@ def _gradient(
             if name not in update:
                 update[name] = context.original(name).detach().clone()
         write_matrix(layer, update, torch.tensordot(mix.to(table), table, 1).double())
-    with weights_replaced(context.model, update):
+    with context.corrected(update) as model:
         found = gradients(
-            context.model,
+            model,
             context.samples,
             indices,
             list(update),

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifix.capture import Bias, Layer, read_matrix, rounded_once, write_matrix
+from verifix.capture import Bias, Layer, read_matrix, write_bias, write_matrix
 from verifix.scoring import Update
 from verifix.stages.base import Context, Cost
-from verifix.stages.heads import TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
+from verifix.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
 from verifix.strength import Grid
 
 
@@ -33,7 +33,7 @@ class LinearProbe:
 
     def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - λ means the same for every network
         """Return λ from 10⁻⁵ to 1."""
-        return Grid(1e-5, 1.0, (0.5,))
+        return PULLS
 
     def fit(self, context: Context, strength: float) -> Update:
         """Return the weights of the layers that compute the probe.
@@ -98,10 +98,7 @@ class _Site:
 
 
 def _site(context: Context) -> _Site | None:
-    if "site" not in context.learned:
-        context.learned["site"] = _find_site(context)
-    found: _Site | None = context.learned["site"]
-    return found
+    return context.learn("site", lambda: _find_site(context))
 
 
 def _find_site(context: Context) -> _Site | None:
@@ -160,6 +157,5 @@ def _embedded(context: Context, chain: Sequence[tuple[Layer, Bias | None]], weig
         if own_bias is not None:
             added = torch.zeros(shape[0], dtype=torch.float64)
             added[: len(rows)] = (bias if i == last else torch.cat([bias, -bias])) if i == 0 else 0.0
-            target = update[own_bias.parameter]
-            own_bias.view(target).copy_(rounded_once(added, target.dtype))
+            write_bias(own_bias, update, added)
     return update

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from verifix.capture import Account, Bias, Layer, read_matrix, rounded_once, write_matrix
+from verifix.capture import Account, Bias, Layer, read_matrix, write_bias, write_matrix
 from verifix.collect import Collected
 from verifix.following import BatchNorm
 from verifix.projection import Factors, check_alpha, check_contrast, prepare
@@ -112,8 +112,8 @@ def _write_shift(context: Context, layer: Layer, shift: Tensor, update: dict[str
     name = place.parameter
     if name not in update:
         update[name] = context.writable(name)
-    before, target = place.view(context.parameter(name)).double(), place.view(update[name])
-    target.copy_(rounded_once(before + shift.to(before.device), target.dtype))
+    before = place.view(context.parameter(name)).double()
+    write_bias(place, update, before + shift.to(before.device))
 
 
 def centring(collected: Collected, account: Account) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from verifix.capture import read_matrix, rounded_once, write_matrix
+from verifix.capture import read_matrix, write_bias, write_matrix
 from verifix.scoring import Update, best_sharpness
 from verifix.stages.base import Context, Cost
-from verifix.stages.heads import Head, find_head, fit_logistic
+from verifix.stages.heads import PULLS, Head, find_head, fit_logistic
 from verifix.strength import Grid
 
 
@@ -28,7 +28,7 @@ class Refit:
 
     def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - λ means the same for every network
         """Return λ from 10⁻⁵ to 1: below is a fit without a pull, above is none."""
-        return Grid(1e-5, 1.0, (0.5,))
+        return PULLS
 
     def fit(self, context: Context, strength: float) -> Update:
         """Return the head that fits the labels, pulled back by λ.
@@ -74,13 +74,9 @@ def written(context: Context, head: Head, weight: Tensor, bias: Tensor) -> Updat
     update = {name: context.writable(name) for name in names}
     write_matrix(head.layer, update, weight.unsqueeze(0).to(context.device))
     if head.bias is not None:
-        target = update[head.bias.parameter]
-        head.bias.view(target).copy_(rounded_once(bias - head.beyond, target.dtype))
+        write_bias(head.bias, update, bias - head.beyond)
     return update
 
 
 def _head(context: Context) -> Head | None:
-    if "head" not in context.learned:
-        context.learned["head"] = find_head(context)
-    found: Head | None = context.learned["head"]
-    return found
+    return context.learn("head", lambda: find_head(context))
