@@ -1,0 +1,47 @@
+"""The commands: each reads, calls the library, writes, and says what it did."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from verifix.commands.correct import run_correct
+from verifix.commands.inspect import run_inspect
+from verifix.commands.score import run_score
+from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+
+
+def run(command: Any) -> int:
+    """Run a command; whatever the user's own code prints goes to stderr.
+
+    Parameters
+    ----------
+    command
+        Its settings.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    runners: dict[type, Callable[[Any], tuple[int, dict[str, Any], str]]] = {
+        CorrectCommand: run_correct,
+        ScoreCommand: run_score,
+        InspectCommand: run_inspect,
+        DemoCommand: run_demo,
+    }
+    with contextlib.redirect_stdout(sys.stderr):
+        code, result, text = runners[type(command)](command)
+    sys.stdout.write((json.dumps(result, indent=2) if command.json else text) + "\n")
+    return code
+
+
+def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
+    """Run a demonstration; see `DemoCommand`."""
+    from verifix import demo
+
+    result, text = demo.run(command.name, command.seed, command.seeds, command.out, force=command.force)
+    return 0, result, text

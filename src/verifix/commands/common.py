@@ -1,0 +1,78 @@
+"""What several commands share: the model with its weights, the device, the class names, a score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from verifix.borrow import borrowed, device_of
+from verifix.errors import DataError
+from verifix.forms import unwrapped
+from verifix.io.checkpoints import Checkpoint, read_checkpoint
+from verifix.io.models import build_model, own_checkpoint
+from verifix.io.preprocessing import Preparation
+from verifix.options import CorrectCommand, ScoreCommand
+from verifix.progress import progress_bar
+from verifix.samples import Samples, Source, check_labels, read_samples
+from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
+
+
+def open_checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
+    """Read the checkpoint that a command names, or the one that its model brings."""
+    return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
+
+
+def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
+    """Build a model in eval mode, with the weights of a checkpoint if there is one."""
+    model: nn.Module = unwrapped(build_model(name, num_classes))
+    if checkpoint is not None:
+        checkpoint.load_into(model)
+    return model.eval()
+
+
+def device_wanted(name: str) -> torch.device:
+    """Return the device wanted; "auto" is a GPU if there is one."""
+    return device_named(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def first_sample(source: Source) -> Samples:
+    """Return the first sample alone."""
+    one = Subset(source.dataset, range(min(1, len(source.dataset))))  # type: ignore[arg-type]
+    return read_samples(replace(source, dataset=one))
+
+
+def check_names(model: nn.Module, source: Source, preparation: Preparation) -> None:
+    """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word."""
+    if preparation.class_names is None:
+        return
+    with borrowed(model):
+        outputs = predict(model, first_sample(source), [0], 1, device_of(model)).shape[1]
+    names = preparation.class_names
+    if len(names) != max(outputs, 2):
+        raise DataError(
+            f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "
+            f"{outputs} output{'s' * (outputs > 1)}; give --classes with one name for each"
+        )
+
+
+def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
+    """Score a model on samples: percent right, and cross-entropy in nats."""
+    device = device_of(model)
+    size = samples.batch_size or 250
+    parts = []
+    with borrowed(model), progress_bar(title, len(samples), show) as bar:
+        for start in range(0, len(samples), size):
+            indices = range(start, min(start + size, len(samples)))
+            parts.append(predict(model, samples, indices, size, device))
+            bar.update(len(indices))
+    logits = torch.cat(parts)
+    check_labels(samples.labels, logits.shape[1])
+    return {
+        "samples": len(samples),
+        "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
+        "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
+    }
