@@ -56,6 +56,7 @@ ORDER = [
     "setup",
     "crossfit",
     "algorithm",
+    "proof",
     "survey",
     "io",
     "io.libraries",

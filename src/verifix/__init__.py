@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from verifix.correction import Correction, LayerReport
     from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
     from verifix.layers import KINDS, LayerKind, Product, RowMask, kept_rows, register
+    from verifix.proof import Proof, prove
     from verifix.select import Trusted, trust
     from verifix.survey import collect_moments, inspect
 
@@ -23,6 +24,7 @@ __all__ = [
     "LayerReport",
     "NoLayersError",
     "Product",
+    "Proof",
     "RowMask",
     "SavedMoments",
     "Trusted",
@@ -32,6 +34,7 @@ __all__ = [
     "correct",
     "inspect",
     "kept_rows",
+    "prove",
     "register",
     "trust",
 ]
@@ -52,6 +55,8 @@ _HOME = {
     "RowMask": "layers",
     "kept_rows": "layers",
     "register": "layers",
+    "Proof": "proof",
+    "prove": "proof",
     "Trusted": "select",
     "trust": "select",
     "collect_moments": "survey",

@@ -314,10 +314,21 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         Samples per batch; "auto" starts at 64 and halves when memory runs out.
     test
         Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
+    proof
+        How the gain is proved without --test: "nested" (the default) corrects five times more, each time judged on a
+        fifth that it has not seen; "split" corrects with one half of the verified samples and judges on the other;
+        "none" writes whatever was chosen.
+    report
+        Where to write a page (.html) with all that was found, in one file: verdict, curves, confusions, samples set
+        right and broken, layers.
+    result
+        Where to write the same content as JSON, which is what --json prints.
+    card
+        Where to write a model card (.md) for the Hugging Face hub; needs verifix[hub].
     save_moments
         Where to write the moments of the verified samples, for a later --moments.
     force
-        Replace files that exist.
+        Replace files that exist, and write a correction whose gain is not proved.
     json
         Print the result as JSON on stdout.
     """
@@ -332,6 +343,10 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
     include: list[str] | str | None = None  # type: ignore[assignment]
     exclude: list[str] | str | None = None  # type: ignore[assignment]
     test: str | None = None
+    proof: Literal["none", "split", "nested"] | None = None
+    report: str | None = None
+    result: str | None = None
+    card: str | None = None
     save_moments: str | None = None
     force: bool = False
     json: bool = False
@@ -345,6 +360,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         DataOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
         _need_weights(self, self.checkpoint, "--checkpoint")
+        self._check_proof()
         if self.picks[1] < self.minimum_samples:
             raise UsageError(
                 f"--trusted-count is {self.trusted_count}; with this alpha and these folds it must be "
@@ -365,6 +381,25 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
                 f"--verified-from {self.verified_from} contradicts --trusted, whose labels nobody verified"
             )
         object.__setattr__(self, "verified_from", "trusted")
+
+    def _check_proof(self) -> None:
+        if self.test is not None and self.proof in ("nested", "split"):
+            raise UsageError(f"--test is a proof of its own, so leave --proof {self.proof} out")
+        if self.proves_by in ("nested", "split") and self.verified_from != "unseen":
+            why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
+            raise UsageError(
+                f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
+            )
+
+    @property
+    def shows(self) -> bool:
+        """Whether any file is wanted that shows more than the figures."""
+        return (self.report, self.result, self.card) != (None, None, None)
+
+    @property
+    def proves_by(self) -> str:
+        """What the gain is measured by: "test", "nested", "split" or "none"."""
+        return "test" if self.test is not None else self.proof or "nested"
 
     @property
     def picks(self) -> tuple[str, int]:

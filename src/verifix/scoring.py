@@ -112,6 +112,14 @@ def _first_tensor(output: object) -> object:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Return each sample's probability of every class, ``[n, classes]``; two classes for one logit."""
+    if logits.shape[1] == 1:
+        one = logits.sigmoid()
+        return torch.cat([1 - one, one], dim=1)
+    return logits.softmax(dim=1)
+
+
 def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:
     """Return 1 where the predicted class is the label, else 0: float64 ``[n]``. One logit predicts class 1 above 0."""
     predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)

@@ -1,0 +1,336 @@
+"""Proof: the gain of a correction on samples that no stage and no strength of it has seen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from verifix.algorithm import correct
+from verifix.borrow import borrowed, check_model, device_of
+from verifix.comparison import Comparison, compare
+from verifix.correction import Correction
+from verifix.errors import DataError, UsageError
+from verifix.forms import unwrapped
+from verifix.options import CorrectOptions
+from verifix.progress import progress_bar
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, Source, read_samples, split_folds
+from verifix.scoring import correct_or_not, predict
+from verifix.strength import Strength
+
+OUTER_FOLDS = 5
+
+INNER_FOLDS = 3
+"""Folds inside each outer one. The choices that they make are those that are judged, so that fewer than the correction
+itself uses can make the proof a little cautious, and not too bold; they halve the time."""
+
+NOTES = {
+    "nested": (
+        "nested cross-fitting: every sample was predicted by a correction that never saw it, with moments, strengths "
+        "and stages of its own from four fifths of the others; the correction from all of them is that procedure's"
+    ),
+    "split": "on the half of the verified samples that the correction never saw",
+    "test": "on test samples that neither training nor the correction has seen",
+}
+"""What each kind of proof rests on; the last is up to whoever gave the samples."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One outer fold of a nested proof.
+
+    Attributes
+    ----------
+    strengths
+        What was chosen without it, by stage; None where no change won.
+    samples
+        Samples in it.
+    before, after
+        Percent of them that are right, without and with the correction.
+    """
+
+    strengths: Mapping[str, Strength | None]
+    samples: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What a correction gains on samples that it has not seen.
+
+    Attributes
+    ----------
+    kind
+        "nested", "split" or "test".
+    comparison
+        Before against after, with the verdict.
+    indices
+        Which samples were used, counted as they were given.
+    before, after
+        Logits ``[n, outputs]`` of these samples.
+    labels
+        int64 ``[n]``.
+    folds
+        The outer folds of a nested proof; else empty.
+    seconds
+        What it took.
+    """
+
+    kind: str
+    comparison: Comparison
+    indices: tuple[int, ...]
+    before: Tensor
+    after: Tensor
+    labels: Tensor
+    folds: tuple[Fold, ...] = ()
+    seconds: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One of "improved", "not proven" and "harmful"."""
+        return self.comparison.verdict
+
+    @property
+    def note(self) -> str:
+        """What it rests on."""
+        return NOTES[self.kind]
+
+    def summary(self) -> str:
+        """Return the verdict, the figures and what they rest on, for reading."""
+        found = self.comparison
+        gain = found.gain
+        return (
+            f"{self.verdict.capitalize()}: {found.before.accuracy:.2f}% right before, {found.after.accuracy:.2f}% "
+            f"after ({gain.estimate:+.2f}, {gain.level:.0%} interval {gain.low:+.2f} to {gain.high:+.2f}) on "
+            f"{len(self.labels)} samples; {found.fixed} set right, {found.broken} broken, one-sided p = "
+            f"{found.p_better:.2g}. {self._basis}"
+        )
+
+    @property
+    def _basis(self) -> str:
+        more = self.comparison.samples_needed
+        hint = f" About {more} verified samples in all would decide, if the gain is what it seems." if more else ""
+        return f"Measured by {self.note}.{hint}" if self.kind == "nested" else f"Measured {self.note}.{hint}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the logits as plain data."""
+        return {
+            "kind": self.kind,
+            "samples": len(self.labels),
+            "note": self.note,
+            "seconds": self.seconds,
+            "comparison": self.comparison.as_dict(),
+            "folds": [asdict(fold) for fold in self.folds],
+        }
+
+
+def prove(
+    model: nn.Module, verified: Any, *, weights: Sequence[float] | Tensor | None = None, **settings: Any
+) -> Proof:
+    """Estimate the gain of a correction by nested cross-fitting inside the verified samples.
+
+    The verified samples are split into five folds. For each of them a correction is made from the other four, with its
+    own moments, strengths and stages, and predicts the samples of the fold; the predictions of all folds are compared
+    with the uncorrected model's.
+
+    Parameters
+    ----------
+    model
+        The uncorrected model; it is borrowed.
+    verified
+        The samples, in any form that `verifix.correct` takes.
+    weights
+        One weight per sample ``[n]``, in the order of the samples, if they are no random sample of what the model will
+        meet; see `verifix.class_weights`.
+    **settings
+        Those of `verifix.correct`, and as they were given to it. `folds` above three count as three here, to halve the
+        time.
+
+    Returns
+    -------
+    Proof
+        The comparison, its verdict, and what was chosen in each fold.
+
+    Raises
+    ------
+    UsageError
+        If the model was trained on the samples, or nobody verified them: then they prove nothing.
+    DataError
+        If they are too few.
+
+    Notes
+    -----
+    What is estimated is the gain of the procedure with four fifths of the samples. Nested cross-validation: Varma and
+    Simon, BMC Bioinformatics 7:91 (2006).
+
+    Examples
+    --------
+    >>> import torch, verifix
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> inputs, labels = torch.randn(60, 4), torch.arange(60) % 2
+    >>> proof = verifix.prove(model, (inputs, labels), alpha=100.0, progress=False)
+    >>> len(proof.folds)
+    5
+    """
+    start = time.perf_counter()
+    options = _options(settings)
+    model = unwrapped(model)
+    check_model(model)
+    samples = read_samples(verified, options.batch_size, options.progress, settings.get("forward"))
+    check_provable(len(samples), "nested", options)
+    before = predicted(model, samples)
+    after, folds = torch.empty_like(before), []
+    inner = settings | {"folds": min(options.folds, INNER_FOLDS), "progress": False}
+    with progress_bar("proof", OUTER_FOLDS, options.progress, unit="fold") as bar:
+        for held_out in map(list, split_folds(samples, OUTER_FOLDS, options.seed)):
+            correction = correct(model, without(samples, held_out), **inner)
+            after[held_out] = predicted(correction.model, samples, held_out)
+            folds.append(_fold(correction, before[held_out], after[held_out], samples.labels[held_out]))
+            bar.update()
+    comparison = compare(before, after, samples.labels, weights=weights, seed=options.seed)
+    indices, seconds = tuple(range(len(samples))), time.perf_counter() - start
+    return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds)
+
+
+def measured(
+    kind: str,
+    model: nn.Module,
+    correction: Correction,
+    samples: Samples,
+    indices: Sequence[int],
+    *,
+    weights: Sequence[float] | Tensor | None = None,
+    seed: int = 0,
+    show: bool = False,
+) -> Proof:
+    """Measure a correction on samples that it has not seen.
+
+    Parameters
+    ----------
+    kind
+        "split" or "test".
+    model
+        The uncorrected model; it is borrowed.
+    correction
+        The correction, with its model.
+    samples, indices
+        Samples, and which of them to use.
+    weights
+        One weight per used sample.
+    seed
+        Seed of the bootstrap.
+    show
+        Whether to show progress.
+
+    Returns
+    -------
+    Proof
+        The comparison and its verdict.
+    """
+    start, labels = time.perf_counter(), samples.labels[list(indices)]
+    with progress_bar(kind, 2 * len(indices), show) as bar:
+        before, after = (predicted(each, samples, indices, bar.update) for each in (model, correction.model))
+    comparison = compare(before, after, labels, weights=weights, seed=seed)
+    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
+
+
+def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:
+    """Split samples in two, balanced by label and with equal inputs on one side: one to correct, one to prove."""
+    proving, correcting = split_folds(samples, 2, seed)
+    return [int(i) for i in correcting], [int(i) for i in proving]
+
+
+def without(samples: Samples, held_out: Sequence[int]) -> Source:
+    """Return all samples but some, as a source of their own."""
+    left_out = set(map(int, held_out))
+    rest = [i for i in range(len(samples)) if i not in left_out]
+    return replace(samples.source, dataset=Subset(samples.source.dataset, rest), batch_size=samples.batch_size)
+
+
+def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
+    """Refuse samples that cannot prove anything, before the work for it begins.
+
+    Parameters
+    ----------
+    count
+        Verified samples.
+    kind
+        "nested" or "split".
+    options
+        The settings of the correction.
+
+    Raises
+    ------
+    UsageError
+        If the model was trained on them, or nobody verified them.
+    DataError
+        If they are too few for a correction from a part of them.
+    """
+    if options.verified_from != "unseen":
+        why = "the model was trained on them" if options.verified_from == "training" else "nobody verified them"
+        raise UsageError(f"these samples prove nothing, because {why}; give others as test samples (--test)")
+    parts = OUTER_FOLDS if kind == "nested" else 2
+    needed = math.ceil(options.minimum_samples * parts / (parts - 1))
+    if count < needed:
+        raise DataError(
+            f"{count} verified samples, but a {kind} proof needs at least {needed}; verify more, give test samples "
+            "(--test), or leave the proof out (--proof none)"
+        )
+
+
+def estimated_seconds(correction: Correction, seconds: float, folds: int) -> float:
+    """Estimate what a nested proof will take, from a correction of all samples.
+
+    Parameters
+    ----------
+    correction
+        The correction.
+    seconds
+        What it took.
+    folds
+        Its folds.
+
+    Returns
+    -------
+    float
+        Seconds: five corrections, each from four fifths of the samples, and with fewer folds to choose in.
+    """
+    choosing = sum(choice.seconds or 0.0 for choice in correction.choices.values())
+    share = (OUTER_FOLDS - 1) / OUTER_FOLDS
+    return OUTER_FOLDS * share * (max(seconds - choosing, 0.0) + choosing * min(folds, INNER_FOLDS) / folds)
+
+
+def predicted(
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int] | None = None,
+    done: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Return logits ``[n, outputs]``, float64 on the CPU, of some samples, or of all; tell `done` how many more."""
+    some = range(len(samples)) if indices is None else indices
+    size, device, parts = samples.batch_size or DEFAULT_BATCH_SIZE, device_of(model), []
+    with borrowed(model):
+        for start in range(0, len(some), size):
+            batch = some[start : start + size]
+            parts.append(predict(model, samples, batch, size, device))
+            if done is not None:
+                done(len(batch))
+    return torch.cat(parts)
+
+
+def _options(settings: Mapping[str, Any]) -> CorrectOptions:
+    """Check the settings of a correction that can be checked without a model."""
+    known = {field.name for field in fields(CorrectOptions)} - {"include", "exclude", "moments", "suspects", "device"}
+    return CorrectOptions(**{name: value for name, value in settings.items() if name in known})
+
+
+def _fold(correction: Correction, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
+    right = [100 * float(correct_or_not(logits, labels).mean()) for logits in (before, after)]
+    return Fold(correction.strengths, len(labels), *right)
