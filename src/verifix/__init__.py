@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verifix.algorithm import correct
     from verifix.collect import SavedMoments
+    from verifix.comparison import Comparison, class_weights, compare
     from verifix.correction import Correction, LayerReport
     from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
     from verifix.layers import KINDS, LayerKind, Product, RowMask, kept_rows, register
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "CheckpointError",
+    "Comparison",
     "Correction",
     "DataError",
     "LayerKind",
@@ -30,7 +32,9 @@ __all__ = [
     "Trusted",
     "UsageError",
     "VerifixError",
+    "class_weights",
     "collect_moments",
+    "compare",
     "correct",
     "inspect",
     "kept_rows",
@@ -42,6 +46,9 @@ __all__ = [
 _HOME = {
     "correct": "algorithm",
     "SavedMoments": "collect",
+    "Comparison": "comparison",
+    "class_weights": "comparison",
+    "compare": "comparison",
     "Correction": "correction",
     "LayerReport": "correction",
     "CheckpointError": "errors",

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import VerifixError
-from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
 
 COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "demo": (DemoCommand, ("name",)),
     "correct": (CorrectCommand, ()),
     "score": (ScoreCommand, ("checkpoint",)),
+    "compare": (CompareCommand, ("before", "after")),
     "inspect": (InspectCommand, ()),
 }
 """Each command: the dataclass of its settings, and which of them are positional."""

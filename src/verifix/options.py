@@ -444,6 +444,76 @@ class ScoreCommand(DataOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareCommand(DataOptions, ModelOptions):
+    """Compare two checkpoints, or two files of predictions, on labelled samples.
+
+    Attributes
+    ----------
+    before
+        The first: a checkpoint in any form that verifix correct takes; or a file of predictions: .npy, .npz, or .csv,
+        .jsonl or .parquet with one column of numbers per class (logits or probabilities), or with one column of
+        predicted classes.
+    after
+        The second, in the same form.
+    data
+        The samples, in the form of --verified of verifix correct; for files of predictions also a .npy, .npz or table
+        of labels alone. Neither model may have learned from them.
+    model
+        The model of the checkpoints, in the form of --model of verifix correct; not needed for files of predictions.
+    class_shares
+        Share of each class in what the models will meet, if the samples have other shares: 0.9,0.1 in the order of the
+        classes, or cat=0.9,dog=0.1, or a file with one of these per line.
+    weights_file
+        How much each sample counts, if they are not a random sample: .npy, or a table with a column weight.
+    seed
+        Seed of the bootstrap.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch.
+    progress
+        Show progress.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    before: str
+    after: str
+    data: str
+    model: str | None = None  # type: ignore[assignment]
+    class_shares: list[float] | str | None = None
+    weights_file: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 250
+    progress: bool = True
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        ModelOptions.__post_init__(self)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; it must be a whole number from 0 to 4294967295")
+        if self.class_shares is not None and self.weights_file is not None:
+            raise UsageError("--class-shares and --weights-file both say how much samples count; give one of them")
+        _ = self.shares
+
+    @property
+    def shares(self) -> dict[str | int, float] | None:
+        """The share of each class, by its name or its number; None if none were given."""
+        if self.class_shares is None:
+            return None
+        given = self.class_shares
+        lines = _names_in_file(given, "--class-shares") if isinstance(given, str) else None
+        parts = [str(part) for part in lines or split_list(given) or []]  # type: ignore[arg-type]
+        parts = [piece.strip() for part in parts for piece in part.split(",")]
+        return dict(_share(i, part) for i, part in enumerate(parts))
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectCommand(DataOptions, ModelOptions):
     """Show what would be corrected, what not and why, and the memory it would take.
 
@@ -536,6 +606,15 @@ def split_list(value: list[str] | str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _share(place: int, text: str) -> tuple[str | int, float]:
+    """Read one share: a number, or a class and a number."""
+    name, given, number = text.rpartition("=")
+    try:
+        return (name.strip() if given else place), float(number)
+    except ValueError:
+        raise UsageError(f"--class-shares has {text!r}; give numbers such as 0.9,0.1 or cat=0.9,dog=0.1") from None
+
+
 def _need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> None:
     if checkpoint is None and not model.brings_weights:
         raise UsageError(
@@ -544,17 +623,17 @@ def _need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> No
         )
 
 
-def _names_in_file(path: str) -> list[str] | None:
-    """Return the lines of a file of class names, or None if the text is a list of names itself."""
+def _names_in_file(path: str, flag: str = "--classes") -> list[str] | None:
+    """Return the lines of a file of class names or shares, or None if the text is a list of them itself."""
     from pathlib import Path
 
     if Path(path).is_file():
         try:
             return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} cannot be read as class names ({error}); write UTF-8, one per line") from None
+            raise UsageError(f"{path} cannot be read for {flag} ({error}); write UTF-8, one class per line") from None
     if path.endswith(".txt"):
-        raise UsageError(f"{path} does not exist; --classes takes names separated by commas, or a file of them")
+        raise UsageError(f"{path} does not exist; {flag} takes a list separated by commas, or a file of it")
     return None
 
 

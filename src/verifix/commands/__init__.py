@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from verifix.commands.compare import run_compare
 from verifix.commands.correct import run_correct
 from verifix.commands.inspect import run_inspect
 from verifix.commands.score import run_score
-from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
 
 
 def run(command: Any) -> int:
@@ -30,6 +31,7 @@ def run(command: Any) -> int:
     runners: dict[type, Callable[[Any], tuple[int, dict[str, Any], str]]] = {
         CorrectCommand: run_correct,
         ScoreCommand: run_score,
+        CompareCommand: run_compare,
         InspectCommand: run_inspect,
         DemoCommand: run_demo,
     }

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from verifix.borrow import borrowed, device_of
@@ -61,6 +61,16 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
 
 def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
     """Score a model on samples: percent right, and cross-entropy in nats."""
+    logits = logits_of(model, samples, show, title)
+    return {
+        "samples": len(samples),
+        "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
+        "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
+    }
+
+
+def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
+    """Run a model on all samples: logits ``[n, outputs]`` that fit the labels."""
     device = device_of(model)
     size = samples.batch_size or 250
     parts = []
@@ -71,8 +81,4 @@ def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict
             bar.update(len(indices))
     logits = torch.cat(parts)
     check_labels(samples.labels, logits.shape[1])
-    return {
-        "samples": len(samples),
-        "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
-        "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
-    }
+    return logits

@@ -51,7 +51,7 @@ def read_samples_of(table: Table, options: DataOptions, preparation: Preparation
     content = _content_column(table, options, preparation)
     is_text = options.text_column is not None or (options.image_column is None and content == "text")
     _ = (preparation.for_texts if is_text else preparation.for_images)(str(table.path))  # before labels are looked at
-    name, rows, labels = _labelled(table, options, content)
+    name, rows, labels = labelled(table, options, content)
     if not rows:
         raise DataError(f"{table.path} has no row with a verified label; verify some samples first")
     own = [table.class_names[name]] if name in table.class_names else []
@@ -84,8 +84,28 @@ def _content_column(table: Table, options: DataOptions, preparation: Preparation
     return found
 
 
-def _labelled(table: Table, options: DataOptions, content: str) -> tuple[str, list[int], list[Any]]:
-    """Return the column of the labels, the rows that have one, and the labels."""
+def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, list[int], list[Any]]:
+    """Find the labels of a table.
+
+    Parameters
+    ----------
+    table
+        The table.
+    options
+        Name of the column of the labels.
+    content
+        The column of the samples, which is none of labels; empty if there is none.
+
+    Returns
+    -------
+    tuple
+        The column of the labels, the rows that have one, and the labels.
+
+    Raises
+    ------
+    DataError
+        If there is no such column, or a row of a manifest contradicts itself.
+    """
     if options.label_column is None and "verified_label" in table.names:
         return "verified_label", *_verified(table)
     known = [name for name in LABEL_COLUMNS if name in table.names]

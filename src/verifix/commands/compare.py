@@ -1,0 +1,79 @@
+"""`verifix compare`: whether one model is better than another, by how much, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from verifix.commands.common import check_names, device_wanted, logits_of, open_model
+from verifix.comparison import class_weights, compare
+from verifix.errors import UsageError
+from verifix.io.checkpoints import read_checkpoint
+from verifix.io.datasets import open_data
+from verifix.io.labels import class_numbers
+from verifix.io.predictions import is_predictions, read_labels, read_numbers, read_predictions
+from verifix.io.preprocessing import prepare
+from verifix.options import CompareCommand
+from verifix.samples import Samples, read_samples
+
+
+def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
+    """Compare two checkpoints or files of predictions; see `CompareCommand`."""
+    answers, labels, about = _answers(command)
+    names = about["class_names"]
+    weights = _weights(command, labels, names)
+    comparison = compare(*answers, labels, weights=weights, seed=command.seed)
+    compared = {"before": command.before, "after": command.after, "data": command.data, "model": command.model}
+    compared |= {"class_shares": command.shares, "weights_file": command.weights_file, "seed": command.seed}
+    result = comparison.as_dict() | {"compared": compared | about}
+    lines = [comparison.summary(names), *about["notes"]]
+    if about["preprocessing"]:
+        lines.append(f"Samples are prepared so: {about['preprocessing']}.")
+    return 0, result, "\n".join(lines)
+
+
+def _answers(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return what both answered, the labels, and what is to be known about them."""
+    paths = (command.before, command.after)
+    if all(map(is_predictions, paths)):
+        about = {"class_names": command.class_names, "preprocessing": None, "notes": []}
+        return [read_predictions(path, command) for path in paths], read_labels(command.data, command), about
+    return _with_models(command)
+
+
+def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Run each checkpoint on the samples, one after the other; a file of predictions is read."""
+    if command.model is None:
+        path = next(path for path in (command.before, command.after) if not is_predictions(path))
+        raise UsageError(f"{path} is a checkpoint by its name; give its model with --model, or a file of predictions")
+    answers: list[Any] = []
+    notes: list[str] = []
+    samples: Samples | None = None
+    for what, path in (("before", command.before), ("after", command.after)):
+        if is_predictions(path):
+            answers.append(read_predictions(path, command))
+            continue
+        checkpoint = read_checkpoint(path, command.weights)
+        model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+        preparation = prepare(model, command.model, command)
+        if samples is None:
+            source = open_data(command.data, command, preparation)
+            check_names(model, source, preparation)
+            samples = read_samples(source, command.batch_size, command.progress)
+        answers.append(logits_of(model, samples, command.progress, f"answers {what}"))
+        notes += [f"{path}: {note}" for note in checkpoint.notes(model)]
+    names = None if preparation.class_names is None else list(preparation.class_names)
+    about = {"class_names": names, "preprocessing": preparation.description, "notes": notes}
+    return answers, samples.labels, about  # type: ignore[union-attr]  # one of the two was a checkpoint
+
+
+def _weights(command: CompareCommand, labels: Any, names: Sequence[str] | None) -> Any:
+    if command.weights_file is not None:
+        return read_numbers(command.weights_file, "weight")
+    shares = command.shares
+    if shares is None:
+        return None
+    numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
+    if len(set(numbers)) < len(numbers):
+        raise UsageError("--class-shares names a class twice; name each class once")
+    return class_weights(labels, dict(zip(numbers, shares.values(), strict=True)))
