@@ -311,7 +311,7 @@ def _connor(wins: float, losses: float) -> int:
     from scipy.stats import norm
 
     changed, gain = wins + losses, wins - losses
-    root = norm.isf(THRESHOLD) * math.sqrt(changed) + norm.ppf(POWER) * math.sqrt(changed - gain**2)
+    root = float(norm.isf(THRESHOLD) * math.sqrt(changed) + norm.ppf(POWER) * math.sqrt(changed - gain**2))
     return math.ceil((root / gain) ** 2)
 
 

@@ -22,8 +22,13 @@ def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
     answers, labels, about = _answers(command)
     names = about["class_names"]
     weights = _weights(command, labels, names)
-    comparison = compare(*answers, labels, weights=weights, seed=command.seed)
-    compared = {"before": command.before, "after": command.after, "data": command.data, "model": command.model}
+    comparison = compare(answers[0], answers[1], labels, weights=weights, seed=command.seed)
+    compared: dict[str, Any] = {
+        "before": command.before,
+        "after": command.after,
+        "data": command.data,
+        "model": command.model,
+    }
     compared |= {"class_shares": command.shares, "weights_file": command.weights_file, "seed": command.seed}
     result = comparison.as_dict() | {"compared": compared | about}
     lines = [comparison.summary(names), *about["notes"]]
