@@ -188,7 +188,7 @@ def p_values(outcomes: Outcomes, seed: int) -> tuple[float, float]:
     -------
     better, worse : float
         One-sided p-values of "no better" and of "no worse". Without weights, the exact McNemar test; with weights, the
-        larger one of a stratified t-test and of a test by random signs.
+        larger one of a stratified t-test without its skewness and of a test by random signs.
     """
     if outcomes.weights is None:
         return mcnemar(outcomes.fixed, outcomes.broken), mcnemar(outcomes.broken, outcomes.fixed)
@@ -205,40 +205,69 @@ def mcnemar(wins: int, losses: int) -> float:
 def _weighted_p(outcomes: Outcomes, direction: int, seed: int) -> float:
     from scipy.stats import t
 
-    error, freedom = standard_error(outcomes)
-    by_t = float(t.sf(direction * outcomes.gain / error, freedom))
+    found = moments_of(outcomes, direction)
+    by_t = float(t.sf(_without_skewness(direction * outcomes.gain / found.error, found.skewness), found.freedom))
     return max(by_t, _sign_flip_p(outcomes, direction, seed))
 
 
-def standard_error(outcomes: Outcomes) -> tuple[float, float]:
-    """Return the standard error of a weighted gain.
+def _without_skewness(statistic: float, skewness: float) -> float:
+    """Return Hall's transformation of a t-statistic, which rises with it."""
+    if skewness == 0:
+        return statistic
+    return ((1 + skewness * statistic / 3) ** 3 - 1) / skewness + skewness / 6
+
+
+@dataclass(frozen=True)
+class GainMoments:
+    """What is known of the distribution of a weighted gain.
+
+    Attributes
+    ----------
+    error
+        Standard error, never 0.
+    freedom
+        Its degrees of freedom, by Satterthwaite.
+    skewness
+        Of the gain in one direction, 0 or less: rare heavy losses make chance look like a gain, rare gains do not.
+    """
+
+    error: float
+    freedom: float
+    skewness: float
+
+
+def moments_of(outcomes: Outcomes, direction: int = 1) -> GainMoments:
+    """Return the moments of a weighted gain.
 
     Parameters
     ----------
     outcomes
         Paired outcomes.
+    direction
+        1 to ask whether there is a gain, −1 to ask whether there is a loss.
 
     Returns
     -------
-    error, freedom : float
-        The error, never 0, and its degrees of freedom by Satterthwaite. A stratum's variance is taken with two more
-        samples that change as often as all others do, and the sum with one more change of the heaviest sample, as
-        what was not seen in a few samples may still happen.
+    GainMoments
+        A stratum's variance is taken with two more samples that change as often as all others do, and the whole with
+        one more heavy change against the direction: what was not seen in a few samples may still happen.
     """
     d = outcomes.differences.astype(float)
     w = np.ones(len(d)) if outcomes.weights is None else outcomes.weights
     rate = (np.count_nonzero(d) + 1) / (len(d) + 1)
-    variances, freedoms = [float(w.max() ** 2)], [1]
+    variances, freedoms, third = [float(w.max() ** 2)], [1], -float(w.max() ** 3)
     for stratum in np.unique(outcomes.strata):
         rows = np.flatnonzero(outcomes.strata == stratum)
         own, n = w[rows], len(rows)
         if not own.any():
             continue
-        spread = ((own * (d[rows] - np.average(d[rows], weights=own))) ** 2).sum()
-        variances.append(float(spread + 2 * rate * (own**2).mean()) * n / (n + 1))
+        scatter = own * (d[rows] - np.average(d[rows], weights=own))
+        variances.append(float((scatter**2).sum() + 2 * rate * (own**2).mean()) * n / (n + 1))
         freedoms.append(max(n - 1, 1))
+        third += direction * float((scatter**3).sum())
     v = np.array(variances)
-    return math.sqrt(v.sum()) / len(d), float(v.sum() ** 2 / (v**2 / np.array(freedoms)).sum())
+    freedom = float(v.sum() ** 2 / (v**2 / np.array(freedoms)).sum())
+    return GainMoments(math.sqrt(v.sum()) / len(d), freedom, min(third / float(v.sum()) ** 1.5, 0.0))
 
 
 def _sign_flip_p(outcomes: Outcomes, direction: int, seed: int) -> float:
@@ -280,7 +309,7 @@ def samples_needed(outcomes: Outcomes) -> int | None:
     if gain == 0:
         return None
     if outcomes.weights is not None:
-        return max(n + 1, math.ceil(n * (_two_normals() * standard_error(outcomes)[0] / gain) ** 2))
+        return max(n + 1, math.ceil(n * (_two_normals() * moments_of(outcomes).error / gain) ** 2))
     wins, losses = sorted((outcomes.fixed, outcomes.broken), reverse=True)
     return _smallest(wins / n, losses / n, n + 1)
 
