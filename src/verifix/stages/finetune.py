@@ -13,8 +13,11 @@ from verifix.scoring import Update
 from verifix.stages.base import Context, Cost
 from verifix.strength import Listed
 
-RATES = (1e-4, 1e-3)
-"""Learning rates of Adam."""
+RATES = (1e-3, 1e-2)
+"""Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
+
+SMALLEST_SIZE = 1e-3
+"""The least size that counts, so that tensors of zeros can move; the ε₂ of Adafactor (arXiv 1804.04235, section 8)."""
 
 SEEN, FEWEST, MOST = 2400, 2, 40
 """Samples seen in the longest training, and bounds on its epochs."""
@@ -122,7 +125,7 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     names = trainable(context)
     weights = {name: _precise(context.parameter(name)) for name in names}
     first = {name: weight.clone() for name, weight in weights.items()}
-    optimizer = torch.optim.Adam(list(weights.values()), lr=rate)
+    optimizer = torch.optim.Adam([{"params": [w], "lr": rate * _size(w)} for w in weights.values()])
     generator = torch.Generator().manual_seed(context.seed)
     indices = context.indices
     size = batch_size(len(indices))
@@ -141,6 +144,11 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
                 for name, weight in weights.items():
                     live[name].data.copy_(weight)
         yield lambda: {name: _rounded(context, name, weight) for name, weight in weights.items()}
+
+
+def _size(weight: Tensor) -> float:
+    """Return the root mean square of a tensor, bounded below so that zeros can move."""
+    return max(float(weight.square().mean().sqrt()), SMALLEST_SIZE)
 
 
 def _precise(parameter: Tensor) -> Tensor:
