@@ -1,6 +1,7 @@
 """What the proof of a gain accepts when the truth is known, by simulation.
 
-Run from the repository's root: ``python -m benchmarks.proof_simulation``. Writes JSON to benchmarks/results.
+Run from the repository's root: ``python -m benchmarks.proof_simulation``. Writes JSON to benchmarks/results. Names of
+parts (``random``, ``class_balanced``, ``hard_weights``) after the command measure these again and keep the others.
 
 **How truth is simulated.** No network is run. A model is right on 80% of all samples. There are 8 strengths to choose
 from, and each turns the answer on 10% of all samples from right to wrong or back, so many more one way than the other
@@ -22,6 +23,9 @@ how often that is above 0; ``rule_accepted`` is how often the project's rule cho
 points against the truth, the others gain 3.71, so that the truth is as above where the model is used, and 2 points
 more in the verified set. The known shares go into `class_weights`; ``unweighted_accepted`` is what comes of leaving
 them out.
+
+**Hard weights.** No choice here, only the weighted test: classes that gain and lose, with shares that make up for it,
+so that the truth is 0; some classes count much and have few samples. Counted is how often it says "improved".
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +42,7 @@ import torch
 
 from benchmarks.environment import environment
 from verifix import class_weights, compare
-from verifix.evidence import mcnemar_power
+from verifix.evidence import THRESHOLD, Outcomes, mcnemar_power, p_values, strata_of
 from verifix.strength import Listed, Scores, choose
 
 OUT = Path("benchmarks/results/proof_simulation.json")
@@ -47,6 +52,28 @@ WEIGHTED_SIZES = (200, 1000)
 SHARES = (0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01)
 SHIFTS = (-2.0, -2.0, -2.0, *[2.0 * 0.65 / 0.35] * 7)
 """Points that a class gains besides the truth; with the shares, they add up to 0."""
+
+HARD_RUNS, HARD_SIZES = 2000, (50, 100, 200, 1000)
+HARD: dict[str, tuple[list[float], list[float], list[tuple[float, float]]]] = {
+    "two classes alike": ([0.5, 0.5], [0.9, 0.1], [(0.05, 0.05)] * 2),
+    "the larger gains, the heavier loses": ([0.8, 0.2], [0.4, 0.6], [(0.15, 0.0), (0.0, 0.1)]),
+    "a tenth of the samples is half of the weight": ([0.9, 0.1], [0.5, 0.5], [(0.1, 0.0), (0.0, 0.1)]),
+    "the same, with more flips": ([0.9, 0.1], [0.5, 0.5], [(0.3, 0.0), (0.0, 0.3)]),
+    "4% of the samples are half of the weight": ([0.96, 0.04], [0.5, 0.5], [(0.2, 0.0), (0.0, 0.2)]),
+    "ten classes alike": ([0.1] * 10, [0.3, 0.2, *[0.0625] * 8], [(0.06, 0.06)] * 10),
+    "ten classes, three lose": (
+        [0.1] * 10,
+        list(SHARES),
+        [(0.04, 0.06)] * 3 + [(0.05 + 0.65 / 70, 0.05 - 0.65 / 70)] * 7,
+    ),
+    "ten classes, the heaviest loses": (
+        [0.1] * 10,
+        [0.55, *[0.05] * 9],
+        [(0.0, 0.04), *[(0.04 * 0.55 / 0.45, 0.0)] * 9],
+    ),
+    "a hundred classes": ([0.01] * 100, [*[0.03] * 20, *[0.005] * 80], [(0.05, 0.05)] * 100),
+}
+"""By name: share of each class in the samples and in truth, and how often an answer is fixed and broken there."""
 
 Array = np.ndarray[Any, Any]
 
@@ -168,24 +195,44 @@ def balanced_sets(n: int, truth: float) -> dict[str, float]:
     return {"samples": n, "truth": truth} | summed_up(rows)
 
 
+def hard_weights(name: str, n: int) -> dict[str, Any]:
+    """Count how often the weighted test calls a gain of 0 an improvement."""
+    drawn, shares, rates = HARD[name]
+    counts = [max(1, round(part * n)) for part in drawn]
+    labels = np.repeat(np.arange(len(counts)), counts)
+    weights = class_weights(labels, shares)
+    generator, accepted = np.random.default_rng(n), 0
+    for run in range(HARD_RUNS):
+        found = [
+            generator.choice([1, -1, 0], count, p=[up, down, 1 - up - down])
+            for count, (up, down) in zip(counts, rates, strict=True)
+        ]
+        outcomes = Outcomes(np.concatenate(found), weights, strata_of(labels, weights))
+        if outcomes.gain > 0:
+            accepted += p_values(outcomes, run)[0] < THRESHOLD
+    return {"weights": name, "samples": n, "runs": HARD_RUNS, "accepted": 100 * accepted / HARD_RUNS}
+
+
+PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "random": lambda: [random_sets(n, truth) for truth in TRUTHS for n in SIZES],
+    "class_balanced": lambda: [balanced_sets(n, truth) for truth in TRUTHS for n in WEIGHTED_SIZES],
+    "hard_weights": lambda: [hard_weights(name, n) for name in HARD for n in HARD_SIZES if n >= len(HARD[name][0])],
+}
+
+
 def main() -> None:
-    """Simulate all and write what came out."""
+    """Simulate all parts, or those that are named, and write what came out."""
     torch.set_num_threads(1)
-    record: dict[str, Any] = {
-        "runs": RUNS,
-        "strengths": STRENGTHS,
-        "folds": FOLDS,
-        "changed_percent": 100 * CHANGED,
-        "random": [random_sets(n, truth) for truth in TRUTHS for n in SIZES],
-        "class_balanced": [balanced_sets(n, truth) for truth in TRUTHS for n in WEIGHTED_SIZES],
-        **environment(),
-    }
-    OUT.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    for kind in ("random", "class_balanced"):
-        for row in record[kind]:
-            told = ("accepted", "harmful", "gain", "bias", "covered", "naive_gain", "naive_accepted", "rule_accepted")
-            words = ", ".join(f"{key} {row[key]:.2f}" for key in told)
-            sys.stdout.write(f"{kind}, truth {row['truth']:+.0f}, {row['samples']} samples: {words}\n")
+    known = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
+    record = known | {"runs": RUNS, "strengths": STRENGTHS, "folds": FOLDS, "changed_percent": 100 * CHANGED}
+    for part in sys.argv[1:] or PARTS:
+        record[part] = PARTS[part]()
+        for row in record[part]:
+            words = ", ".join(
+                f"{key} {value:.2f}" if isinstance(value, float) else f"{value}" for key, value in row.items()
+            )
+            sys.stdout.write(f"{part}: {words}\n")
+    OUT.write_text(json.dumps(record | environment(), indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
