@@ -448,7 +448,10 @@ def hostile_result() -> dict[str, Any]:
     before, after = answers(labels, 0.5, 10, len(HOSTILE)), answers(labels, 0.5, 11, len(HOSTILE))
     found = comparison(labels, before, after)
     rows = examples(labels, before, after, [HOSTILE[i % 40] for i in range(80)], [None] * 80)
-    rows = [rows[i % len(rows)] | {"name": name, "text": name, "outcome": "fixed"} for i, name in enumerate(HOSTILE)]
+    outcomes = ("fixed", "broken")
+    rows = [
+        rows[i % len(rows)] | {"name": name, "text": name, "outcome": outcomes[i % 2]} for i, name in enumerate(HOSTILE)
+    ]
     layer = result["layers"][0]
     return result | {
         "proof": result["proof"] | {"comparison": found, "note": HOSTILE[0]},

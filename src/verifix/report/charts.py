@@ -1,7 +1,7 @@
 """Charts with axes, as SVG for a page: its text is text, its colours are the page's own, in light and in dark.
 
-Nothing that a user named is drawn here, so that no name can be read as mathematics or markup. Bars and tables, which
-need no axes, are in the template.
+Nothing that a user named is drawn, so that no name can be read as mathematics or markup; it may stand in a description.
+Bars and tables, which need no axes, are in the template.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
+
+from verifix.report.words import printable
 
 INK, MUTED, LINE, BEFORE, AFTER, SOFT = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", SOFT: "soft"}
@@ -191,7 +193,7 @@ def reliability(bins: Points, title: str, colour: str) -> Markup:
     return _chart(draw, (4.2, 3.7), f"{title}: share right by confidence, {len(full)} bins with samples")
 
 
-def spectrum(eigenvalues: Sequence[float], alpha: float | None) -> Markup:
+def spectrum(eigenvalues: Sequence[float], alpha: float | None, layer: str) -> Markup:
     """Draw a layer's eigenvalues, the importance that a strength gives them, and where it falls below one half.
 
     Parameters
@@ -200,6 +202,8 @@ def spectrum(eigenvalues: Sequence[float], alpha: float | None) -> Markup:
         Of the layer's activation space, descending.
     alpha
         The strength α of the projection; None if the layer has none.
+    layer
+        What the layer is called, for those who do not see the chart.
 
     Returns
     -------
@@ -220,7 +224,7 @@ def spectrum(eigenvalues: Sequence[float], alpha: float | None) -> Markup:
         if alpha is not None:
             _importance(axes, order, values, alpha, kept(positive, alpha))
 
-    return _chart(draw, (4.4, 2.9), f"Spectrum of {len(positive)} eigenvalues")
+    return _chart(draw, (4.4, 2.9), f"Spectrum of {layer}: {len(positive)} eigenvalues")
 
 
 def _importance(axes: Any, order: Sequence[int], values: Sequence[float], alpha: float, above: int) -> None:
@@ -290,10 +294,11 @@ def _chart(draw: Any, inches: tuple[float, float], label: str) -> Markup:
 
 def _for_page(svg: str, label: str) -> Markup:
     """Make a file of matplotlib a part of a page: no declarations, names of its own, the page's font and colours."""
+    label = printable(label)
     box = re.search(r'viewBox="([^"]+)"', svg)
     body = svg.partition("<svg")[2].partition(">")[2].rpartition("</svg>")[0]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.S)
-    body = _own_names(body.replace("xlink:href", "href"), f"c{zlib.crc32(body.encode()):08x}-")
+    body = _own_names(body.replace("xlink:href", "href"), f"c{zlib.crc32(f'{label}{body}'.encode()):08x}-")
     body = re.sub(r"font-family: [^;\"]+; ", "", body)
     body = re.sub(r"\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}", body)
     for colour, variable in VARIABLES.items():

@@ -151,7 +151,7 @@ def _spectrum(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
     else:
         above = charts.kept(values, alpha)
         note = f"α = {strength(alpha)}: {count(above)} of {plural(len(values), 'direction')} keep half or more."
-    return {"name": name, "chart": charts.spectrum(values, alpha), "note": note}
+    return {"name": name, "chart": charts.spectrum(values, alpha, name), "note": note}
 
 
 def skipped(result: Mapping[str, Any]) -> list[dict[str, Any]]:

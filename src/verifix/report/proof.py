@@ -31,7 +31,7 @@ from verifix.report.words import (
 MOST_CLASSES, FEW_CLASSES = 30, 12
 """Classes up to which all are shown, in order, and how many of the worst and best are shown otherwise."""
 
-MOST_EXAMPLES = 18
+MOST_EXAMPLES = 20
 """Samples that are shown of each kind."""
 
 LONGEST_TEXT = 400
@@ -251,7 +251,7 @@ def _cell(value: float, whole: float, diagonal: bool, difference: bool) -> dict[
     good = (value > 0) == diagonal if difference else diagonal
     return {
         "text": signed(value, 0) if difference else count(value),
-        "shade": f"{70 * abs(value) / whole:.0f}",
+        "shade": f"{100 * abs(value) / whole:.0f}",
         "tone": "after" if good else "before",
         "empty": not value,
         "diagonal": diagonal,
