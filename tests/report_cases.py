@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from verifix.report import render
 
 SHA = "9f2b7c41d05e6a8893b1c7f0e24d5a6b71c8d9e0f1a2b3c4d5e6f708192a3b4c"
 
@@ -424,7 +427,7 @@ def huge_result(classes: int = 1000, layers: int = 320) -> dict[str, Any]:
     before, after = answers(labels, 0.7, 7, classes), answers(labels, 0.76, 8, classes)
     found = comparison(labels, before, after)
     names = [f"n{i:08d} a kind of thing, number {i}" for i in range(classes)]
-    tile = picture(np.random.default_rng(9).integers(0, 255, (96, 128, 3)))
+    tile = picture(np.add.outer(np.arange(96), np.arange(128)))
     files = [f"val/{i:08d}.jpeg" for i in range(len(labels))]
     result = about_digits(found) | {"class_names": names, "verdict": "improved"}
     rows = [
@@ -470,3 +473,20 @@ def hostile_result() -> dict[str, Any]:
         "versions": {"python": HOSTILE[3]},
         "warning": HOSTILE[4],
     }
+
+
+CASES = {
+    "digits": digits_result,
+    "minimal": minimal_result,
+    "training": training_result,
+    "not proven": not_proven_result,
+    "texts": text_result,
+    "huge": huge_result,
+    "hostile": hostile_result,
+}
+
+
+@functools.cache
+def page(name: str) -> str:
+    """Return the report of a case; made once for all tests."""
+    return render(CASES[name]())

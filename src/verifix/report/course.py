@@ -180,7 +180,7 @@ def cost(result: Mapping[str, Any]) -> dict[str, Any]:
         rows.append((f"Proof, {proof.get('kind')}", time(proof["seconds"]), time(proof.get("estimated"))))
     if result.get("seconds") is not None:
         rows.append(("In all", time(result["seconds"]), time(None)))
-    return {"rows": rows, "memory": size(result.get("memory_bytes"))}
+    return {"rows": rows, "memory": None if result.get("memory_bytes") is None else size(result["memory_bytes"])}
 
 
 def origin(result: Mapping[str, Any]) -> dict[str, Any]:

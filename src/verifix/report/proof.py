@@ -191,7 +191,7 @@ def classes(result: Mapping[str, Any]) -> dict[str, Any]:
     if len(found) <= MOST_CLASSES:
         groups = [("", found)]
     else:
-        order = sorted(known, key=lambda row: (row["after"] - row["before"], -(row.get("samples") or 0)))
+        order = sorted(known, key=_won)
         lost = [row for row in order if row["after"] < row["before"]][:FEW_CLASSES]
         won = [row for row in reversed(order) if row["after"] > row["before"]][:FEW_CLASSES]
         groups = [("Lost most", lost), ("Gained most", won)]
@@ -202,6 +202,11 @@ def classes(result: Mapping[str, Any]) -> dict[str, Any]:
         "unseen": len(found) - len(known),
         "groups": [(title, [_class(row, names) for row in rows]) for title, rows in groups],
     }
+
+
+def _won(row: Mapping[str, Any]) -> tuple[float, float]:
+    """Order classes by the answers won or lost: with few samples, points alone would put chance first."""
+    return (row.get("fixed") or 0) - (row.get("broken") or 0), row["after"] - row["before"]
 
 
 def _class(row: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:
@@ -293,12 +298,16 @@ def _example(example: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]
     return {
         "picture": picture,
         "small": picture is not None and _width(picture) <= SMALL_PICTURE,
-        "text": None if text is None else shortened(str(text), LONGEST_TEXT),
+        "text": None if text is None else _excerpt(str(text)),
         "label": class_name(names, example.get("label")),
         "answers": answers,
         "name": None if example.get("name") is None else shortened(str(example["name"])),
         "index": example.get("index"),
     }
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT].rstrip()}…"
 
 
 def _width(picture: str) -> int:
