@@ -1,0 +1,541 @@
+from __future__ import annotations
+
+import copy
+import html
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from tests import report_cases as cases
+from verifix.errors import OutputError, UsageError
+from verifix.report import SCHEMA, as_json, model_card, plain, render, schema, write_card, write_report, write_result
+from verifix.report.charts import importance, kept, spectrum, thinned
+from verifix.report.page import SECTIONS
+from verifix.report.proof import interval
+from verifix.report.words import printable, shortened
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+CASES = cases.CASES
+
+
+@pytest.fixture(scope="module")
+def results():
+    return {name: make() for name, make in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {name: cases.page(name) for name in CASES}
+
+
+class Page(HTMLParser):
+    """A page as a list of elements, and what is wrong with their nesting."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self.faults: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(tag)
+        if tag in {"td", "th", "dt", "dd", "li", "p", "h3", "caption"}:
+            self.texts.append(" ")
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+
+def text_of(page: str) -> str:
+    return Page(page.partition("</style>")[2]).text()
+
+
+def section(page: str, name: str) -> str:
+    found = re.search(rf'<section id="{name}".*?</section>', page, re.S)
+    assert found
+    return Page(found[0]).text()
+
+
+# --- result.json
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_results_fit_the_schema_before_and_after_json(results, name):
+    Draft202012Validator.check_schema(schema())
+    validator = Draft202012Validator(schema())
+    text = as_json(results[name])
+    validator.validate(json.loads(text))
+    assert as_json(json.loads(text)) == text
+    assert json.loads(text)["schema"] == SCHEMA == schema()["properties"]["schema"]["const"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("verdict",), "better"),
+        (("schema",), "verifix-result-2"),
+        (("changed",), "yes"),
+        (("proof", "comparison", "samples"), -1),
+        (("proof", "kind"), "guess"),
+        (("layers", 0, "status"), "fixed"),
+        (("examples", 0, "outcome"), "good"),
+        (("choices", "project", "points", 0, "loss"), "low"),
+    ],
+)
+def test_the_schema_refuses_what_it_does_not_describe(results, path, value):
+    result = copy.deepcopy(plain(results["digits"]))
+    *way, last = path
+    place = result
+    for step in way:
+        place = place[step]
+    place[last] = value
+    assert [list(error.absolute_path) for error in Draft202012Validator(schema()).iter_errors(result)]
+
+
+def test_required_keys_are_required_and_further_ones_allowed(results):
+    validator = Draft202012Validator(schema())
+    validator.validate(plain(results["minimal"] | {"a key of a later version": {"x": 1}}))
+    for key in schema()["required"]:
+        without = {k: v for k, v in plain(results["minimal"]).items() if k != key}
+        assert not validator.is_valid(without)
+
+
+def test_a_result_becomes_plain_data():
+    given = {"a": (1, 2.5), "b": Path("x"), "c": np.float64(2), "d": np.arange(3), "e": float("inf"), "f": {1: True}}
+    assert plain(given) == {
+        "schema": SCHEMA,
+        "a": [1, 2.5],
+        "b": "x",
+        "c": 2.0,
+        "d": [0, 1, 2],
+        "e": None,
+        "f": {"1": True},
+    }
+    assert "NaN" not in as_json({"x": [float("nan"), np.float32("inf")]})
+    with pytest.raises(UsageError, match=r"verifix-result-9.*reads 'verifix-result-1'"):
+        plain({"schema": "verifix-result-9"})
+    with pytest.raises(UsageError, match=r"a\.b of the result is a object"):
+        plain({"a": {"b": object()}})
+
+
+def test_what_the_command_gives_today_fits_the_schema(tmp_path):
+    from tests.cases import small_data, small_net
+    from verifix import correct
+
+    correction = correct(small_net().eval(), small_data(), recipe="verifix", progress=False)
+    result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
+    Draft202012Validator(schema()).validate(plain(result))
+    page = render(result)
+    assert "No proof was made" in text_of(page)
+    assert "SHA-256" in text_of(page)
+
+
+def test_files_are_written_atomically_and_not_over_others(results, tmp_path):
+    writers = {"r.json": write_result, "r.html": write_report, "README.md": write_card}
+    for name, write in writers.items():
+        path = write(tmp_path / name, results["digits"])
+        first = path.read_bytes()
+        assert b"\r" not in first
+        with pytest.raises(UsageError, match="exists already"):
+            write(path, results["minimal"])
+        assert path.read_bytes() == first
+        write(path, results["minimal"], force=True)
+        assert path.read_bytes() != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(writers)
+    assert json.loads((tmp_path / "r.json").read_text())["changed"] is False
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_nothing_is_left_where_a_report_cannot_be_written(results, tmp_path):
+    from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+    from signal import SIG_IGN, SIGXFSZ, signal
+
+    limits, before = getrlimit(RLIMIT_FSIZE), signal(SIGXFSZ, SIG_IGN)
+    try:
+        setrlimit(RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(OutputError, match="could not be written"):
+            write_report(tmp_path / "r.html", results["digits"])
+    finally:
+        setrlimit(RLIMIT_FSIZE, limits)
+        signal(SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the page
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_page_is_whole_and_asks_for_nothing(pages, name):
+    page = Page(pages[name])
+    assert page.faults == []
+    assert page.open == []
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "base", "form", "input", "image", "foreignobject"}
+    policy = next(a for tag, a in page.elements if tag == "meta" and a.get("http-equiv"))
+    assert policy["content"].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    for tag, attributes in page.elements:
+        assert not [key for key in attributes if key.startswith("on")]
+        for key in ("src", "href", "xlink:href", "data", "action"):
+            assert attributes.get(key, "#").startswith(("#", "data:image/png;base64,", "data:,"))
+        assert "url(" not in attributes.get("style", "").replace("url(#", "")
+        if tag == "img":
+            assert attributes["alt"]
+    style = pages[name].partition("<style>")[2].partition("</style>")[0]
+    assert "http" not in style
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_section_is_there_with_its_heading(pages, name):
+    page = Page(pages[name])
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == list(SECTIONS)
+    headings = {a["id"] for tag, a in page.elements if tag in {"h1", "h2"}}
+    for tag, attributes in page.elements:
+        if tag == "section":
+            assert attributes["aria-labelledby"] in headings
+            assert len(section(pages[name], attributes["id"])) > 20
+        if tag == "a":
+            assert attributes["href"].removeprefix("#") in ids
+    used = re.findall(r'href="#(c[0-9a-f]{8}-[^"]+)"|url\(#([^)]+)\)', pages[name])
+    assert {a or b for a, b in used} <= set(ids)
+    drawings = [a for tag, a in page.elements if tag == "svg"]
+    assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
+    assert all(a.get("scope") in {"row", "col"} for tag, a in page.elements if tag == "th")
+
+
+def test_the_same_result_gives_the_same_bytes_in_another_process(results, pages, tmp_path):
+    (tmp_path / "r.json").write_text(as_json(results["digits"]))
+    code = (
+        "import json, sys; from pathlib import Path; from verifix.report import render\n"
+        "sys.stdout.buffer.write(render(json.loads(Path(sys.argv[1]).read_text())).encode())"
+    )
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: path\naxes.facecolor: red\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "r.json")],
+        capture_output=True,
+        check=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.stdout == pages["digits"].encode()
+
+
+def test_the_verdict_is_one_sentence_with_its_figures(results, pages):
+    found = results["digits"]["proof"]["comparison"]
+    gain = found["gain"]
+    sentence = (
+        f"Improved: {found['before']['accuracy']:.1f}% right before, {found['after']['accuracy']:.1f}% after "
+        f"(+{gain['estimate']:.1f}, 95% interval +{gain['low']:.1f} to +{gain['high']:.1f}) "
+        "on 200 verified samples that no stage and no strength has seen."
+    )
+    assert section(pages["digits"], "verdict").startswith(sentence)
+    assert "The corrected checkpoint is fixed.safetensors." in section(pages["digits"], "verdict")
+    told = section(pages["not proven"], "verdict")
+    assert told.startswith("Not proven: ")
+    assert "p is 0.084, and must be below 0.025" in told
+    assert "about 1,400 verified samples in all" in told
+    assert "No corrected checkpoint was written." in told
+    assert section(pages["minimal"], "verdict").startswith("No change: the samples do not clearly support")
+    test = section(pages["texts"], "verdict")
+    assert "on 90 test samples, on which nothing was chosen." in test
+
+
+def test_a_harmful_correction_and_a_forced_one_say_so(results):
+    result = copy.deepcopy(results["digits"])
+    result["verdict"] = result["proof"]["comparison"]["verdict"] = "harmful"
+    result["proof"]["comparison"] |= {"p_worse": 0.00001}
+    told = section(render(result), "verdict")
+    assert told.startswith("Harmful: ")
+    assert "p is below 0.0001" in told
+    assert "The corrected checkpoint is fixed.safetensors, though no gain was shown." in told
+
+
+def test_samples_of_the_training_or_unverified_are_a_caution_beside_the_verdict(results, pages):
+    told = section(pages["training"], "verdict")
+    assert told.startswith("No proof: nothing was measured on samples that the correction has not seen.")
+    assert "Caution. The network was trained on the verified samples." in told
+    assert "give --test" in told
+    trusted = copy.deepcopy(results["digits"]) | {"unverified": True}
+    trusted["provenance"]["verified_from"] = "trusted"
+    told = section(render(trusted), "verdict")
+    assert "Caution. Nobody verified the labels" in told
+    assert "on 200 samples whose labels nobody verified" in told
+    assert "Caution. Mind this." in section(render(results["digits"] | {"warning": "Mind this."}), "verdict")
+    assert "Caution" not in section(pages["digits"], "verdict")
+
+
+def test_no_proof_is_said_plainly_in_every_section_that_needs_one(pages):
+    for name in ("before-after", "classes", "confusion", "reliability"):
+        assert "No proof was made" in section(pages["minimal"], name)
+    assert "svg" not in pages["minimal"].partition("</style>")[2]
+
+
+def test_before_and_after_have_intervals(results, pages):
+    found = results["digits"]["proof"]["comparison"]
+    low, high = interval(found["before"]["accuracy"], found)
+    n, p, z = 200, found["before"]["accuracy"] / 100, 1.959964
+    middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert (low, high) == pytest.approx([100 * (middle + s * half) / (1 + z * z / n) for s in (-1, 1)], abs=1e-4)
+    assert interval(50.0, found | {"weighted": True}) == (None, None)
+    assert interval(50.0, {}) == (None, None)
+    told = section(pages["digits"], "before-after")
+    for title in ("Right, mean over classes", "Cross-entropy, nats", "Calibration error", "Outer folds"):
+        assert title in told
+    assert f"{found['before']['cross_entropy']:.4f}" in told
+    weighted = copy.deepcopy(results["digits"])
+    weighted["proof"]["comparison"]["weighted"] = True
+    assert "Samples are weighted" in section(render(weighted), "before-after")
+
+
+def test_the_curve_and_the_stages_say_what_was_chosen_and_why(results, pages):
+    told = section(pages["digits"], "strength")
+    assert "Chosen: α = 316.2" in told
+    assert told.count("chosen") == 2  # in the table and in the key
+    for point in results["digits"]["choices"]["project"]["points"][1:]:
+        assert f"{point['loss']:.4f}" in told
+    stages = section(pages["digits"], "stages")
+    for stage, choice in results["digits"]["choices"].items():
+        assert f"{stage} {'left out' if choice['strength'] is None else 'kept'}" in stages
+        assert choice["reason"] in stages
+    assert "0.001 × 30" in stages
+    given = copy.deepcopy(results["digits"])
+    given["choices"]["project"] |= {"points": [], "reason": "set by the user", "strength": 100.0}
+    assert "not chosen from a curve: α = 100, set by the user." in section(render(given), "strength")
+    given["choices"].pop("project")
+    assert "because the projection was no part of this correction" in section(render(given), "strength")
+
+
+def test_classes_are_all_shown_or_those_that_changed_most(results, pages):
+    told = section(pages["digits"], "classes")
+    for row in results["digits"]["proof"]["comparison"]["per_class"]:
+        assert f"{row['before']:.1f}%" in told
+        assert f"{row['fixed']} set right, {row['broken']} broken" in told
+    huge = results["huge"]["proof"]["comparison"]["per_class"]
+    known = [row for row in huge if row["before"] is not None]
+    told = section(pages["huge"], "classes")
+    assert "1,000 classes are too many to show: here are the 24 in which most answers changed." in told
+    shown = [(int(won), int(lost)) for won, lost in re.findall(r"(\d+) set right, (\d+) broken", told)]
+    net = [won - lost for won, lost in shown]
+    every = sorted(row["fixed"] - row["broken"] for row in known if row["after"] != row["before"])
+    assert net == every[:12] + every[:-13:-1]
+
+
+def test_confusion_has_three_tables_unless_there_are_too_many_classes(results, pages):
+    tables = re.findall(r'<div class="scroll matrix".*?</table>', pages["digits"], re.S)
+    found = results["digits"]["proof"]["comparison"]
+    before, after = (np.array(found[f"confusion_{key}"]) for key in ("before", "after"))
+    for table, expected in zip(tables, (after - before, before, after), strict=True):
+        cells = re.findall(r"<td[^>]*>([^<]+)</td>", table)
+        numbers = [int(cell.replace("−", "-").replace(",", "")) for cell in cells]
+        assert np.array_equal(np.array(numbers).reshape(10, 10), expected)
+    assert "1,000,000 cells, too many to read" in section(pages["huge"], "confusion")
+    assert 'class="scroll matrix"' not in pages["hostile"]  # forty classes
+
+
+def test_samples_are_shown_worst_first_with_their_number(results, pages):
+    told = section(pages["digits"], "samples")
+    examples = results["digits"]["examples"]
+    for outcome in ("broken", "fixed"):
+        chosen = [e for e in examples if e["outcome"] == outcome]
+        places = [told.index(f"{e['name']} #{e['index']}") for e in chosen[:20]]
+        assert places == sorted(places)
+        assert results["digits"]["proof"]["comparison"][outcome] == len(chosen)
+    assert re.search(r"The 20 worst of \d+, worst first", told)
+    images = re.findall(r'<img src="(data:image/png;base64,[^"]+)" alt="[^"]+" class="small">', pages["digits"])
+    assert set(images) <= {e["image"] for e in examples}
+    assert "The parcel came two days late" in section(pages["texts"], "samples")
+    assert '<img src="data:image/png' in pages["huge"]
+    assert 'class="small"' not in pages["huge"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "https://example.invalid/a.png",
+        "data:text/html;base64,PHNjcmlwdD4=",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+        'data:image/png;base64,AAAA" onerror="alert(1)',
+        "javascript:alert(1)",
+        "",
+    ],
+)
+def test_only_pictures_that_carry_their_content_are_shown(results, image):
+    result = copy.deepcopy(results["texts"])
+    for example in result["examples"]:
+        example["image"] = image
+    assert "<img" not in render(result)
+
+
+def test_layers_spectra_and_skipped_ones(results, pages):
+    told = section(pages["digits"], "layers")
+    assert "6.weight 53.0% 12.2 200 linear corrected: project α 316.2; layerwise α 300, gate 0.5" in told
+    assert "embedding.weight" not in told
+    skipped = section(pages["digits"], "skipped")
+    for layer in results["digits"]["layers"][3:]:
+        assert layer["parameter"] in skipped
+        assert (layer["reason"] or "not used by the model") in skipped
+    for name, data in results["digits"]["spectra"].items():
+        above = sum(importance(r, 316.2) >= 0.5 for r in data["eigenvalues"])
+        assert f"{name} " in section(pages["digits"], "spectra")
+        assert f"{above} of {len(data['eigenvalues'])} directions keep half or more" in section(
+            pages["digits"], "spectra"
+        )
+    assert "The 100 of 320 layers that changed most" in section(pages["huge"], "layers")
+    assert "Shown are the 12 of 20 layers" in section(pages["huge"], "spectra")
+    assert "blocks.19.attention" in section(pages["huge"], "spectra")
+    assert "and 67 more" in section(pages["huge"], "skipped")
+
+
+def test_the_cut_is_where_the_importance_is_one_half():
+    for alpha in (0.5, 1.0, 30.0, 1e6):
+        assert importance(1 / (alpha + 1), alpha) == pytest.approx(0.5, rel=1e-12)
+        values = np.geomspace(1, 1e-9, 200)
+        lam = alpha * values / ((alpha - 1) * values + 1)
+        assert kept(list(values), alpha) == int((lam >= 0.5).sum())
+    order = thinned(5000)
+    assert order[0] == 1
+    assert order[-1] == 5000
+    assert len(order) <= 160
+    assert sorted(set(order)) == order
+    assert thinned(3) == [1, 2, 3]
+    assert "svg" in spectrum([1.0], 10.0, "w")
+    assert "svg" in spectrum([0.6, 0.4, 0.0], None, "w")
+
+
+def test_time_memory_and_origin(results, pages):
+    told = section(pages["digits"], "cost")
+    for text in ("Stage finetune 12 s 14 s", "Proof, nested 36 s 41 s", "In all 62 s", "Memory at most: 1.3 GB."):
+        assert text in told
+    origin = section(pages["digits"], "origin")
+    for text in (results["digits"]["command"], cases.SHA, cases.SHA[::-1], "data/verified.parquet", "2.4.6", "unseen"):
+        assert text in origin
+    assert "fixed.correction.safetensors" in origin
+
+
+def test_every_hostile_name_is_text_and_makes_no_element(pages):
+    ours, theirs = Page(pages["digits"]), Page(pages["hostile"])
+    assert {tag for tag, _ in theirs.elements} <= {tag for tag, _ in ours.elements} | {"blockquote"}
+    names = {key for _, attributes in theirs.elements for key in attributes}
+    assert names <= {key for _, attributes in ours.elements for key in attributes} | {"dir"}
+    for name in cases.HOSTILE:
+        assert html.escape(name).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in pages["hostile"]
+
+
+def test_names_that_no_page_can_hold_are_pictured():
+    result = cases.hostile_result()
+    names = list(cases.UNSHOWABLE)
+    result["class_names"] = names + result["class_names"][len(names) :]
+    result["examples"] = [e | {"name": name} for e, name in zip(result["examples"], names, strict=False)]
+    page = render(result)
+    page.encode()
+    for shown in cases.UNSHOWABLE.values():
+        assert f"<bdi>{shown}</bdi>" in page
+    assert printable("tab\tand\nline") == "tab\tand\nline"
+    assert shortened("x" * 300) == "x" * 300
+    assert len(shortened("x" * 10_000)) == 299
+    Draft202012Validator(schema()).validate(json.loads(as_json(result)))
+
+
+def test_nothing_that_may_be_none_is_needed(results):
+    """Put None, and then nothing, in the place of every value below the top, one branch at a time."""
+    result = plain(results["texts"] | {"spectra": {}, "choices": {}})
+    found = result["proof"]["comparison"] | {"reliability_before": None, "reliability_after": None}
+    result["proof"] |= {"comparison": found}
+    for key in set(result) - set(schema()["required"]):
+        render(result | {"proof": None} | {key: None})
+    for key in result["provenance"]:
+        render(result | {"proof": None, "provenance": result["provenance"] | {key: None}})
+    for key in result["proof"]:
+        render(result | {"proof": result["proof"] | {key: None}})
+    for key in found:
+        render(result | {"proof": result["proof"] | {"comparison": found | {key: None}}})
+    for name, choice in results["digits"]["choices"].items():
+        for key in choice:
+            render({"choices": {name: choice | {"points": []} | {key: None}}})
+    for key, entry in (("layers", results["digits"]["layers"][0]), ("examples", results["texts"]["examples"][0])):
+        for inner in entry:
+            render({key: [entry | {inner: None}]})
+    render({})
+    empty = {"choices": {"project": {}}, "layers": [{}], "proof": {"comparison": {"samples": 0}}, "examples": [{}]}
+    render(empty)
+    render(empty | {"spectra": {"w": {}}, "files": {"checkpoint": None}, "verdict": "improved"})
+
+
+# --- the model card
+
+
+def test_a_model_card_has_metadata_that_the_hub_reads(results):
+    from huggingface_hub import ModelCard
+
+    text = model_card(results["digits"], name="digits-fixed", license="mit", base_model="org/digits", dataset="Digits")
+    card = ModelCard(text)
+    found = results["digits"]["proof"]["comparison"]
+    assert card.data.license == "mit"
+    assert card.data.base_model == "org/digits"
+    assert "verifix" in card.data.tags
+    by_metric = {r.metric_type: r for r in card.data.eval_results}
+    assert by_metric["accuracy"].metric_value == pytest.approx(found["after"]["accuracy"], abs=1e-4)
+    assert by_metric["accuracy"].dataset_name == "Digits"
+    body = card.text
+    for text in ("Improved: ", "## Limits", "undo_(model)", cases.SHA, results["digits"]["command"]):
+        assert text in body
+    assert f"| right | {found['before']['accuracy']:.1f}% | {found['after']['accuracy']:.1f}% |" in body
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_model_card_claims_nothing_without_a_proof(results, name):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(model_card(results[name]))
+    claims = name not in {"minimal", "training", "hostile"}  # hostile has a warning
+    assert bool(card.data.eval_results) == claims
+    assert yaml.safe_load(card.content.split("---")[1])["library_name"] == "pytorch"
+    assert model_card(results[name]) == card.content
+
+
+def test_names_are_no_markup_in_a_model_card(results):
+    text = model_card(results["hostile"])
+    head, body = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(head)["pipeline_tag"] == "image-classification"
+    outside = re.sub(r"(?s)```.*?```|(`+)(?!`).*?(?<!`)\1(?!`)", "", body)
+    assert not re.findall(r"(?<!\\)<[a-z/!]", outside)
+    assert "](javascript" not in outside.replace("\\]", "")
+
+
+def test_heavy_libraries_are_imported_when_used_and_a_missing_one_is_named_with_the_command():
+    code = (
+        "import sys, verifix.report\n"
+        "print({'matplotlib', 'scipy', 'huggingface_hub'} & {m.split('.')[0] for m in sys.modules})\n"
+        "sys.modules['huggingface_hub'] = None\n"
+        "try:\n    verifix.report.model_card({})\nexcept ValueError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "set()\na model card needs huggingface_hub; run: pip install 'verifix[hub]'\n"

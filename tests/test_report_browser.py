@@ -1,0 +1,236 @@
+"""The report in a real browser: the Chromium of the system, without a network to speak of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import report_cases as cases
+from verifix.report import render
+from verifix.report.page import SECTIONS
+
+pytestmark = pytest.mark.browser
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+CASES = ("digits", "minimal", "training", "texts", "huge", "hostile")
+VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
+
+
+def chromium() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium, and CI needs one; install Debian's package chromium")
+        pytest.skip("there is no chromium; install Debian's package chromium to test the report in a browser")
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reports")
+    for name in CASES:
+        (folder / f"{name}.html").write_text(cases.page(name), encoding="utf-8", newline="")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine():
+    from playwright.sync_api import sync_playwright
+
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)  # with a fresh profile of its own
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def view(engine, folder):
+    """Open a report, and note everything that it says or asks for."""
+    contexts = []
+
+    def show(name: str, width: int = 1280, scheme: str = "light"):
+        context = engine.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.noted = []
+        page.on("console", lambda message: page.noted.append(("console", message.text)))
+        page.on("pageerror", lambda error: page.noted.append(("error", str(error))))
+        page.on("dialog", lambda dialog: page.noted.append(("dialog", dialog.message)))
+        page.on("request", lambda request: page.noted.append(("request", request.url)))
+        page.on("requestfailed", lambda request: page.noted.append(("failed", request.url)))
+        page.goto((folder / f"{name}.html").as_uri(), wait_until="load")
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+
+
+def noted(page, folder: Path, name: str) -> list[tuple[str, str]]:
+    own = (folder / f"{name}.html").as_uri()
+    return [(kind, what) for kind, what in page.noted if what != own and not what.startswith("data:image/png;base64,")]
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_report_opens_without_error_request_or_sideways_scroll(view, folder, name, width, scheme):
+    page = view(name, width, scheme)
+    assert page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches") == (scheme == "dark")
+    wide = page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth, innerWidth]")
+    assert max(wide[:2]) <= wide[2] == width
+    page.evaluate("scrollTo(1000, 0)")
+    assert page.evaluate("scrollX") == 0
+    for section, title in SECTIONS.items():
+        assert page.locator(f"#{section}").is_visible()
+        assert page.locator(f"#{section}-title").is_visible()
+        assert page.locator(f"nav a[href='#{section}']").inner_text() == title
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert noted(page, folder, name) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("name", ["digits", "huge", "hostile"])
+def test_nothing_is_cut_off_at_the_edge(view, name, width):
+    """Whatever reaches beyond the window lies in a box of its own that scrolls."""
+    beyond = view(name, width).evaluate(
+        """() => [...document.querySelectorAll('body *')].filter(e => {
+            const box = e.getBoundingClientRect();
+            return box.width > 1 && (box.right > innerWidth + 1 || box.left < -1)
+                && !e.closest('.scroll') && !e.closest('svg') && !e.closest('.sr') && !e.closest('details:not([open])');
+        }).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert beyond == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), VIEWS)
+def test_text_stands_out_from_what_is_behind_it(view, width, scheme):
+    """Contrast of at least 4.5 (WCAG AA), computed by the browser from the colours that it paints."""
+    faint = view("digits", width, scheme).evaluate(
+        """() => {
+            const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+            const rgba = colour => {
+                canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+                return [...canvas.getImageData(0, 0, 1, 1).data];
+            };
+            const light = c => c.slice(0, 3).map(v => v / 255)
+                .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+            const behind = e => { for (; e; e = e.parentElement) {
+                const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] === 255) return c; } };
+            const faint = [];
+            for (const e of document.querySelectorAll('main *:not(svg *), header *, svg text')) {
+                const own = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+                if (!own || e.closest('.sr, .empty, details:not([open])')) continue;
+                const style = getComputedStyle(e);
+                const [a, b] = [light(rgba(e.tagName === 'text' ? style.fill : style.color)), light(behind(e))];
+                const contrast = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+                if (contrast < 4.5) faint.push([e.tagName, e.className, e.textContent.slice(0, 30), contrast]);
+            }
+            return faint;
+        }"""
+    )
+    assert faint == []
+
+
+def test_light_and_dark_are_different_and_print_is_light(view):
+    def paper(page):
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    light, dark = view("digits", 1280, "light"), view("digits", 1280, "dark")
+    assert paper(light) != paper(dark)
+    assert paper(dark) == "rgb(20, 22, 26)"
+    dark.emulate_media(media="print")
+    assert paper(dark) == "rgb(255, 255, 255)"
+    assert not dark.locator("nav").is_visible()
+    assert dark.locator("#stages details table").first.is_visible()
+    stroke = "getComputedStyle(document.querySelector('#strength svg path[style*=\"--after\"]')).stroke"
+    assert light.evaluate(stroke) != view("digits", 1280, "dark").evaluate(stroke)
+
+
+def test_hostile_names_are_text_and_nothing_else(view, folder):
+    page = view("hostile", 390)
+    assert noted(page, folder, "hostile") == []
+    assert page.title() == view("digits").title()
+    assert page.url == (folder / "hostile.html").as_uri()
+    texts = page.evaluate("[...document.querySelectorAll('bdi')].map(e => [e.textContent, e.childElementCount])")
+    assert all(children == 0 for _, children in texts)
+    found = [text for text, _ in texts]
+    for name in cases.HOSTILE:
+        shown = name.replace("\r", "")
+        # a class, a file, a layer, a kept and a skipped parameter, a stage, a role, a path and a hash at least
+        assert found.count(shown) >= 8, name
+    ours = view("digits").evaluate("[...new Set([...document.querySelectorAll('*')].map(e => e.localName))]")
+    theirs = page.evaluate("[...new Set([...document.querySelectorAll('*')].map(e => e.localName))]")
+    assert set(theirs) - set(ours) <= {"blockquote"}
+    assert (
+        page.evaluate(
+            """() => [...document.querySelectorAll('*')].flatMap(e => [...e.attributes]).filter(
+            a => a.name.startsWith('on') || ['autofocus', 'srcdoc', 'formaction', 'x', 'q'].includes(a.name)
+                && !a.ownerElement.closest('svg')).length"""
+        )
+        == 0
+    )
+    assert page.evaluate("getComputedStyle(document.body).display") == "block"
+    assert page.evaluate("document.querySelectorAll('style').length") == 1
+    assert page.evaluate("[...document.querySelectorAll('h1')].length") == 1
+    assert page.evaluate("document.activeElement === document.body")
+
+
+def test_an_override_of_direction_stays_in_its_name(view):
+    page = view("hostile", 1280)
+    order = page.evaluate(
+        """() => { const card = [...document.querySelectorAll('.cards li')].find(
+            e => e.querySelector('.source bdi').textContent.startsWith('\\u202e'));
+            const box = node => { const r = document.createRange(); r.selectNodeContents(node);
+                return r.getBoundingClientRect().left; };
+            const source = card.querySelector('.source'); return [box(source.firstChild), box(source.lastChild)]; }"""
+    )
+    assert order[0] < order[1]  # the name, and then the number of the sample
+
+
+def test_names_that_no_page_can_hold_are_pictured(engine, tmp_path):
+    result = cases.hostile_result()
+    names = list(cases.UNSHOWABLE)
+    result["examples"] = [e | {"name": name} for e, name in zip(result["examples"], names, strict=False)]
+    path = tmp_path / "names.html"
+    path.write_text(render(result), encoding="utf-8", newline="")
+    context = engine.new_context()
+    page = context.new_page()
+    page.goto(path.as_uri())
+    found = page.evaluate("[...document.querySelectorAll('bdi')].map(e => e.textContent)")
+    assert set(cases.UNSHOWABLE.values()) <= set(found)
+    context.close()
+
+
+def test_a_script_would_not_run_even_if_one_got_in(engine, tmp_path):
+    """The policy of the page is the second wall: it holds if the first one, escaping, should fall."""
+    page_text = cases.page("minimal").replace(
+        "<footer>",
+        "<script>document.title = 'owned'</script><img src='https://example.invalid/a.png' onerror='document.title=1'>"
+        "<link rel='stylesheet' href='https://example.invalid/a.css'><footer>",
+    )
+    path = tmp_path / "owned.html"
+    path.write_text(page_text, encoding="utf-8")
+    context = engine.new_context()
+    page = context.new_page()
+    failed, answered = {}, []
+    page.on("requestfailed", lambda request: failed.update({request.url: request.failure}))
+    page.on("response", lambda response: answered.append(response.url))
+    page.goto(path.as_uri(), wait_until="load")
+    assert page.title() == "No change – verifix report"
+    assert failed == dict.fromkeys(("https://example.invalid/a.png", "https://example.invalid/a.css"), "csp")
+    assert [url for url in answered if url.startswith("http")] == []
+    context.close()
