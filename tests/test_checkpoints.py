@@ -572,14 +572,14 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         raise OSError("disk\nfull")
 
     def rename(path: Path, target: Path) -> Path:
-        if path.name.endswith(".tmp"):
+        if path.name == target.name:  # not the one that sets the old folder aside, nor that of the plan
             fail()
         os.rename(path, target)  # noqa: PTH104 - the method is replaced
         return target
 
     moments = {
         "copy": ("shutil.copy2", fail),
-        "write": ("verifix.io.parts.fill_safetensors", fail),
+        "write": ("verifix.io.parts.write_tensors_like", fail),
         "read back": ("verifix.io.parts.read_safetensors", None),
         "flush": ("os.fsync", fail),
         "rename": ("pathlib.Path.rename", rename),
@@ -591,6 +591,8 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         damaged = {key: value + 1 for key, value in checkpoint.parts[0].content.items()}
         replacement = lambda _: (damaged, {})  # noqa: E731
     monkeypatch.setattr(name, replacement)
+    if moment == "rename":  # as on a file system that cannot exchange two folders
+        monkeypatch.setattr("verifix.staging.exchange", lambda *_: False)
     with pytest.raises(verifix.VerifixError, match="does not read back" if moment == "read back" else "disk full"):
         checkpoint.save("fixed", {"classifier.bias": torch.ones(3)}, {}, force=there)
     monkeypatch.undo()

@@ -10,8 +10,10 @@ from torch import nn
 
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
+from verifix.collect import SavedMoments
 from verifix.commands.common import accuracy, check_names, device_wanted, open_checkpoint, open_model
 from verifix.correction import Correction
+from verifix.files import Output, fill_safetensors, write_together
 from verifix.io.checkpoints import Checkpoint, correction_path
 from verifix.io.datasets import open_data
 from verifix.io.preprocessing import Preparation, prepare
@@ -64,10 +66,8 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         result["trusted"] = trusted.as_dict()
     if correction.caution:
         result["warning"] = correction.caution
-    if correction.changed:
-        result |= _write(model, correction, checkpoint, command)
-    if command.save_moments is not None:
-        result["moments_file"] = str(_save_moments(model, verified, command, command.save_moments))
+    moments = None if command.save_moments is None else _moments(model, verified, command)
+    result |= _write(model, correction, checkpoint, moments, command)
     result["seconds"] = round(time.perf_counter() - start, 2)
     return (0 if correction.changed else 3), result, _correct_text(correction, trusted, result)
 
@@ -123,8 +123,8 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
     )
 
 
-def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, path: str) -> Path:
-    collected = collect_moments(
+def _moments(model: nn.Module, verified: Source, command: CorrectCommand) -> SavedMoments:
+    return collect_moments(
         model,
         verified,
         include=command.include,
@@ -133,7 +133,6 @@ def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, p
         padding=command.padding,
         progress=command.progress,
     )
-    return collected.save(path, force=command.force)
 
 
 def _measure(model: nn.Module, correction: Correction, test: Samples, command: CorrectCommand) -> dict[str, Any]:
@@ -142,24 +141,34 @@ def _measure(model: nn.Module, correction: Correction, test: Samples, command: C
     return {"samples": len(test), "before": before, "after": after, "gain": after - before}
 
 
-def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, command: CorrectCommand) -> dict[str, str]:
-    """Write the correction file and the checkpoint: both, or neither."""
-    beside, existed = correction_path(command.out), correction_path(command.out).exists()
-    correction.save(beside, force=command.force)
-    provenance = dict(correction.provenance) | {
-        "strengths": correction.strengths,
-        "correction_file": beside.name,
-        "weights": checkpoint.kind(model),
-    }
-    try:
-        out = checkpoint.save(
-            command.out, checkpoint.spread(model, correction.corrected), provenance, force=command.force
-        )
-    except BaseException:
-        if not existed:
-            beside.unlink()
-        raise
-    return {"out": str(out), "correction_file": str(beside)}
+def _write(
+    model: nn.Module,
+    correction: Correction,
+    checkpoint: Checkpoint,
+    moments: SavedMoments | None,
+    command: CorrectCommand,
+) -> dict[str, str]:
+    """Write the checkpoint, its correction file and the moments: all, or none."""
+    outputs, result = [], {}
+    if correction.changed:
+        beside = correction_path(command.out)
+        provenance = {
+            **correction.provenance,
+            "strengths": correction.strengths,
+            "weights": checkpoint.kind(model),
+        }
+        update = checkpoint.spread(model, correction.corrected)
+        output, record = checkpoint.output(command.out, update, provenance, correction.original)
+        # After the checkpoint, whose SHA-256 it holds.
+        outputs += [output, Output(beside, lambda path: fill_safetensors(path, *correction.content(record)))]
+        result = {"out": str(Path(command.out)), "correction_file": str(beside)}
+    if moments is not None:
+        target = Path(str(command.save_moments))
+        outputs.append(Output(target, lambda path: fill_safetensors(path, *moments.content())))
+        result["moments_file"] = str(target)
+    if outputs:
+        write_together(outputs, force=command.force)
+    return result
 
 
 def _correct_text(correction: Correction, picked: Trusted | None, result: dict[str, Any]) -> str:
