@@ -416,6 +416,13 @@ def test_a_checkpoint_comes_back_in_its_own_shape(shape, here, vision, capsys):
     left = {"net.py", "v.npz", str(case.path), case.out, result["correction_file"]}
     assert {p.name for p in here.iterdir() if p.name != "__pycache__"} == left
 
+    back = Path(f"back{''.join(Path(case.out).suffixes)}")
+    assert main(["undo", case.out, "--out", str(back)]) == 0
+    assert f"{back} is identical to the original" in capsys.readouterr().out
+    originals = [case.path, *case.path.rglob("*")]
+    for file in filter(Path.is_file, originals):
+        assert (back / file.relative_to(case.path)).read_bytes() == file.read_bytes(), file
+
 
 def test_what_half_precision_keeps_of_a_correction_is_said(here, capsys):
     old, strong = bf16_safetensors().model, ["--alpha", "1e4"]

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import VerifixError
-from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 
 COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "demo": (DemoCommand, ("name",)),
     "correct": (CorrectCommand, ()),
     "score": (ScoreCommand, ("checkpoint",)),
     "inspect": (InspectCommand, ()),
+    "undo": (UndoCommand, ("checkpoint",)),
 }
 """Each command: the dataclass of its settings, and which of them are positional."""
 

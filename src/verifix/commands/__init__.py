@@ -11,7 +11,8 @@ from typing import Any
 from verifix.commands.correct import run_correct
 from verifix.commands.inspect import run_inspect
 from verifix.commands.score import run_score
-from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.commands.undo import run_undo
+from verifix.options import CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 
 
 def run(command: Any) -> int:
@@ -31,6 +32,7 @@ def run(command: Any) -> int:
         CorrectCommand: run_correct,
         ScoreCommand: run_score,
         InspectCommand: run_inspect,
+        UndoCommand: run_undo,
         DemoCommand: run_demo,
     }
     with contextlib.redirect_stdout(sys.stderr):
