@@ -181,8 +181,21 @@ def staged(parent: Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(folder)
         os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a hidden folder: the plan first, since it is carried out or given up, and last the lock, its hallmark."""
+    (folder / PLAN).unlink(missing_ok=True)
+    for inner in folder.iterdir():
+        if inner.is_dir():
+            shutil.rmtree(inner)
+        elif inner.name != LOCK:
+            inner.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _make(parent: Path, name: str) -> tuple[Path, int]:
@@ -191,7 +204,7 @@ def _make(parent: Path, name: str) -> tuple[Path, int]:
         try:
             lock = _locked(folder, certain=False)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             raise
         if lock is not None:  # else another run took it for a leftover in the moment before it was locked
             return folder, lock
@@ -247,7 +260,7 @@ def _settle(folder: Path) -> None:
             if not move.done and move.possible:
                 move.carry_out()
         flush(folder.parent)
-        shutil.rmtree(folder)
+        _remove(folder)
     finally:
         os.close(lock)
 
@@ -271,12 +284,13 @@ def plan(folder: Path, moves: Sequence[Move]) -> None:
 
 
 def _read_plan(folder: Path) -> list[Move]:
-    try:
-        entries = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    moves = [Move(folder, **{**e, "before": None if e["before"] is None else tuple(e["before"])}) for e in entries]
-    return [move for move in moves if Path(move.name).name == move.name]
+    """Return what was planned in a hidden folder, as far as it makes sense; a plan cannot name a place outside."""
+    moves = []
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        for entry in json.loads((folder / PLAN).read_text(encoding="utf-8")):
+            before = None if entry["before"] is None else tuple(entry["before"])
+            moves.append(Move(folder, **{**entry, "before": before}))
+    return [move for move in moves if re.fullmatch(rf"\d+/{re.escape(Path(move.name).name)}", move.place)]
 
 
 @contextmanager
