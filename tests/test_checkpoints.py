@@ -416,6 +416,13 @@ def test_a_checkpoint_comes_back_in_its_own_shape(shape, here, vision, capsys):
     left = {"net.py", "v.npz", str(case.path), case.out, result["correction_file"]}
     assert {p.name for p in here.iterdir() if p.name != "__pycache__"} == left
 
+    back = Path(f"back{''.join(Path(case.out).suffixes)}")
+    assert main(["undo", case.out, "--out", str(back)]) == 0
+    assert f"{back} is identical to the original" in capsys.readouterr().out
+    originals = [case.path, *case.path.rglob("*")]
+    for file in filter(Path.is_file, originals):
+        assert (back / file.relative_to(case.path)).read_bytes() == file.read_bytes(), file
+
 
 def test_what_half_precision_keeps_of_a_correction_is_said(here, capsys):
     old, strong = bf16_safetensors().model, ["--alpha", "1e4"]
@@ -572,14 +579,14 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         raise OSError("disk\nfull")
 
     def rename(path: Path, target: Path) -> Path:
-        if path.name.endswith(".tmp"):
+        if path.name == target.name:  # not the one that sets the old folder aside, nor that of the plan
             fail()
         os.rename(path, target)  # noqa: PTH104 - the method is replaced
         return target
 
     moments = {
         "copy": ("shutil.copy2", fail),
-        "write": ("verifix.io.parts.fill_safetensors", fail),
+        "write": ("verifix.io.parts.write_tensors_like", fail),
         "read back": ("verifix.io.parts.read_safetensors", None),
         "flush": ("os.fsync", fail),
         "rename": ("pathlib.Path.rename", rename),
@@ -591,6 +598,8 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         damaged = {key: value + 1 for key, value in checkpoint.parts[0].content.items()}
         replacement = lambda _: (damaged, {})  # noqa: E731
     monkeypatch.setattr(name, replacement)
+    if moment == "rename":  # as on a file system that cannot exchange two folders
+        monkeypatch.setattr("verifix.staging.exchange", lambda *_: False)
     with pytest.raises(verifix.VerifixError, match="does not read back" if moment == "read back" else "disk full"):
         checkpoint.save("fixed", {"classifier.bias": torch.ones(3)}, {}, force=there)
     monkeypatch.undo()

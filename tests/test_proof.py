@@ -57,7 +57,7 @@ def test_the_labels_and_inputs_of_a_fold_do_not_touch_its_own_predictions(case):
 
 
 def test_equal_samples_never_stand_on_both_sides(case):
-    model, x, y = case
+    _, x, y = case
     twice, labels = torch.cat([x[:40], x[:40]]), torch.cat([y[:40], y[:40]])
     samples = read_samples((twice, labels))
     correcting, proving = halves(samples, 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import VerifixError
-from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 
 COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "demo": (DemoCommand, ("name",)),
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "score": (ScoreCommand, ("checkpoint",)),
     "compare": (CompareCommand, ("before", "after")),
     "inspect": (InspectCommand, ()),
+    "undo": (UndoCommand, ("checkpoint",)),
 }
 """Each command: the dataclass of its settings, and which of them are positional."""
 

@@ -225,6 +225,10 @@ class SavedMoments:
         Path
             The path.
         """
+        return write_safetensors(path, *self.content(), force=force)
+
+    def content(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return what `save` writes: tensors by name, and one entry of metadata in JSON."""
         tensors, layers = {}, []
         for i, (layer, moments) in enumerate(self.moments.items()):
             if moments.rows is not None:
@@ -238,7 +242,7 @@ class SavedMoments:
             "layers": layers,
             "samples": sorted(digest.hex() for digest in self.digests),
         }
-        return write_safetensors(path, tensors, {"verifix": json.dumps(about, sort_keys=True)}, force=force)
+        return tensors, {"verifix": json.dumps(about, sort_keys=True)}
 
     @classmethod
     def load(cls, path: str | Path) -> SavedMoments:

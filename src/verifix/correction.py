@@ -308,16 +308,36 @@ class Correction:
         Path
             The path.
         """
+        return write_safetensors(path, *self.content(), force=force)
+
+    def content(self, checkpoint: Record | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return what `save` writes.
+
+        Parameters
+        ----------
+        checkpoint
+            What has become of the files of a checkpoint, so that `verifix undo` can restore them.
+
+        Returns
+        -------
+        tensors : dict
+            By name.
+        metadata : dict
+            One entry, in JSON. The same inputs give the same.
+        """
         tensors = {f"original/{name}": tensor for name, tensor in self.original.items()}
         tensors |= {f"corrected/{name}": tensor for name, tensor in self.corrected.items()}
+        if checkpoint is not None:
+            tensors |= {f"source/{name}": tensor for name, tensor in checkpoint.tensors.items()}
         about = {
             "format": FORMAT,
             "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
             **self.as_dict(),
+            **({} if checkpoint is None else {"checkpoint": checkpoint.about}),
         }
-        for choice in about["choices"].values():  # the same inputs give the same file
+        for choice in about["choices"].values():  # times differ from run to run
             choice["estimated"] = choice["seconds"] = None
-        return write_safetensors(path, tensors, {"verifix": json.dumps(about, sort_keys=True)}, force=force)
+        return tensors, {"verifix": json.dumps(about, sort_keys=True)}
 
     @classmethod
     def load(cls, path: str | Path) -> Correction:
@@ -338,20 +358,60 @@ class Correction:
         CheckpointError
             If the file is something else, or damaged.
         """
-        tensors, metadata = read_safetensors(path)
-        try:
-            about = json.loads(metadata["verifix"])
-            if about["format"] != FORMAT:
-                raise KeyError(about["format"])
-            digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-            choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
-            layers = tuple(LayerReport(**layer) for layer in about["layers"])
-            expected, provenance = about["sha256"], about["provenance"]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
-        if digests != expected:
-            raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")
-        return cls(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
+        return load_with_record(path)[0]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What has become of the files of a checkpoint.
+
+    Attributes
+    ----------
+    about
+        Plain data; see `verifix.io.undo`.
+    tensors
+        Values from before that the file holds in another form than the model, by a name of their own.
+    """
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
+    """Read a correction, and what has become of a checkpoint's files if it says so.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    correction : Correction
+        See `Correction.load`.
+    record : Record or None
+        None if the correction was saved without a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is something else, or damaged.
+    """
+    tensors, metadata = read_safetensors(path)
+    try:
+        about = json.loads(metadata["verifix"])
+        if about["format"] != FORMAT:
+            raise KeyError(about["format"])
+        digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+        choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
+        layers = tuple(LayerReport(**layer) for layer in about["layers"])
+        expected, provenance = about["sha256"], about["provenance"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
+    if digests != expected:
+        raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")
+    loaded = Correction(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
+    return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
 
 
 def tensor_digest(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Files that survive: written beside their target, flushed to the disk, then renamed into place."""
+"""Files that survive: written beside their target, flushed to the disk, then renamed into place together."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from verifix.errors import CheckpointError, OutputError, UsageError, VerifixError
+from verifix.staging import Move, carry_out, flush, identity, plan, settle, staged
 
 HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
@@ -60,6 +60,7 @@ def check_output(path: str | Path, *, force: bool = False) -> Path:
         If the file exists and `force` is not set, or its folder does not exist.
     """
     path = Path(path)
+    settle(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name a file")
     if path.exists() and not force:
@@ -91,6 +92,7 @@ def check_folder_output(path: str | Path, *, force: bool = False, marks: Sequenc
         If something else is there, or its parent folder does not exist.
     """
     path = Path(path)
+    settle(path)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise UsageError(f"{path} is not a folder, and a folder is to be written; choose another name")
     if path.exists() and any(path.iterdir()):
@@ -158,15 +160,105 @@ def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
             raise UsageError(f"{path} is a folder with inputs or other outputs in it; choose another name")
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: bool = False) -> Path:
-    """Let `write` fill a temporary file, make sure that it is on the disk, and rename it to `path`.
+@dataclass(frozen=True)
+class Output:
+    """Something to write.
+
+    Attributes
+    ----------
+    path
+        Where to.
+    fill
+        Receives the path to write to instead, which has the same name: a file to make, or an empty folder to fill.
+    folder
+        Whether it is a folder.
+    marks
+        See `check_folder_output`.
+    """
+
+    path: Path
+    fill: Callable[[Path], object]
+    folder: bool = False
+    marks: tuple[str, ...] = ()
+
+    def check(self, force: bool) -> None:
+        """Check that it may be written; see `check_output` and `check_folder_output`."""
+        if self.folder:
+            check_folder_output(self.path, force=force, marks=self.marks)
+        else:
+            check_output(self.path, force=force)
+
+
+def write_together(outputs: Sequence[Output], *, force: bool = False) -> None:
+    """Write files and folders that belong together: after an error, a kill or a full disk, all or none is there.
+
+    Each is filled in a hidden folder beside its place and flushed. Then all are renamed into place; if the process is
+    killed in that moment, the next run that writes there finishes it.
+
+    Parameters
+    ----------
+    outputs
+        What to write, filled in this order.
+    force
+        Replace what exists, keeping its permissions.
+
+    Raises
+    ------
+    OutputError
+        If one cannot be written; what was there before is untouched.
+    """
+    for output in outputs:
+        output.check(force)
+    with ExitStack() as stack:
+        folders: dict[Path, Path] = {}
+        moves = []
+        for i, output in enumerate(outputs):
+            with _named(output.path):
+                parent = output.path.parent
+                if parent not in folders:
+                    folders[parent] = stack.enter_context(staged(parent, output.path.name))
+                moves.append(_fill(output, folders[parent], i))
+        with _named(outputs[0].path):
+            for folder in reversed(folders.values()):  # the first output decides, so its plan comes last
+                plan(folder, [move for move in moves if move.folder == folder])
+            carry_out(moves)
+
+
+def _fill(output: Output, folder: Path, number: int) -> Move:
+    """Make one output in its hidden folder, with the permissions it will have, and wait until it is on the disk."""
+    path, before = output.path, identity(output.path)
+    place = f"{number}/{path.name}"
+    new = folder / place
+    new.parent.mkdir()
+    if output.folder:
+        new.mkdir()
+    output.fill(new)
+    _like(new, path if path.exists() else None, folder=output.folder)
+    for inner in (*new.rglob("*"), new, new.parent):
+        flush(inner)
+    return Move(folder, place, path.name, new.lstat().st_ino, before)
+
+
+def _like(new: Path, old: Path | None, *, folder: bool) -> None:
+    """Give something new the permissions of what it replaces, and its owner if that is allowed."""
+    if old is None:
+        new.chmod((0o777 if folder else 0o666) & ~_umask())
+        return
+    was = old.stat()
+    with suppress(OSError):
+        os.chown(new, was.st_uid, was.st_gid)
+    new.chmod(stat.S_IMODE(was.st_mode))
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object], *, force: bool = False) -> Path:
+    """Let `write` make a file beside its place, make sure that it is on the disk, and rename it to `path`.
 
     Parameters
     ----------
     path
         Where to.
     write
-        Receives the temporary path.
+        Receives the path to write to instead.
     force
         Replace a file that exists, keeping its permissions.
 
@@ -180,114 +272,26 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], *, force: 
     OutputError
         If it cannot be written; what was there before is untouched.
     """
-    path = check_output(path, force=force)
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    with _cleaned_up(temporary, path):
-        write(temporary)
-        temporary.chmod(mode)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    return path
-
-
-def write_folder_atomically(
-    path: str | Path, fill: Callable[[Path], None], *, force: bool = False, marks: Sequence[str] = ()
-) -> Path:
-    """Let `fill` fill a temporary folder, make sure that it is on the disk, and rename it to `path`.
-
-    Parameters
-    ----------
-    path
-        Where to.
-    fill
-        Receives the temporary folder, which is empty.
-    force
-        Replace a folder that exists, keeping its permissions. It is set aside first, and removed in the end; no
-        system call known to Python exchanges two folders in one step.
-    marks
-        See `check_folder_output`.
-
-    Returns
-    -------
-    Path
-        The path.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written; what was there before is untouched.
-    """
-    path = check_folder_output(path, force=force, marks=marks)
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o777 & ~_umask()
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    with _cleaned_up(temporary, path):
-        fill(temporary)
-        temporary.chmod(mode)
-        for inner in (*temporary.rglob("*"), temporary):
-            _flush(inner)
-        _put_in_place(temporary, path)
-        _flush(path.parent)
-    return path
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a folder to `path`; what is there is set aside for that moment, and comes back if it fails."""
-    if not path.exists():
-        temporary.rename(path)
-        return
-    aside = temporary.with_suffix(".old")
-    path.rename(aside)
-    try:
-        temporary.rename(path)
-    except BaseException:
-        aside.rename(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    write_together([Output(Path(path), write)], force=force)
+    return Path(path)
 
 
 @contextmanager
-def _cleaned_up(temporary: Path, path: Path) -> Iterator[None]:
-    """Remove what is temporary if it cannot be finished, and say so in one line."""
+def _named(path: Path) -> Iterator[None]:
+    """Say in one line what could not be written, and why."""
     try:
         yield
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        if isinstance(error, Exception) and not isinstance(error, VerifixError):
-            line = " ".join(str(error).split())[:200]
-            raise OutputError(
-                f"{path} could not be written ({type(error).__name__}: {line}); check the disk"
-            ) from error
+    except VerifixError:
         raise
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise OutputError(f"{path} could not be written ({type(error).__name__}: {line}); check the disk") from error
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 (hexadecimal) of a file."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def write_safetensors(
@@ -335,6 +339,15 @@ def _sort_header(path: Path) -> None:
             file.write(text.ljust(size))
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 (hexadecimal) of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise UsageError(f"{path} does not exist or is not a file; check the path")
@@ -374,13 +387,15 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         raise CheckpointError(f"{path} is not a readable safetensors file: {line}; check that it is complete") from None
 
 
-def read_torch(path: str | Path) -> object:
+def read_torch(path: str | Path, storages: list[torch.UntypedStorage] | None = None) -> object:
     """Read a ``.pt`` file without running any code in it.
 
     Parameters
     ----------
     path
         The file.
+    storages
+        Receives the memory behind the tensors, in the order in which the file numbers it.
 
     Returns
     -------
@@ -397,10 +412,17 @@ def read_torch(path: str | Path) -> object:
     path = _existing(path)
     if not path.stat().st_size:
         raise CheckpointError(f"{path} cannot be read: it is empty; give the whole file")
+
+    def here(storage: torch.UntypedStorage, _: str) -> torch.UntypedStorage:
+        """Leave all on the CPU, wherever it was saved."""
+        if storages is not None:
+            storages.append(storage)
+        return storage
+
     known = torch.serialization.get_safe_globals()  # leaving the context would take away what the user has allowed
     try:
         with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=here, weights_only=True)  # type: ignore[arg-type]  # it gets untyped ones
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {_why(error)}") from None
 

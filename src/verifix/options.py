@@ -514,6 +514,31 @@ class CompareCommand(DataOptions, ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UndoCommand:
+    """Restore the original of a corrected checkpoint, and prove it by hash.
+
+    Attributes
+    ----------
+    checkpoint
+        The corrected checkpoint: a file, a folder or an index, as verifix correct has written it.
+    out
+        Where to write the original, in the same form.
+    correction
+        The correction file that was written with the checkpoint; by default the one beside it.
+    force
+        Replace a file that exists.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str
+    out: str
+    correction: str | None = None
+    force: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectCommand(DataOptions, ModelOptions):
     """Show what would be corrected, what not and why, and the memory it would take.
 

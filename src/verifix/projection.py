@@ -293,4 +293,5 @@ def eigenvalues(moments: Moments) -> Tensor:
     scale = moments.trace
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
     rows = moments.rows
-    return torch.linalg.eigvalsh((moments.gram if rows is None else rows @ rows.mT) / safe).clamp(0, 1)
+    values: Tensor = torch.linalg.eigvalsh((moments.gram if rows is None else rows @ rows.mT) / safe)
+    return values.clamp(0, 1)

@@ -104,20 +104,7 @@ class Proof:
 
     def summary(self) -> str:
         """Return the verdict, the figures and what they rest on, for reading."""
-        found = self.comparison
-        gain = found.gain
-        return (
-            f"{self.verdict.capitalize()}: {found.before.accuracy:.2f}% right before, {found.after.accuracy:.2f}% "
-            f"after ({gain.estimate:+.2f}, {gain.level:.0%} interval {gain.low:+.2f} to {gain.high:+.2f}) on "
-            f"{len(self.labels)} samples; {found.fixed} set right, {found.broken} broken, one-sided p = "
-            f"{found.p_better:.2g}. {self._basis}"
-        )
-
-    @property
-    def _basis(self) -> str:
-        more = self.comparison.samples_needed
-        hint = f" About {more} verified samples in all would decide, if the gain is what it seems." if more else ""
-        return f"Measured by {self.note}.{hint}" if self.kind == "nested" else f"Measured {self.note}.{hint}"
+        return f"{self.comparison.summary()}\nMeasured {'by ' if self.kind == 'nested' else ''}{self.note}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the logits as plain data."""

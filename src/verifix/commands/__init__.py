@@ -12,7 +12,8 @@ from verifix.commands.compare import run_compare
 from verifix.commands.correct import run_correct
 from verifix.commands.inspect import run_inspect
 from verifix.commands.score import run_score
-from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand
+from verifix.commands.undo import run_undo
+from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 
 
 def run(command: Any) -> int:
@@ -33,6 +34,7 @@ def run(command: Any) -> int:
         ScoreCommand: run_score,
         CompareCommand: run_compare,
         InspectCommand: run_inspect,
+        UndoCommand: run_undo,
         DemoCommand: run_demo,
     }
     with contextlib.redirect_stdout(sys.stderr):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from verifix.collect import SavedMoments
 from verifix.commands.common import check_names, device_wanted, open_checkpoint, open_model
 from verifix.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
 from verifix.correction import Correction
+from verifix.files import Output, fill_safetensors, write_together
 from verifix.io.checkpoints import Checkpoint, correction_path
 from verifix.io.datasets import open_data
 from verifix.io.preprocessing import Preparation, prepare
 from verifix.options import CorrectCommand, CorrectOptions
 from verifix.progress import tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove, without
-from verifix.report import SCHEMA, write_card, write_report, write_result
+from verifix.report import SCHEMA, as_json, model_card, render
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import predict
 from verifix.select import Trusted, trust
@@ -62,16 +64,20 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     inputs = _read(command)
     correction, proof = _correct_and_prove(inputs, command)
     result = _result(inputs, correction, proof, command)
+    outputs: list[Output] = []
     if correction.changed and _may_write(proof, command):
-        result |= _write(inputs.model, correction, proof, inputs.checkpoint, command)
+        outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, result["verdict"])
+        result |= {"out": str(outputs[0].path), "correction_file": str(outputs[1].path)}
     if command.save_moments is not None or command.shows:
         moments = _moments(inputs.model, inputs.verified, command)
         result["spectra"] = spectra(moments, correction) if command.shows else {}
         if command.save_moments is not None:
-            result["moments_file"] = str(moments.save(command.save_moments, force=command.force))
-    result["seconds"] = round(time.perf_counter() - start, 2)
-    result["memory_bytes"] = peak_memory()
-    _write_about(result, command)
+            outputs.append(output_of_moments(moments, command.save_moments))
+            result["moments_file"] = str(command.save_moments)
+    result |= {"seconds": round(time.perf_counter() - start, 2), "memory_bytes": peak_memory()}
+    outputs += _about(result, command)
+    if outputs:
+        write_together(outputs, force=command.force)
     return (3 if result["out"] is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
 
 
@@ -115,16 +121,6 @@ def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, comman
     }
 
 
-def _write_about(result: dict[str, Any], command: CorrectCommand) -> None:
-    """Write what was found into the files that were asked for."""
-    if command.result is not None:
-        write_result(command.result, result, force=command.force)
-    if command.report is not None:
-        write_report(command.report, result, force=command.force)
-    if command.card is not None:
-        write_card(command.card, result, force=command.force)
-
-
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
     names = (field.name for field in fields(CorrectOptions) if field.name not in ("device", "suspects"))
@@ -135,11 +131,11 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
     """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
-    kind, common = command.proves_by, {"seed": command.seed, "show": command.progress}
+    kind, seed, show = command.proves_by, command.seed, command.progress
     model, test, settings = inputs.model, inputs.test, _settings(inputs, command)
     if test is not None:
         correction = correct(model, inputs.verified, **settings)
-        return correction, measured("test", model, correction, test, range(len(test)), **common)
+        return correction, measured("test", model, correction, test, range(len(test)), seed=seed, show=show)
     if kind == "none":
         return correct(model, inputs.verified, **settings), None
     samples = read_samples(inputs.verified, command.batch_size, command.progress)
@@ -147,7 +143,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if kind == "split":
         _, proving = halves(samples, command.seed)
         correction = correct(model, without(samples, proving), **settings)
-        return correction, measured("split", model, correction, samples, proving, **common)
+        return correction, measured("split", model, correction, samples, proving, seed=seed, show=show)
     start = time.perf_counter()
     correction = correct(model, samples.source, **settings)
     if not correction.changed:
@@ -238,27 +234,54 @@ def _moments(model: nn.Module, verified: Source, command: CorrectCommand) -> Sav
     )
 
 
-def _write(
-    model: nn.Module, correction: Correction, proof: Proof | None, checkpoint: Checkpoint, command: CorrectCommand
-) -> dict[str, str]:
-    """Write the correction file and the checkpoint: both, or neither."""
-    beside, existed = correction_path(command.out), correction_path(command.out).exists()
-    correction.save(beside, force=command.force)
-    provenance = dict(correction.provenance) | {
+def outputs_of(
+    correction: Correction, model: nn.Module, checkpoint: Checkpoint, out: str, verdict: str | None
+) -> list[Output]:
+    """Return the corrected checkpoint and its correction file, as they will be written.
+
+    Parameters
+    ----------
+    correction
+        The correction.
+    model, checkpoint
+        The uncorrected model, and where its weights come from.
+    out
+        Where to write the checkpoint; the correction file lies beside it.
+    verdict
+        What the proof says; None if there is none.
+
+    Returns
+    -------
+    list of Output
+        The correction file after the checkpoint, whose SHA-256 it holds.
+    """
+    provenance = {
+        **correction.provenance,
         "strengths": correction.strengths,
-        "correction_file": beside.name,
         "weights": checkpoint.kind(model),
-        "verdict": None if proof is None else proof.verdict,
+        "verdict": verdict,
     }
-    try:
-        out = checkpoint.save(
-            command.out, checkpoint.spread(model, correction.corrected), provenance, force=command.force
-        )
-    except BaseException:
-        if not existed:
-            beside.unlink()
-        raise
-    return {"out": str(out), "correction_file": str(beside)}
+    update = checkpoint.spread(model, correction.corrected)
+    output, record = checkpoint.output(out, update, provenance, correction.original)
+    return [
+        output,
+        Output(correction_path(out), lambda path: fill_safetensors(path, *correction.content(record))),
+    ]
+
+
+def output_of_moments(moments: SavedMoments, path: str) -> Output:
+    """Return a moments file, as it will be written."""
+    return Output(Path(path), lambda temporary: fill_safetensors(temporary, *moments.content()))
+
+
+def _about(result: dict[str, Any], command: CorrectCommand) -> list[Output]:
+    """Return the files that tell what was found, as far as they were asked for."""
+    wanted = ((command.result, as_json), (command.report, render), (command.card, model_card))
+    return [Output(Path(path), partial(_fill_text, text=spell(result))) for path, spell in wanted if path is not None]
+
+
+def _fill_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: dict[str, Any]) -> str:

@@ -13,20 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from verifix.borrow import tied_names
-from verifix.correction import Correction, tensor_digest
+from verifix.correction import Correction, Record, tensor_digest
 from verifix.errors import CheckpointError, UsageError, VerifixError
-from verifix.files import (
-    check_apart,
-    check_folder_output,
-    check_outputs,
-    write_atomically,
-    write_folder_atomically,
-)
+from verifix.files import Output, check_apart, check_folder_output, check_outputs, file_digest, write_together
 from verifix.io.fit import Fit, choose_fit, few, fits, listed, place
 from verifix.io.folders import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
 from verifix.io.parts import SUFFIXES, TORCH, Part, read_part
+from verifix.io.records import change, describe
 from verifix.io.state import Found, choose_state
 from verifix.scoring import tensors_of
+from verifix.staging import settle
 
 
 @dataclass(frozen=True)
@@ -241,6 +237,8 @@ class Checkpoint:
         UsageError
             If they are not apart, or one cannot be written.
         """
+        for path in (out, *others):
+            settle(path)
         self.check_format(out)
         inputs = [*inputs, self.path if self.folder is None else self.folder.root]
         check_apart([out, *others], inputs)
@@ -302,7 +300,7 @@ class Checkpoint:
         update
             New values by key; rounded to the dtype that the checkpoint has.
         provenance
-            Plain data for the metadata of safetensors files with changed tensors, under ``verifix``.
+            Plain data for the mark of files with changed tensors.
         force
             Whether what is there may be replaced.
 
@@ -311,16 +309,82 @@ class Checkpoint:
         Path
             The path.
         """
-        for key, value in update.items():
-            self.state[key].data.copy_(value)  # in place: tied entries and every container around them follow
+        write_together([self.output(out, update, provenance)[0]], force=force)
+        return Path(out)
+
+    def output(
+        self,
+        out: str | Path,
+        update: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        original: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Output, Record]:
+        """Put new values into this checkpoint's tensors, and say how to write it.
+
+        Parameters
+        ----------
+        out
+            Where to: a file, or a folder if the checkpoint has one.
+        update
+            New values by key; rounded to the dtype that the checkpoint has.
+        provenance
+            Plain data for the mark of files with changed tensors.
+        original
+            Values from before that the correction file holds anyway.
+
+        Returns
+        -------
+        output : Output
+            What to write.
+        record : Record
+            What becomes of the files; complete as soon as they are written.
+        """
+        changes = change(self.parts, {key: self.state[key] for key in update}, update, original or {})
+        provenance = {**provenance, "source_sha256": {part.path.name: part.sha256 for part in self.parts}}
+        record = describe(self.parts, self.folder, changes)
+        heads = {part.path.name: part.marked(provenance) for part in self.parts if part.path.name in changes.places}
+        return self.writing(out, heads, record), record
+
+    def writing(self, out: str | Path, heads: Mapping[str, bytes], record: Record | None = None) -> Output:
+        """Say how to write this checkpoint with the values that its tensors have now.
+
+        Parameters
+        ----------
+        out
+            Where to.
+        heads
+            For the files that have changed, their header or comment.
+        record
+            Receives the SHA-256 of each file that has changed.
+
+        Returns
+        -------
+        Output
+            What to write.
+        """
         if self.folder is None:
-            return write_atomically(out, partial(self.parts[0].write, provenance=provenance), force=force)
-        fill = partial(_fill, folder=self.folder, parts=self.parts, changed=set(update), provenance=provenance)
-        return write_folder_atomically(out, fill, force=force, marks=WEIGHTS)
+            head = heads.get(self.path.name, self.parts[0].head)
+            return Output(Path(out), partial(_write, part=self.parts[0], head=head, entry=_entry(record, "")))
+        fill = partial(_fill, folder=self.folder, parts=self.parts, heads=heads, record=record)
+        return Output(Path(out), fill, folder=True, marks=WEIGHTS)
+
+
+def _entry(record: Record | None, name: str) -> dict[str, Any]:
+    return {} if record is None else record.about["files"][name]
+
+
+def _write(path: Path, *, part: Part, head: bytes, entry: dict[str, Any]) -> None:
+    part.write(path, head)
+    entry["corrected_sha256"] = file_digest(path)
 
 
 def _fill(
-    root: Path, *, folder: Folder, parts: Sequence[Part], changed: set[str], provenance: Mapping[str, Any]
+    root: Path,
+    *,
+    folder: Folder,
+    parts: Sequence[Part],
+    heads: Mapping[str, bytes],
+    record: Record | None,
 ) -> None:
     """Fill the folder of a corrected checkpoint: files without a changed tensor are copied byte for byte."""
     for name in folder.others:
@@ -328,12 +392,14 @@ def _fill(
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
     for part in parts:
-        source, target = part.path, root / part.path.name
-        if changed.isdisjoint(key for found in part.found.values() for key in found.tensors):
-            shutil.copy2(source, target)
+        name, target = part.path.name, root / part.path.name
+        if name in heads:
+            _write(target, part=part, head=heads[name], entry=_entry(record, name))
+            shutil.copymode(part.path, target)
         else:
-            part.write(target, provenance)
-            shutil.copymode(source, target)
+            shutil.copy2(part.path, target)
+            if file_digest(target) != part.sha256:
+                raise CheckpointError(f"{part.path} was changed after it was read; run again")
 
 
 def correction_path(checkpoint: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,21 @@ from torch import Tensor
 
 from verifix.correction import tensor_digest
 from verifix.errors import CheckpointError, UsageError
-from verifix.files import fill_safetensors, read_safetensors, read_torch
+from verifix.files import file_digest, read_safetensors, read_torch
 from verifix.io.fit import listed
 from verifix.io.folders import INDEX
+from verifix.io.layouts import (
+    LONGEST_COMMENT,
+    damaged_entry,
+    marked_header,
+    read_comment,
+    read_header,
+    write_archive_like,
+    write_comment,
+    write_tensors_like,
+)
 from verifix.io.state import Found, find_states
+from verifix.staging import flush
 
 TORCH = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 """Endings of files that torch.save has written, those of timm and Lightning among them."""
@@ -38,41 +50,82 @@ class Part:
     found
         The state dicts in it, by kind; their tensors are the very ones in `content`.
     metadata
-        The metadata of a safetensors file.
+        The metadata of a safetensors file; of a file of torch.save the mark of a correction, if it has one.
+    sha256
+        SHA-256 of the file.
+    head
+        The header of a safetensors file; the comment of an archive of torch.save.
+    storages
+        The memory behind the tensors of a file of torch.save, in its order.
     """
 
     path: Path
     content: Any
     found: Mapping[str, Found]
     metadata: Mapping[str, str]
+    sha256: str
+    head: bytes
+    storages: tuple[torch.UntypedStorage, ...] = ()
 
     @property
     def is_safetensors(self) -> bool:
         """Whether the file is a safetensors file."""
         return self.path.suffix == ".safetensors"
 
-    def write(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        """Write the content as it is now, read it back, and compare.
+    @property
+    def keys(self) -> set[str]:
+        """The keys of all its state dicts."""
+        return {key for found in self.found.values() for key in found.tensors}
+
+    def marked(self, provenance: Mapping[str, Any]) -> bytes:
+        """Return the head of a corrected copy, which says what it was made from.
+
+        Parameters
+        ----------
+        provenance
+            Plain data.
+
+        Returns
+        -------
+        bytes
+            A header or a comment.
+        """
+        mark = json.dumps(provenance, sort_keys=True)
+        if self.is_safetensors:
+            return marked_header(self.head, mark)
+        comment = json.dumps({"verifix": mark}).encode()
+        short = json.dumps({"verifix": json.dumps({"verifix": provenance.get("verifix")})}).encode()
+        return comment if len(comment) <= LONGEST_COMMENT else short
+
+    def write(self, path: Path, head: bytes) -> None:
+        """Write the content as it is now, read it back from the disk, and compare.
 
         Parameters
         ----------
         path
             Where to.
-        provenance
-            Plain data for the metadata of a safetensors file, under ``verifix``.
+        head
+            The header or comment. All bytes but these and the changed tensors' are those of the source, unless that
+            is in the form of torch before 1.6.
 
         Raises
         ------
         CheckpointError
-            If it does not read back as it was written.
+            If the source has changed since it was read, or the copy does not read back as it was written.
         """
+        if file_digest(self.path) != self.sha256:
+            raise CheckpointError(f"{self.path} was changed after it was read; run again")
         if self.is_safetensors:
-            fill_safetensors(path, self.content, {**self.metadata, "verifix": json.dumps(provenance, sort_keys=True)})
-        else:
-            torch.save(self.content, path)
+            write_tensors_like(self.path, path, head, self.content)
+        elif not write_archive_like(self.path, path, self.storages, head):
+            buffer = io.BytesIO()  # by its own hand torch would put the name of the file into it
+            torch.save(self.content, buffer)
+            path.write_bytes(buffer.getvalue())
+            write_comment(path, head)
+        flush(path, forget=True)
         again = read_safetensors(path)[0] if self.is_safetensors else read_torch(path)
-        if dict(_leaves(again)) != dict(_leaves(self.content)):
-            raise CheckpointError(f"{path} does not read back as it was written; check the disk")
+        if digests(again) != digests(self.content):
+            raise CheckpointError(f"{path.name} does not read back as it was written; check the disk")
 
 
 def read_part(path: Path) -> Part:
@@ -102,27 +155,64 @@ def read_part(path: Path) -> Part:
             f"{path} is not a checkpoint by its name; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, an "
             f"index ({INDEX}), or a folder that save_pretrained has written"
         )
-    content, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+    storages: list[torch.UntypedStorage] = []
+    if path.suffix == ".safetensors":
+        content, metadata = read_safetensors(path)
+        head = read_header(path)
+    else:
+        content, metadata, head = _read_archive(path, storages)
     found = find_states(content)
     if not found:
         keys = listed([str(key) for key in content]) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
             f"{path} holds no state dict (it holds {keys or 'nothing'}); save model.state_dict() in it"
         )
-    return Part(path, content, found, metadata)
+    return Part(path, content, found, metadata, file_digest(path), head, tuple(storages))
 
 
-def _leaves(content: object, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield everything in a content: tensors by their digest, the rest as text."""
+def _read_archive(path: Path, storages: list[torch.UntypedStorage]) -> tuple[Any, dict[str, str], bytes]:
+    """Read a file of torch.save: its content, the mark of a correction if it has one, and its comment."""
+    content = read_torch(path, storages)
+    damaged = damaged_entry(path)
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} in it does not match its CRC-32; restore it from a copy")
+    comment = read_comment(path)
+    try:
+        mark = json.loads(comment)["verifix"]
+    except (ValueError, TypeError, KeyError):
+        return content, {}, comment
+    return content, {"verifix": str(mark)}, comment
+
+
+def digests(content: object) -> dict[str, str]:
+    """Return everything in a content by its place: tensors by their SHA-256, the rest as text."""
+    return {place: _text(leaf) for place, leaf in leaves(content)}
+
+
+def tensors_in(content: object) -> dict[str, Tensor]:
+    """Return every tensor in a content by its place, but for those of unusual forms."""
+    return {place: leaf for place, leaf in leaves(content) if isinstance(leaf, Tensor) and _usual(leaf)}
+
+
+def _usual(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _text(leaf: object) -> str:
+    if isinstance(leaf, Tensor) and _usual(leaf):
+        return tensor_digest(leaf)
+    return repr(sorted(leaf, key=repr) if isinstance(leaf, (set, frozenset)) else leaf)
+
+
+def leaves(content: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield everything in a content that holds nothing else, with its place: keys joined by slashes."""
     if isinstance(content, argparse.Namespace):
         content = vars(content)
     if isinstance(content, Mapping):
         for key, value in content.items():
-            yield from _leaves(value, f"{place}/{key!r}")
+            yield from leaves(value, f"{place}/{key!r}")
     elif isinstance(content, (list, tuple)):
         for i, value in enumerate(content):
-            yield from _leaves(value, f"{place}/{i}")
-    elif isinstance(content, Tensor) and content.layout is torch.strided and not content.is_quantized:
-        yield place, tensor_digest(content)
+            yield from leaves(value, f"{place}/{i}")
     else:
-        yield place, repr(sorted(content, key=repr) if isinstance(content, (set, frozenset)) else content)
+        yield place, content
