@@ -147,7 +147,8 @@ def _undo(result: Mapping[str, Any]) -> str:
     if not file:
         return "No correction file is part of this result."
     return (
-        f"The correction file {code(Path(str(file)).name)} holds the original weights:\n\n"
+        f"The correction file {code(Path(str(file)).name)} holds the original weights. `verifix undo FIXED --out "
+        "ORIGINAL` restores the original checkpoint and proves it by hash; in Python:\n\n"
         "```python\nimport verifix\n\n"
         'verifix.Correction.load("correction.safetensors").undo_(model)  # the file above; bit for bit\n```'
     )
