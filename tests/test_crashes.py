@@ -115,9 +115,9 @@ def test_a_picture_that_does_not_fit_leaves_the_old_one(disk):
 
     (disk / "decision-boundaries.png").write_bytes(b"old")
     resize(disk, used(disk) + 2 * PAGE)
-    panel = ("before", torch.nn.Linear(2, 2), torch.arange(6) % 2)
+    panel = ("a network", torch.nn.Linear(2, 2), torch.arange(6) % 2)
     with pytest.raises(OutputError, match=r"boundaries.png could not be written \(OSError: \[Errno 28\] No space left"):
-        decision_boundaries([panel], torch.randn(6, 2), disk)
+        decision_boundaries([panel, panel], torch.randn(6, 2), disk)
     assert tree(disk) == {"decision-boundaries.png": b"old"}
 
 
