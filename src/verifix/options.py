@@ -67,6 +67,9 @@ class CorrectOptions:
         they excite. Their labels are not used.
     contrast
         Weight of the suspected samples, above 0.
+    check_labels
+        Whether to stop if the predictions fit another order of the labels far better, or one input has two labels;
+        --no-check-labels if they are right all the same.
     progress
         Show progress.
     """
@@ -86,6 +89,7 @@ class CorrectOptions:
     affine: bool = False
     suspects: str | None = None
     contrast: float = 1.0
+    check_labels: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -99,8 +103,9 @@ class CorrectOptions:
                 f"contrast is {self.contrast!r}; it must be a number above 0, up to {MOST_CONTRAST:g}; "
                 "for no contrast, give no suspects"
             )
-        if not isinstance(self.affine, bool):
-            raise UsageError(f"affine is {self.affine!r}; it must be True or False")
+        for name in ("affine", "check_labels"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         if not _whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:
@@ -312,6 +317,8 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         Where to compute; "auto" is a GPU if there is one.
     batch_size
         Samples per batch; "auto" starts at 64 and halves when memory runs out.
+    limit
+        Use no more than this many of the verified samples (or of those to pick from), drawn by class.
     test
         Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
     save_moments
@@ -331,6 +338,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
     trusted_count: int | None = None
     include: list[str] | str | None = None  # type: ignore[assignment]
     exclude: list[str] | str | None = None  # type: ignore[assignment]
+    limit: int | None = None
     test: str | None = None
     save_moments: str | None = None
     force: bool = False
@@ -341,6 +349,7 @@ class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
         object.__setattr__(self, "include", split_list(self.include))
         object.__setattr__(self, "exclude", split_list(self.exclude))
         self._settle_where_samples_come_from()
+        _check_limit(self.limit)
         CorrectOptions.__post_init__(self)
         DataOptions.__post_init__(self)
         ModelOptions.__post_init__(self)
@@ -382,6 +391,10 @@ class ScoreCommand(DataOptions, ModelOptions):
         The weights, in any form that verifix correct takes; for hf:, hf-hub: and local-dir: by default the model's own.
     data
         The samples, in the form of --verified of verifix correct.
+    limit
+        Use no more than this many samples, drawn by class.
+    seed
+        Seed of the choice.
     device
         Where to compute; "auto" is a GPU if there is one.
     batch_size
@@ -394,6 +407,8 @@ class ScoreCommand(DataOptions, ModelOptions):
 
     checkpoint: str | None = None
     data: str
+    limit: int | None = None
+    seed: int = 0
     device: str = "auto"
     batch_size: int = 250
     progress: bool = True
@@ -403,6 +418,9 @@ class ScoreCommand(DataOptions, ModelOptions):
         """Check the numbers."""
         super().__post_init__()
         ModelOptions.__post_init__(self)
+        _check_limit(self.limit)
+        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed!r}; it must be a whole number from 0 to 4294967295")
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
         _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
@@ -499,6 +517,11 @@ def patterns(value: Sequence[str] | None) -> list[str] | None:
 def split_list(value: list[str] | str | None) -> list[str] | None:
     """Split a text at its commas; a list or None stays as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _check_limit(limit: object) -> None:
+    if limit is not None and (not _whole(limit) or limit < 1):  # type: ignore[operator]
+        raise UsageError(f"limit is {limit!r}; it must be a whole number of samples, 1 or more")
 
 
 def _need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> None:

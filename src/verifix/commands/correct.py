@@ -52,6 +52,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         affine=command.affine,
         suspects=None if command.suspects is None else open_data(command.suspects, command, preparation),
         contrast=command.contrast,
+        check_labels=command.check_labels,
         stored_as=checkpoint.dtypes(model),
         progress=command.progress,
     )
