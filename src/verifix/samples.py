@@ -328,9 +328,9 @@ def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | Non
     wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if len(wrong):
         i = int(wrong[0])
-        place = where(i) if where is not None else ""
+        place = f" ({where(i)})" if where is not None and where(i) else ""
         raise DataError(
-            f"sample {i} has label {int(labels[i])}{f' ({place})' if place else ''}, but the model has {outputs} output{'s' * (outputs != 1)}, so "
+            f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} output{'s' * (outputs != 1)}, so "
             f"labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels do not fit"
         )
 

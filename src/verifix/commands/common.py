@@ -70,7 +70,7 @@ def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict
             parts.append(predict(model, samples, indices, size, device))
             bar.update(len(indices))
     logits = torch.cat(parts)
-    check_labels(samples.labels, logits.shape[1])
+    check_labels(samples.labels, logits.shape[1], samples.where)
     return {
         "samples": len(samples),
         "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ from torch import nn
 
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
+from verifix.collect import SavedMoments
 from verifix.commands.common import accuracy, check_names, device_wanted, open_checkpoint, open_model
 from verifix.correction import Correction
+from verifix.guards import check_mapping, without_leaks
 from verifix.io.checkpoints import Checkpoint, correction_path
 from verifix.io.datasets import open_data
+from verifix.io.limit import limited
+from verifix.io.notes import note
 from verifix.io.preprocessing import Preparation, prepare
 from verifix.options import CorrectCommand
 from verifix.samples import Samples, Source, check_labels, read_samples
@@ -30,11 +35,14 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     _check_files(command, checkpoint)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
     preparation = prepare(model, command.model, command)
-    verified = open_data(str(command.verified or command.trusted), command, preparation)
-    check_names(model, verified, preparation)
+    earlier = _earlier(command, preparation)
+    source = open_data(str(command.verified or command.trusted), command, preparation)
+    source = limited(source, command.limit, command.seed)
+    check_names(model, source, preparation)
     test = None if command.test is None else _read_test(model, command.test, command, preparation)
-    trusted = None if command.trusted is None else _trust(model, verified, command)
-    verified = verified if trusted is None else trusted.source
+    trusted = None if command.trusted is None else _trust(model, source, command)
+    verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
+    test, notes = (None, []) if test is None else _without_leaks(test, verified, earlier)
     correction = correct(
         model,
         verified,
@@ -47,7 +55,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
         seed=command.seed,
         batch_size=command.batch_size,
         verified_from=command.verified_from,  # type: ignore[arg-type]  # not None in a command that checked itself
-        moments=command.moments,
+        moments=earlier,
         padding=command.padding,
         affine=command.affine,
         suspects=None if command.suspects is None else open_data(command.suspects, command, preparation),
@@ -59,6 +67,9 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
     result["preprocessing"] = preparation.description
     result |= _about_weights(model, correction, checkpoint)
+    result["notes"] += [*notes, *correction.notes]
+    for remark in correction.notes:
+        note(remark)
     if test is not None:
         result["test"] = _measure(model, correction, test, command)
     if trusted is not None:
@@ -68,7 +79,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     if correction.changed:
         result |= _write(model, correction, checkpoint, command)
     if command.save_moments is not None:
-        result["moments_file"] = str(_save_moments(model, verified, command, command.save_moments))
+        result["moments_file"] = str(_save_moments(model, verified, command, preparation.steps))
     result["seconds"] = round(time.perf_counter() - start, 2)
     return (0 if correction.changed else 3), result, _correct_text(correction, trusted, result)
 
@@ -101,13 +112,36 @@ def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpo
 
 
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
-    """Read the test samples, and try the model on two of them before the long work begins."""
+    """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
     test = read_samples(open_data(path, command, preparation), 250, command.progress)
-    device = device_of(model)
     with borrowed(model):
-        logits = predict(model, test, range(min(2, len(test))), 2, device)
-    check_labels(test.labels, logits.shape[1])
+        logits = predict(model, test, range(len(test)), 250, device_of(model))
+    check_labels(test.labels, logits.shape[1], test.where)
+    if command.check_labels:
+        check_mapping(logits, test.labels, "test", preparation.class_names)
     return test
+
+
+def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments | None:
+    """Read the moments of earlier samples, which must have been prepared as those of now."""
+    if command.moments is None:
+        return None
+    earlier = SavedMoments.load(command.moments)
+    earlier.check_preparation(preparation.steps)
+    return earlier
+
+
+def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[Samples, list[str]]:
+    """Leave test samples out that are verified as well, and say so."""
+    left = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
+    if len(left) == len(test):
+        return test, []
+    text = (
+        f"{len(test) - len(left)} of the {len(test)} test samples are among those that the correction is made from, "
+        "and were left out of the test."
+    )
+    note(text)
+    return left, [text]
 
 
 def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:
@@ -124,7 +158,7 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
     )
 
 
-def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, path: str) -> Path:
+def _save_moments(model: nn.Module, verified: Samples, command: CorrectCommand, steps: str) -> Path:
     collected = collect_moments(
         model,
         verified,
@@ -134,7 +168,8 @@ def _save_moments(model: nn.Module, verified: Source, command: CorrectCommand, p
         padding=command.padding,
         progress=command.progress,
     )
-    return collected.save(path, force=command.force)
+    told = replace(collected, preparation=steps, verified_from=command.verified_from)
+    return told.save(str(command.save_moments), force=command.force)
 
 
 def _measure(model: nn.Module, correction: Correction, test: Samples, command: CorrectCommand) -> dict[str, Any]:
@@ -165,7 +200,8 @@ def _write(model: nn.Module, correction: Correction, checkpoint: Checkpoint, com
 
 def _correct_text(correction: Correction, picked: Trusted | None, result: dict[str, Any]) -> str:
     trusted = [] if picked is None else [picked.summary()]
-    lines = [*trusted, correction.summary(), *result["notes"], f"Samples are prepared so: {result['preprocessing']}."]
+    notes = [remark for remark in result["notes"] if remark not in correction.notes]  # these are in the summary
+    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result['preprocessing']}."]
     half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
     if half:
         share = f"{result['unchanged_by_rounding']:.1%}"

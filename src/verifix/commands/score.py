@@ -6,6 +6,7 @@ from typing import Any
 
 from verifix.commands.common import accuracy, check_names, device_wanted, open_checkpoint, open_model
 from verifix.io.datasets import open_data
+from verifix.io.limit import limited
 from verifix.io.preprocessing import prepare
 from verifix.options import ScoreCommand
 from verifix.samples import read_samples
@@ -16,7 +17,7 @@ def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     checkpoint = open_checkpoint(command)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
     preparation = prepare(model, command.model, command)
-    source = open_data(command.data, command, preparation)
+    source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
     samples = read_samples(source, command.batch_size, command.progress)
     result = accuracy(model, samples, command.progress, "scoring")

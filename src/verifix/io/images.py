@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import warnings
@@ -114,10 +115,8 @@ def _no_bombs() -> Iterator[None]:
 
 
 def _pixels_digest(image: Image.Image) -> bytes:
-    try:
+    with contextlib.suppress(Exception):  # broken EXIF data says nothing on the image
         image = ImageOps.exif_transpose(image)
-    except Exception:  # noqa: S110 - broken EXIF data says nothing on the image
-        pass
     rgb = image.convert("RGB")
     return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).digest()
 
@@ -202,9 +201,7 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
 
 def _images_in(folder: Path) -> list[Path]:
     files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(
-        file for file in files if file.is_file() and not any(map(_hidden, file.relative_to(folder).parts))
-    )
+    return sorted(file for file in files if file.is_file() and not any(map(_hidden, file.relative_to(folder).parts)))
 
 
 def _hidden(name: str) -> bool:
