@@ -33,6 +33,9 @@ MOST_AGAINST = 0.1
 MOST_CLASSES = 2000
 """With more classes than this among labels and predictions, no other mapping is looked for."""
 
+NEARLY = 0.9
+"""A mistake that is known, and explains nearly as much as any mapping at all, is the likely one."""
+
 FOLDS = 5
 """Folds in which an unknown mapping is looked for and tried."""
 
@@ -126,7 +129,7 @@ def find_remapping(predicted: Tensor, labels: Tensor, classes: int) -> Remapping
     best = _assigned(table)
     total = int(table[np.arange(size), best].sum())
     if _cross_fitted(truth, guess, size).far_better:
-        found.append((round(0.95 * total), "", best))  # a mistake that is known explains nearly as much as any mapping
+        found.append((round(NEARLY * total), "", best))
     if not found:
         return None
     _, kind, order = max(found, key=lambda each: each[0])
@@ -225,8 +228,7 @@ def check_mapping(logits: Tensor, labels: Tensor, what: str = "verified", names:
     DataError
         Naming the likely mapping; see `find_remapping`.
     """
-    predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
-    found = find_remapping(predicted, labels, max(logits.shape[1], 2))
+    found = find_remapping(predicted_classes(logits), labels, max(logits.shape[1], 2))
     if found is None:
         return
     raise DataError(
@@ -252,10 +254,10 @@ def _some(parts: Iterator[str] | Sequence[str], most: int = 12) -> str:
 
 # What the first BatchNorm sees
 
-FAR_MEAN = 1.0
+FAR_MEAN = 0.75
 """Distance of a channel's mean from the running mean, in running standard deviations, that is far off."""
 
-FAR_SPREAD = 2.0
+FAR_SPREAD = 1.6
 """Ratio of a channel's standard deviation to the running one, in either direction, that is far off."""
 
 
@@ -323,7 +325,7 @@ class NormInputs:
             f"The inputs do not look like those that the model was trained on: before its first BatchNorm "
             f"({self.name}), their spread is {spread:.2g} times the running one, and their mean {mean:.2g} running "
             "standard deviations off (median over channels). Check the preprocessing: mean and std, the range of the "
-            "pixels, size, the order of the colours."
+            "pixels, the size."
         )
 
 
@@ -361,6 +363,38 @@ def _is_batch_norm(module: nn.Module) -> bool:
     """Tell BatchNorm with running statistics, also torchvision's frozen one, and not instance norm."""
     running = isinstance(getattr(module, "running_mean", None), Tensor)
     return running and ("BatchNorm" in type(module).__name__ or isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+
+def remark_on_colours(logits: Tensor, exchanged: Tensor, labels: Tensor) -> str:
+    """Return what to tell the user if red and blue seem to be exchanged, which means and spreads hardly show.
+
+    Parameters
+    ----------
+    logits, exchanged
+        ``[n, outputs]`` of the images as they are, and with red and blue exchanged.
+    labels
+        int64 ``[n]``.
+
+    Returns
+    -------
+    str
+        Empty unless the exchanged images are right so much more often that it cannot be chance (exact McNemar test).
+    """
+    from scipy.stats import binomtest
+
+    right, other = (predicted_classes(each) == labels for each in (logits, exchanged))
+    gained, lost = int((other & ~right).sum()), int((right & ~other).sum())
+    if not gained or binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue > DOUBT:
+        return ""
+    return (
+        f"With red and blue exchanged, the model is right on {int(other.sum())} of the {len(labels)} samples instead "
+        f"of {int(right.sum())}. Check the order of the colours."
+    )
+
+
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Return the predicted class of each row of logits ``[n, outputs]``, int64 ``[n]``; one logit says 1 above 0."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
 
 
 # Copies of samples

@@ -330,8 +330,9 @@ def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | Non
         i = int(wrong[0])
         place = f" ({where(i)})" if where is not None and where(i) else ""
         raise DataError(
-            f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} output{'s' * (outputs != 1)}, so "
-            f"labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels do not fit"
+            f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} "
+            f"output{'s' * (outputs != 1)}, so labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels "
+            "do not fit"
         )
 
 

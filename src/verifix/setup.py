@@ -14,7 +14,7 @@ from verifix.borrow import Forward, borrowed, copy_model, device_of, out_of_memo
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
-from verifix.guards import check_contradictions, check_mapping, watching_first_norm
+from verifix.guards import check_contradictions, check_mapping, remark_on_colours, watching_first_norm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
@@ -247,7 +247,7 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     DataError
         If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
     """
-    remarks = []
+    remarks: list[str] = []
     if options.check_labels and options.verified_from != "trusted":
         copies = check_contradictions(samples)
         if copies:
@@ -257,10 +257,23 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
         with watching_first_norm(work) as seen:
             return predict(work, samples, range(len(samples)), size, where), seen.remark()
 
-    (logits, remark), _ = with_smaller_batches(run, samples.batch_size, options)
+    (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
     if options.check_labels:
         check_mapping(logits, samples.labels)
-    return [*remarks, *([remark] if remark else [])]
+    return [x for x in (*remarks, remark, _remark_on_colours(work, where, samples, logits, size)) if x]
+
+
+def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:
+    """Try images of three colours with red and blue exchanged."""
+    inputs = next(samples.batches([0], 1)).inputs
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
+        return ""
+
+    def forward(model: nn.Module, images: Tensor) -> object:
+        return run_model(model, images.flip(1), samples.forward)
+
+    exchanged = predict(work, replace(samples, forward=forward), range(len(samples)), size, where)
+    return remark_on_colours(logits, exchanged, samples.labels)
 
 
 def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:
