@@ -171,7 +171,7 @@ def _assigned(table: Table) -> Table:
     """Return the one-to-one mapping with most agreement; among equal ones, one that moves few labels."""
     from scipy.optimize import linear_sum_assignment
 
-    found: Table = linear_sum_assignment(table + 0.5 * np.eye(len(table)), maximize=True)[1]
+    found: Table = linear_sum_assignment(table + np.eye(len(table)) / (len(table) + 1), maximize=True)[1]
     return found
 
 

@@ -76,6 +76,8 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")
+    if y.ndim != 1:
+        raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
     return Arrays(_normalised(x, preparation, path) if normalised else x, y, path)

@@ -130,7 +130,13 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGBA") if "transparency" in image.info else image
 
 
-def from_files(files: Sequence[str], labels: Sequence[int], preparation: Preparation, source: str) -> Images:
+def from_files(
+    files: Sequence[str],
+    labels: Sequence[int],
+    preparation: Preparation,
+    source: str,
+    place: Callable[[int], str] | None = None,
+) -> Images:
     """Return image files with labels.
 
     Parameters
@@ -143,13 +149,15 @@ def from_files(files: Sequence[str], labels: Sequence[int], preparation: Prepara
         How to turn an image into an input.
     source
         What they come from, for messages.
+    place
+        Says where an image is, by its index, for messages; by default its path.
 
     Returns
     -------
     Images
         The images.
     """
-    return Images(partial(_file_bytes, files), files.__getitem__, labels, preparation, source)
+    return Images(partial(_file_bytes, files), place or files.__getitem__, labels, preparation, source)
 
 
 def _file_bytes(files: Sequence[str], index: int) -> bytes:
