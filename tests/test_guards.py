@@ -271,6 +271,21 @@ def test_a_test_set_in_another_order_is_stopped_as_well(world, tmp_path, capsys)
     assert "the labels of the test samples seem to be in another order" in capsys.readouterr().err
 
 
+def test_a_score_says_that_labels_or_inputs_look_odd(world, tmp_path, capsys):
+    with np.load(world / "test.npz") as test:
+        np.savez(tmp_path / "t.npz", x=test["x"], y=np.array(AS_TEXT)[test["y"]])
+    score = ["score", world / "build.safetensors", "--model", f"py:{world / 'net.py'}:build", "--no-progress"]
+    for data, flags, odd in (
+        (world / "test.npz", NORMALISE, ""),
+        (tmp_path / "t.npz", NORMALISE, "in another order than the model's outputs"),
+        (world / "test.npz", [], "do not look like those"),
+    ):
+        assert main([str(w) for w in (*score, "--data", data, *flags)]) == 0
+        out = capsys.readouterr().out
+        assert odd in out
+        assert ("another order" in out or "look like" in out) == bool(odd)
+
+
 def test_the_call_checks_labels_too_and_can_be_told_not_to(world):
     model = trained(world)
     with np.load(world / "verified.npz") as data:

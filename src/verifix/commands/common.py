@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from verifix.borrow import borrowed, device_of
@@ -59,8 +59,8 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
         )
 
 
-def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
-    """Score a model on samples: percent right, and cross-entropy in nats."""
+def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
+    """Return a model's logits of all samples, whose labels must name its outputs."""
     device = device_of(model)
     size = samples.batch_size or 250
     parts = []
@@ -71,8 +71,18 @@ def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict
             bar.update(len(indices))
     logits = torch.cat(parts)
     check_labels(samples.labels, logits.shape[1], samples.where)
+    return logits
+
+
+def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
+    """Score a model on samples: percent right, and cross-entropy in nats."""
+    return figures(logits_of(model, samples, show, title), samples.labels)
+
+
+def figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return what `accuracy` does, from logits."""
     return {
-        "samples": len(samples),
-        "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
-        "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
+        "samples": len(labels),
+        "accuracy": 100 * float(correct_or_not(logits, labels).mean()),
+        "cross_entropy": float(cross_entropy(logits, labels).mean()),
     }
