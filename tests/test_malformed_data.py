@@ -116,7 +116,7 @@ def saved(splits: bool = False, names=tiny.NAMES, **columns) -> Callable[[Path],
     def make(folder: Path) -> str:
         import datasets
 
-        values = columns or {"image": [tiny.picture("red", 0)] * 2, "label": [0, 1]}
+        values = columns or {"image": [tiny.picture("red", i) for i in range(2)], "label": [0, 1]}
         kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
         features = {name: kinds.get(name, datasets.Value("string")) for name in values}
         data = datasets.Dataset.from_dict(values, datasets.Features(features))
@@ -645,7 +645,7 @@ def test_the_same_data_in_order_is_accepted(models, tmp_path, capsys):
     good = {
         "csv": (csv_of(rows(6)), "image"),
         "texts": (csv_of(TEXTS), "text"),
-        "folder": (folder_of(red=PNG, blue=PNG), "image"),
+        "folder": (folder_of(red=PNG, blue=tiny.png("blue")), "image"),
         "shards": (shards(), "image"),
         "saved": (saved(), "image"),
         "webvision": (changed(tiny.write_webvision, "mini-webvision:{}:val", lambda root: None), "net"),

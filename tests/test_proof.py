@@ -9,7 +9,7 @@ from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import DataError, UsageError
 from verifix.demo import digits
-from verifix.proof import INNER_FOLDS, OUTER_FOLDS, estimated_seconds, halves, measured, without
+from verifix.proof import INNER_FOLDS, OUTER_FOLDS, estimated_seconds, halves, measured
 from verifix.samples import read_samples, split_folds
 from verifix.strength import Choice
 
@@ -84,7 +84,7 @@ def test_a_split_proof_judges_the_very_correction_on_what_it_has_not_seen(case):
     model, x, y = case
     samples = read_samples((x, y))
     correcting, proving = halves(samples, 0)
-    fixed = verifix.correct(model, without(samples, proving), alpha=30.0, progress=False)
+    fixed = verifix.correct(model, samples.subset(correcting), alpha=30.0, progress=False)
     again = verifix.correct(model, (x[correcting], y[correcting]), alpha=30.0, progress=False)
     for name, value in fixed.corrected.items():
         torch.testing.assert_close(value, again.corrected[name])

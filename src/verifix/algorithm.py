@@ -32,7 +32,7 @@ from verifix.progress import tell
 from verifix.provenance import describe
 from verifix.samples import Samples, read_samples
 from verifix.scoring import Score, tensors_of
-from verifix.setup import check_classes, check_enough, check_outputs, prepare, read_suspects, working_copy
+from verifix.setup import check_classes, check_enough, check_outputs, look_over, prepare, read_suspects, working_copy
 from verifix.stages import Context, Stage, centring, stages_of
 from verifix.strength import Choice, Strength, given, not_tried
 
@@ -59,6 +59,7 @@ def correct(
     affine: bool = False,
     suspects: Any = None,
     contrast: float = 1.0,
+    check_labels: bool = True,
     stored_as: Mapping[str, torch.dtype] | None = None,
     progress: bool = True,
 ) -> Correction:
@@ -117,6 +118,9 @@ def correct(
         that are not used, or inputs ``[n, ...]`` alone. The projection shrinks what they excite.
     contrast
         γ, the weight of the suspects' activation space, above 0; without suspects it has no effect.
+    check_labels
+        Whether to stop if the model's predictions fit another order of the labels far better, or the same input has
+        two labels; False if the labels are right all the same.
     stored_as
         Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
         corrected weights are then rounded once, to what such a file can hold, before anything is scored.
@@ -133,7 +137,7 @@ def correct(
     UsageError
         If an argument is not usable, or a pattern matches nothing.
     DataError
-        If samples are too few, or do not fit the model, or anything is not finite.
+        If samples are too few, or do not fit the model, or their labels its predictions, or anything is not finite.
     NoLayersError
         If no layer of the model can be corrected.
     CheckpointError
@@ -168,6 +172,7 @@ def correct(
         padding=padding,
         affine=affine,
         contrast=contrast,
+        check_labels=check_labels,
         progress=progress,
     )
     model = unwrapped(model)
@@ -187,6 +192,7 @@ def correct(
                 provenance |= {"suspects": len(suspected), "suspects_sha256": suspected.digest()}
             outputs = check_outputs(model, work, where, samples)
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
+            provenance["notes"] = look_over(work, where, samples, options)
             digest, dtypes = provenance["model_sha256"], stored_as or {}
             whole, parts = prepare(work, where, samples, options, saved, digest, dtypes, suspected)
             pace = measure(whole) if options.choosing else Pace(math.inf, math.inf)

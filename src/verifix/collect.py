@@ -204,11 +204,20 @@ class SavedMoments:
         Digest of the uncorrected model; see `model_digest`.
     digests
         SHA-256 of each sample that went in.
+    preparation
+        How the samples were prepared, in words; None if nobody said.
+    verified_from
+        Where the samples came from, as in `verifix.correct`; None if nobody said.
+    origin
+        The file that this was read from; empty if it was read from none.
     """
 
     moments: Mapping[Layer, Moments]
     model: str
     digests: frozenset[bytes]
+    preparation: str | None = None
+    verified_from: str | None = None
+    origin: str = field(default="", compare=False)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write to a safetensors file.
@@ -241,6 +250,8 @@ class SavedMoments:
             "model": self.model,
             "layers": layers,
             "samples": sorted(digest.hex() for digest in self.digests),
+            "preparation": self.preparation,
+            "verified_from": self.verified_from,
         }
         return tensors, {"verifix": json.dumps(about, sort_keys=True)}
 
@@ -272,11 +283,31 @@ class SavedMoments:
             for i, entry in enumerate(about["layers"]):
                 table[_layer(entry)] = _loaded(tensors, i, entry)
             digests = frozenset(map(bytes.fromhex, about["samples"]))
-            return cls(table, about["model"], digests)
+            said = (about.get("preparation"), about.get("verified_from"))  # not in files of earlier versions
+            return cls(table, about["model"], digests, *said, origin=str(path))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
             ) from None
+
+    def check_preparation(self, preparation: str) -> None:
+        """Refuse moments of samples that were prepared in another way.
+
+        Parameters
+        ----------
+        preparation
+            How samples are prepared now, in words.
+
+        Raises
+        ------
+        DataError
+            If that was another way. Moments of which nobody said how are taken as they are.
+        """
+        if self.preparation is not None and self.preparation != preparation:
+            raise DataError(
+                f"{self.origin or 'the saved moments'} holds moments of samples prepared in another way "
+                f"({self.preparation}) than now ({preparation}); prepare both alike, or collect the moments again"
+            )
 
     def checked(self, path: object, model: str, collected: Collected, device: torch.device) -> dict[Layer, Moments]:
         """Return the moments if they fit a model, and no sample is counted twice.

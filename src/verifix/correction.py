@@ -146,6 +146,11 @@ class Correction:
         return bool(self.provenance.get("verified_from") == "trusted")
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noticed about the samples: copies among them, inputs that look unlike those in training."""
+        return tuple(self.provenance.get("notes", ()))
+
+    @property
     def caution(self) -> str:
         """What the scores are not, because of where the samples come from; empty for verified unseen ones."""
         if self.unverified:
@@ -266,6 +271,7 @@ class Correction:
                 f"  No {kind} sample has the label {few}: the correction may forget such classes, and no score here "
                 "would show it."
             )
+        lines += [f"  Note: {note}" for note in self.notes]
         for stage, choice in self.choices.items():
             lines.append(f"  {stage}: {choice.reason}{_given(choice)}{_times(choice)}")
             lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]

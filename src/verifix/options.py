@@ -67,6 +67,9 @@ class CorrectOptions:
         they excite. Their labels are not used.
     contrast
         Weight of the suspected samples, above 0.
+    check_labels
+        Whether to stop if the predictions fit another order of the labels far better, or one input has two labels;
+        --no-check-labels if they are right all the same.
     progress
         Show progress.
     """
@@ -86,6 +89,7 @@ class CorrectOptions:
     affine: bool = False
     suspects: str | None = None
     contrast: float = 1.0
+    check_labels: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -99,8 +103,9 @@ class CorrectOptions:
                 f"contrast is {self.contrast!r}; it must be a number above 0, up to {MOST_CONTRAST:g}; "
                 "for no contrast, give no suspects"
             )
-        if not isinstance(self.affine, bool):
-            raise UsageError(f"affine is {self.affine!r}; it must be True or False")
+        for name in ("affine", "check_labels"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         if not _whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
         if not _whole(self.seed) or not 0 <= self.seed < 2**32:
@@ -278,225 +283,23 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectCommand(CorrectOptions, DataOptions, ModelOptions):
-    """Correct a checkpoint from a verified set.
+class WeightOptions:
+    """How much the samples count that a gain is measured on.
 
     Attributes
     ----------
-    checkpoint
-        The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
-        folder of transformers; for hf:, hf-hub: and local-dir: by default the model's own.
-    verified
-        The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
-        .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk (FOLDER:SPLIT);
-        .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
-        mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS.
-    verified_from
-        Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
-        On samples it was trained on, scores are no estimate for new data. Needed with --verified; "trusted" goes
-        without saying with --trusted, and with --verified means that nobody verified these samples.
-    trusted
-        Instead of verified samples, when there are none: labelled samples, such as the training set with its wrong
-        labels, to pick some from whose label is probably right; in the form of --verified.
-    trust
-        How they are picked: "low-loss" (the default), "low-curvature" or "confident" (cleanlab).
-    trusted_count
-        How many are picked, the same number of each class; 1000 by default.
-    out
-        Where to write the corrected checkpoint, in the form of the given one; the correction file goes beside it.
-    include
-        Correct only layers that match one of these parameter-name globs or kinds, separated by commas.
-    exclude
-        Leave alone layers that match one of these parameter-name globs or kinds, separated by commas.
-    device
-        Where to compute; "auto" is a GPU if there is one.
-    batch_size
-        Samples per batch; "auto" starts at 64 and halves when memory runs out.
-    test
-        Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
-    proof
-        How the gain is proved without --test: "nested" (the default) corrects five times more, each time judged on a
-        fifth that it has not seen; "split" corrects with one half of the verified samples and judges on the other;
-        "none" writes whatever was chosen.
-    report
-        Where to write a page (.html) with all that was found, in one file: verdict, curves, confusions, samples set
-        right and broken, layers.
-    result
-        Where to write the same content as JSON, which is what --json prints.
-    card
-        Where to write a model card (.md) for the Hugging Face hub; needs verifix[hub].
-    save_moments
-        Where to write the moments of the verified samples, for a later --moments.
-    force
-        Replace files that exist, and write a correction whose gain is not proved.
-    json
-        Print the result as JSON on stdout.
-    """
-
-    checkpoint: str | None = None
-    verified: str | None = None
-    out: str
-    verified_from: Literal["unseen", "training", "trusted"] | None = None  # type: ignore[assignment]
-    trusted: str | None = None
-    trust: Literal["low-loss", "low-curvature", "confident"] | None = None
-    trusted_count: int | None = None
-    include: list[str] | str | None = None  # type: ignore[assignment]
-    exclude: list[str] | str | None = None  # type: ignore[assignment]
-    test: str | None = None
-    proof: Literal["none", "split", "nested"] | None = None
-    report: str | None = None
-    result: str | None = None
-    card: str | None = None
-    save_moments: str | None = None
-    force: bool = False
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        """Split lists at commas, then check everything."""
-        object.__setattr__(self, "include", split_list(self.include))
-        object.__setattr__(self, "exclude", split_list(self.exclude))
-        self._settle_where_samples_come_from()
-        CorrectOptions.__post_init__(self)
-        DataOptions.__post_init__(self)
-        ModelOptions.__post_init__(self)
-        _need_weights(self, self.checkpoint, "--checkpoint")
-        self._check_proof()
-        if self.picks[1] < self.minimum_samples:
-            raise UsageError(
-                f"--trusted-count is {self.trusted_count}; with this alpha and these folds it must be "
-                f"{self.minimum_samples} or more"
-            )
-
-    def _settle_where_samples_come_from(self) -> None:
-        if (self.verified is None) == (self.trusted is None):
-            raise UsageError("correct needs one of --verified, and --trusted if nothing was verified")
-        if self.trusted is None:
-            if self.trust is not None or self.trusted_count is not None:
-                raise UsageError("--trust and --trusted-count say how to pick from --trusted, which is not given")
-            if self.verified_from is None:
-                raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
-            return
-        if self.verified_from not in (None, "trusted"):
-            raise UsageError(
-                f"--verified-from {self.verified_from} contradicts --trusted, whose labels nobody verified"
-            )
-        object.__setattr__(self, "verified_from", "trusted")
-
-    def _check_proof(self) -> None:
-        if self.test is not None and self.proof in ("nested", "split"):
-            raise UsageError(f"--test is a proof of its own, so leave --proof {self.proof} out")
-        if self.proves_by in ("nested", "split") and self.verified_from != "unseen":
-            why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
-            raise UsageError(
-                f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
-            )
-
-    @property
-    def shows(self) -> bool:
-        """Whether any file is wanted that shows more than the figures."""
-        return (self.report, self.result, self.card) != (None, None, None)
-
-    @property
-    def proves_by(self) -> str:
-        """What the gain is measured by: "test", "nested", "split" or "none"."""
-        return "test" if self.test is not None else self.proof or "nested"
-
-    @property
-    def picks(self) -> tuple[str, int]:
-        """How samples are picked from `trusted`, and how many."""
-        return self.trust or TRUST_METHODS[0], TRUSTED_COUNT if self.trusted_count is None else self.trusted_count
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreCommand(DataOptions, ModelOptions):
-    """Score a checkpoint on labelled samples.
-
-    Attributes
-    ----------
-    checkpoint
-        The weights, in any form that verifix correct takes; for hf:, hf-hub: and local-dir: by default the model's own.
-    data
-        The samples, in the form of --verified of verifix correct.
-    device
-        Where to compute; "auto" is a GPU if there is one.
-    batch_size
-        Samples per batch.
-    progress
-        Show progress.
-    json
-        Print the result as JSON on stdout.
-    """
-
-    checkpoint: str | None = None
-    data: str
-    device: str = "auto"
-    batch_size: int = 250
-    progress: bool = True
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        ModelOptions.__post_init__(self)
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
-        _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareCommand(DataOptions, ModelOptions):
-    """Compare two checkpoints, or two files of predictions, on labelled samples.
-
-    Attributes
-    ----------
-    before
-        The first: a checkpoint in any form that verifix correct takes; or a file of predictions: .npy, .npz, or .csv,
-        .jsonl or .parquet with one column of numbers per class (logits or probabilities), or with one column of
-        predicted classes.
-    after
-        The second, in the same form.
-    data
-        The samples, in the form of --verified of verifix correct; for files of predictions also a .npy, .npz or table
-        of labels alone. Neither model may have learned from them.
-    model
-        The model of the checkpoints, in the form of --model of verifix correct; not needed for files of predictions.
     class_shares
-        Share of each class in what the models will meet, if the samples have other shares: 0.9,0.1 in the order of the
+        Share of each class in what the model will meet, if the samples have other shares: 0.9,0.1 in the order of the
         classes, or cat=0.9,dog=0.1, or a file with one of these per line.
     weights_file
         How much each sample counts, if they are not a random sample: .npy, or a table with a column weight.
-    seed
-        Seed of the bootstrap.
-    device
-        Where to compute; "auto" is a GPU if there is one.
-    batch_size
-        Samples per batch.
-    progress
-        Show progress.
-    json
-        Print the result as JSON on stdout.
     """
 
-    before: str
-    after: str
-    data: str
-    model: str | None = None  # type: ignore[assignment]
     class_shares: list[float] | str | None = None
     weights_file: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int = 250
-    progress: bool = True
-    json: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        super().__post_init__()
-        ModelOptions.__post_init__(self)
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed is {self.seed}; it must be a whole number from 0 to 4294967295")
+        """Check that only one is given, and that shares can be read."""
         if self.class_shares is not None and self.weights_file is not None:
             raise UsageError("--class-shares and --weights-file both say how much samples count; give one of them")
         _ = self.shares
@@ -631,6 +434,246 @@ def split_list(value: list[str] | str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorrectCommand(CorrectOptions, WeightOptions, DataOptions, ModelOptions):
+    """Correct a checkpoint from a verified set.
+
+    Attributes
+    ----------
+    checkpoint
+        The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
+        folder of transformers; for hf:, hf-hub: and local-dir: by default the model's own.
+    verified
+        The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
+        .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk (FOLDER:SPLIT);
+        .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
+        mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS.
+    verified_from
+        Whether the model has been trained on the verified samples ("training") or not ("unseen", to be preferred).
+        On samples it was trained on, scores are no estimate for new data. Needed with --verified; "trusted" goes
+        without saying with --trusted, and with --verified means that nobody verified these samples.
+    trusted
+        Instead of verified samples, when there are none: labelled samples, such as the training set with its wrong
+        labels, to pick some from whose label is probably right; in the form of --verified.
+    trust
+        How they are picked: "low-loss" (the default), "low-curvature" or "confident" (cleanlab).
+    trusted_count
+        How many are picked, the same number of each class; 1000 by default.
+    out
+        Where to write the corrected checkpoint, in the form of the given one; the correction file goes beside it.
+    include
+        Correct only layers that match one of these parameter-name globs or kinds, separated by commas.
+    exclude
+        Leave alone layers that match one of these parameter-name globs or kinds, separated by commas.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch; "auto" starts at 64 and halves when memory runs out.
+    limit
+        Use no more than this many of the verified samples (or of those to pick from), drawn by class.
+    test
+        Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified.
+    proof
+        How the gain is proved without --test: "nested" (the default) corrects five times more, each time judged on a
+        fifth that it has not seen; "split" corrects with one half of the verified samples and judges on the other;
+        "none" writes whatever was chosen.
+    report
+        Where to write a page (.html) with all that was found, in one file: verdict, curves, confusions, samples set
+        right and broken, layers.
+    result
+        Where to write the same content as JSON, which is what --json prints.
+    card
+        Where to write a model card (.md) for the Hugging Face hub; needs verifix[hub].
+    save_moments
+        Where to write the moments of the verified samples, for a later --moments.
+    force
+        Replace files that exist, and write a correction whose gain is not proved.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str | None = None
+    verified: str | None = None
+    out: str
+    verified_from: Literal["unseen", "training", "trusted"] | None = None  # type: ignore[assignment]
+    trusted: str | None = None
+    trust: Literal["low-loss", "low-curvature", "confident"] | None = None
+    trusted_count: int | None = None
+    include: list[str] | str | None = None  # type: ignore[assignment]
+    exclude: list[str] | str | None = None  # type: ignore[assignment]
+    limit: int | None = None
+    test: str | None = None
+    proof: Literal["none", "split", "nested"] | None = None
+    report: str | None = None
+    result: str | None = None
+    card: str | None = None
+    save_moments: str | None = None
+    force: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Split lists at commas, then check everything."""
+        object.__setattr__(self, "include", split_list(self.include))
+        object.__setattr__(self, "exclude", split_list(self.exclude))
+        self._settle_where_samples_come_from()
+        _check_limit(self.limit)
+        CorrectOptions.__post_init__(self)
+        DataOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        WeightOptions.__post_init__(self)
+        _need_weights(self, self.checkpoint, "--checkpoint")
+        self._check_proof()
+        if self.picks[1] < self.minimum_samples:
+            raise UsageError(
+                f"--trusted-count is {self.trusted_count}; with this alpha and these folds it must be "
+                f"{self.minimum_samples} or more"
+            )
+
+    def _settle_where_samples_come_from(self) -> None:
+        if (self.verified is None) == (self.trusted is None):
+            raise UsageError("correct needs one of --verified, and --trusted if nothing was verified")
+        if self.trusted is None:
+            if self.trust is not None or self.trusted_count is not None:
+                raise UsageError("--trust and --trusted-count say how to pick from --trusted, which is not given")
+            if self.verified_from is None:
+                raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
+            return
+        if self.verified_from not in (None, "trusted"):
+            raise UsageError(
+                f"--verified-from {self.verified_from} contradicts --trusted, whose labels nobody verified"
+            )
+        object.__setattr__(self, "verified_from", "trusted")
+
+    def _check_proof(self) -> None:
+        if self.test is not None and self.proof in ("nested", "split"):
+            raise UsageError(f"--test is a proof of its own, so leave --proof {self.proof} out")
+        if self.proves_by in ("nested", "split") and self.verified_from != "unseen":
+            why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
+            raise UsageError(
+                f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
+            )
+
+        if self.weights_file is not None and (self.limit, self.trusted) != (None, None):
+            raise UsageError(
+                "--weights-file has one weight per sample, and --limit and --trusted take some of them only"
+            )
+
+    @property
+    def data(self) -> str:
+        """Where the samples to correct from, or to pick them from, are."""
+        return str(self.verified or self.trusted)
+
+    @property
+    def shows(self) -> bool:
+        """Whether any file is wanted that shows more than the figures."""
+        return (self.report, self.result, self.card) != (None, None, None)
+
+    @property
+    def proves_by(self) -> str:
+        """What the gain is measured by: "test", "nested", "split" or "none"."""
+        return "test" if self.test is not None else self.proof or "nested"
+
+    @property
+    def picks(self) -> tuple[str, int]:
+        """How samples are picked from `trusted`, and how many."""
+        return self.trust or TRUST_METHODS[0], TRUSTED_COUNT if self.trusted_count is None else self.trusted_count
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreCommand(DataOptions, ModelOptions):
+    """Score a checkpoint on labelled samples.
+
+    Attributes
+    ----------
+    checkpoint
+        The weights, in any form that verifix correct takes; for hf:, hf-hub: and local-dir: by default the model's own.
+    data
+        The samples, in the form of --verified of verifix correct.
+    limit
+        Use no more than this many samples, drawn by class.
+    seed
+        Seed of the choice.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch.
+    progress
+        Show progress.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str | None = None
+    data: str
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 250
+    progress: bool = True
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        ModelOptions.__post_init__(self)
+        _check_limit(self.limit)
+        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed!r}; it must be a whole number from 0 to 4294967295")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(WeightOptions, DataOptions, ModelOptions):
+    """Compare two checkpoints, or two files of predictions, on labelled samples.
+
+    Attributes
+    ----------
+    before
+        The first: a checkpoint in any form that verifix correct takes; or a file of predictions: .npy, .npz, or .csv,
+        .jsonl or .parquet with one column of numbers per class (logits or probabilities), or with one column of
+        predicted classes.
+    after
+        The second, in the same form.
+    data
+        The samples, in the form of --verified of verifix correct; for files of predictions also a .npy, .npz or table
+        of labels alone. Neither model may have learned from them.
+    model
+        The model of the checkpoints, in the form of --model of verifix correct; not needed for files of predictions.
+    seed
+        Seed of the bootstrap.
+    device
+        Where to compute; "auto" is a GPU if there is one.
+    batch_size
+        Samples per batch.
+    progress
+        Show progress.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    before: str
+    after: str
+    data: str
+    model: str | None = None  # type: ignore[assignment]
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 250
+    progress: bool = True
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        DataOptions.__post_init__(self)
+        ModelOptions.__post_init__(self)
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; it must be a whole number from 0 to 4294967295")
+        WeightOptions.__post_init__(self)
+
+
 def _share(place: int, text: str) -> tuple[str | int, float]:
     """Read one share: a number, or a class and a number."""
     name, given, number = text.rpartition("=")
@@ -638,6 +681,11 @@ def _share(place: int, text: str) -> tuple[str | int, float]:
         return (name.strip() if given else place), float(number)
     except ValueError:
         raise UsageError(f"--class-shares has {text!r}; give numbers such as 0.9,0.1 or cat=0.9,dog=0.1") from None
+
+
+def _check_limit(limit: object) -> None:
+    if limit is not None and (not _whole(limit) or limit < 1):  # type: ignore[operator]
+        raise UsageError(f"limit is {limit!r}; it must be a whole number of samples, 1 or more")
 
 
 def _need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
 
 from verifix.algorithm import correct
 from verifix.borrow import borrowed, check_model, device_of
@@ -20,7 +20,7 @@ from verifix.errors import DataError, UsageError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions
 from verifix.progress import progress_bar
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, Source, read_samples, split_folds
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, read_samples, split_folds
 from verifix.scoring import correct_or_not, predict
 from verifix.strength import Strength
 
@@ -118,9 +118,7 @@ class Proof:
         }
 
 
-def prove(
-    model: nn.Module, verified: Any, *, weights: Sequence[float] | Tensor | None = None, **settings: Any
-) -> Proof:
+def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: Any) -> Proof:
     """Estimate the gain of a correction by nested cross-fitting inside the verified samples.
 
     The verified samples are split into five folds. For each of them a correction is made from the other four, with its
@@ -177,7 +175,7 @@ def prove(
     inner = settings | {"folds": min(options.folds, INNER_FOLDS), "progress": False}
     with progress_bar("proof", OUTER_FOLDS, options.progress, unit="fold") as bar:
         for held_out in map(list, split_folds(samples, OUTER_FOLDS, options.seed)):
-            correction = correct(model, without(samples, held_out), **inner)
+            correction = correct(model, _without(samples, held_out), **inner)
             after[held_out] = predicted(correction.model, samples, held_out)
             folds.append(_fold(correction, before[held_out], after[held_out], samples.labels[held_out]))
             bar.update()
@@ -192,8 +190,8 @@ def measured(
     correction: Correction,
     samples: Samples,
     indices: Sequence[int],
+    weights: Any = None,
     *,
-    weights: Sequence[float] | Tensor | None = None,
     seed: int = 0,
     show: bool = False,
 ) -> Proof:
@@ -210,7 +208,7 @@ def measured(
     samples, indices
         Samples, and which of them to use.
     weights
-        One weight per used sample.
+        One weight per sample ``[n]``, those that are not used included; None if all count the same.
     seed
         Seed of the bootstrap.
     show
@@ -224,7 +222,8 @@ def measured(
     start, labels = time.perf_counter(), samples.labels[list(indices)]
     with progress_bar(kind, 2 * len(indices), show) as bar:
         before, after = (predicted(each, samples, indices, bar.update) for each in (model, correction.model))
-    comparison = compare(before, after, labels, weights=weights, seed=seed)
+    chosen = None if weights is None else np.asarray(weights)[list(indices)]
+    comparison = compare(before, after, labels, weights=chosen, seed=seed)
     return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
 
 
@@ -232,13 +231,6 @@ def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:
     """Split samples in two, balanced by label and with equal inputs on one side: one to correct, one to prove."""
     proving, correcting = split_folds(samples, 2, seed)
     return [int(i) for i in correcting], [int(i) for i in proving]
-
-
-def without(samples: Samples, held_out: Sequence[int]) -> Source:
-    """Return all samples but some, as a source of their own."""
-    left_out = set(map(int, held_out))
-    rest = [i for i in range(len(samples)) if i not in left_out]
-    return replace(samples.source, dataset=Subset(samples.source.dataset, rest), batch_size=samples.batch_size)
 
 
 def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
@@ -310,6 +302,11 @@ def predicted(
             if done is not None:
                 done(len(batch))
     return torch.cat(parts)
+
+
+def _without(samples: Samples, held_out: Sequence[int]) -> Samples:
+    left_out = set(map(int, held_out))
+    return samples.subset([i for i in range(len(samples)) if i not in left_out])
 
 
 def _options(settings: Mapping[str, Any]) -> CorrectOptions:

@@ -131,6 +131,11 @@ class Samples:
         One SHA-256 per sample, of its input as the model gets it in a batch of one, which has no padding.
     forward
         ``(model, inputs) → output``, where calling the model is not all; None for calling it.
+    prints
+        One SHA-256 per sample, of what it was before it was prepared (the pixels of an image, upright), where the
+        data set knows; else empty.
+    origin
+        The data set that knows where its samples stand, for messages, and which sample of it each one is.
     """
 
     source: Source
@@ -138,10 +143,45 @@ class Samples:
     labels: Tensor
     digests: tuple[bytes, ...]
     forward: Forward | None = None
+    prints: tuple[bytes, ...] = ()
+    origin: tuple[Any, Sequence[int]] = (None, ())
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.labels)
+
+    @property
+    def fingerprints(self) -> tuple[bytes, ...]:
+        """What tells copies: `prints`, or where there are none `digests`."""
+        return self.prints or self.digests
+
+    def where(self, index: int) -> str:
+        """Return the file, row or line of a sample; empty if that is not known."""
+        dataset, numbers = self.origin
+        return (_ask(dataset, numbers[index], "place") if dataset is not None else None) or ""
+
+    def text(self, index: int) -> str | None:
+        """Return the text that a sample was made from; None if it was none."""
+        dataset, numbers = self.origin
+        text: str | None = None if dataset is None else _ask(dataset, numbers[index], "text")
+        return text
+
+    def place(self, index: int) -> str:
+        """Return which sample it is, and where it stands if that is known."""
+        where = self.where(index)
+        return f"sample {index}" + (f" ({where})" if where else "")
+
+    def subset(self, indices: Sequence[int]) -> Samples:
+        """Return some of the samples, in the order of `indices`."""
+        dataset, numbers = self.origin
+        return replace(
+            self,
+            source=replace(self.source, dataset=Subset(self.source.dataset, list(indices))),
+            labels=self.labels[list(indices)],
+            digests=tuple(self.digests[i] for i in indices),
+            prints=tuple(self.prints[i] for i in indices) if self.prints else (),
+            origin=(dataset, [numbers[i] for i in indices] if dataset is not None else ()),
+        )
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time."""
@@ -164,7 +204,8 @@ def read_samples(
     ----------
     verified
         A DataLoader (its dataset is re-read by index in order, so its shuffling does not matter), a Dataset, or a
-        pair of tensors ``inputs [n, ...]``, ``labels [n]``; inputs may be a dictionary or a tuple of tensors.
+        pair of tensors ``inputs [n, ...]``, ``labels [n]``; inputs may be a dictionary or a tuple of tensors. Samples
+        that have been read are taken as they are.
     batch_size
         A number, or "auto": the DataLoader's own if there is one.
     show
@@ -184,6 +225,9 @@ def read_samples(
     UsageError
         If `verified` is none of the accepted things.
     """
+    if isinstance(verified, Samples):
+        own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
+        return replace(verified, batch_size=own_size, forward=forward or verified.forward)
     source = _source(verified)
     dataset, own_size = source.dataset, source.batch_size
     if batch_size != "auto":
@@ -194,10 +238,12 @@ def read_samples(
     items: list[Any] = []
     labels: list[Tensor] = []
     digests: list[bytes] = []
+    prints: list[bytes | None] = []
     held = 0
     with progress_bar("reading samples", count, show) as bar:
         for item in source.items(own_size or DEFAULT_BATCH_SIZE):
             batch = _alone(source, item, len(digests))
+            prints.append(_ask(dataset, len(digests), "fingerprint"))
             digests.append(_digest(batch.inputs))
             labels.append(batch.labels)
             held += sum(x.numel() * x.element_size() for x in tensors_in(batch.inputs))
@@ -208,7 +254,24 @@ def read_samples(
             bar.update()
     if held <= MEMORY_BYTES:
         source = Source(_Items(items), source.collate, picked_by=source.picked_by)
-    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward)
+    known = tuple(each for each in prints if each is not None)
+    return Samples(
+        source,
+        own_size,
+        torch.cat(labels),
+        tuple(digests),
+        forward,
+        known if len(known) == count else (),
+        (dataset, range(count)),
+    )
+
+
+def _ask(dataset: Any, index: int, question: str) -> Any:
+    """Ask the data set beneath any subsets about one of its samples; None if it is none of ours or does not know."""
+    while isinstance(dataset, Subset):
+        index, dataset = int(dataset.indices[index]), dataset.dataset
+    answer = getattr(dataset, question, None) if type(dataset).__module__.startswith("verifix.") else None
+    return answer(index) if callable(answer) else None
 
 
 def _alone(source: Source, item: Any, number: int) -> Batch:
@@ -250,7 +313,7 @@ class _Items(Dataset[Any]):
         return self.items[index]
 
 
-def check_labels(labels: Tensor, outputs: int) -> None:
+def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | None = None) -> None:
     """Check that labels name outputs of the model.
 
     Parameters
@@ -259,6 +322,8 @@ def check_labels(labels: Tensor, outputs: int) -> None:
         int64 ``[n]``.
     outputs
         Number of logits per sample; one means a binary classifier with labels 0 and 1.
+    where
+        Says where a sample stands, by its index, or nothing if that is not known.
 
     Raises
     ------
@@ -269,9 +334,11 @@ def check_labels(labels: Tensor, outputs: int) -> None:
     wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
     if len(wrong):
         i = int(wrong[0])
+        place = f" ({where(i)})" if where is not None and where(i) else ""
         raise DataError(
-            f"sample {i} has label {int(labels[i])}, but the model has {outputs} output{'s' * (outputs != 1)}, so "
-            f"labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels do not fit"
+            f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} "
+            f"output{'s' * (outputs != 1)}, so labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels "
+            "do not fit"
         )
 
 
@@ -294,7 +361,7 @@ def split_folds(samples: Samples, folds: int, seed: int) -> list[np.ndarray[Any,
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = _group_ids(samples.digests)
+    groups = _group_ids(samples.fingerprints)
     if len(set(groups)) < folds:
         raise DataError(
             f"{len(samples)} samples have only {len(set(groups))} different inputs, too few for {folds} folds; "

@@ -14,6 +14,7 @@ from verifix.borrow import Forward, borrowed, copy_model, device_of, out_of_memo
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
+from verifix.guards import check_contradictions, check_mapping, remark_on_colours, watching_first_norm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
@@ -127,7 +128,7 @@ def prepare(
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
-        earlier = saved.checked(options.moments or "the saved moments", digest, collected, where)
+        earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
     if suspects is not None:
         all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)
         collected = replace(collected, suspects=all_of_them.folds[0])
@@ -220,8 +221,59 @@ def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, sample
             "define it in the module's class instead"
         )
     outputs = as_logits(output, count).shape[1]
-    check_labels(samples.labels, outputs)
+    check_labels(samples.labels, outputs, samples.where)
     return outputs
+
+
+def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:
+    """Run the uncorrected model once over the samples, and see whether it knows them as they are given.
+
+    Parameters
+    ----------
+    work, where
+        The working copy, and its device.
+    samples
+        The verified samples.
+    options
+        The settings.
+
+    Returns
+    -------
+    list of str
+        What the user should know, a sentence or two each.
+
+    Raises
+    ------
+    DataError
+        If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
+    """
+    remarks: list[str] = []
+    if options.check_labels and options.verified_from != "trusted":
+        copies = check_contradictions(samples)
+        if copies:
+            remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
+
+    def run(size: int) -> tuple[Tensor, str]:
+        with watching_first_norm(work) as seen:
+            return predict(work, samples, range(len(samples)), size, where), seen.remark()
+
+    (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
+    if options.check_labels:
+        check_mapping(logits, samples.labels)
+    return [x for x in (*remarks, remark, _remark_on_colours(work, where, samples, logits, size)) if x]
+
+
+def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:
+    """Try images of three colours with red and blue exchanged."""
+    inputs = next(samples.batches([0], 1)).inputs
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
+        return ""
+
+    def forward(model: nn.Module, images: Tensor) -> object:
+        return run_model(model, images.flip(1), samples.forward)
+
+    exchanged = predict(work, replace(samples, forward=forward), range(len(samples)), size, where)
+    return remark_on_colours(logits, exchanged, samples.labels)
 
 
 def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:

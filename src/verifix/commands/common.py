@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from verifix.borrow import borrowed, device_of
-from verifix.errors import DataError
+from verifix.comparison import class_weights
+from verifix.errors import DataError, UsageError
 from verifix.forms import unwrapped
 from verifix.io.checkpoints import Checkpoint, read_checkpoint
+from verifix.io.labels import class_numbers
 from verifix.io.models import build_model, own_checkpoint
+from verifix.io.predictions import read_numbers
 from verifix.io.preprocessing import Preparation
-from verifix.options import CorrectCommand, ScoreCommand
+from verifix.options import CorrectCommand, ScoreCommand, WeightOptions
 from verifix.progress import progress_bar
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
@@ -59,18 +63,8 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
         )
 
 
-def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
-    """Score a model on samples: percent right, and cross-entropy in nats."""
-    logits = logits_of(model, samples, show, title)
-    return {
-        "samples": len(samples),
-        "accuracy": 100 * float(correct_or_not(logits, samples.labels).mean()),
-        "cross_entropy": float(cross_entropy(logits, samples.labels).mean()),
-    }
-
-
 def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
-    """Run a model on all samples: logits ``[n, outputs]`` that fit the labels."""
+    """Return a model's logits of all samples, whose labels must name its outputs."""
     device = device_of(model)
     size = samples.batch_size or 250
     parts = []
@@ -80,5 +74,32 @@ def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Ten
             parts.append(predict(model, samples, indices, size, device))
             bar.update(len(indices))
     logits = torch.cat(parts)
-    check_labels(samples.labels, logits.shape[1])
+    check_labels(samples.labels, logits.shape[1], samples.where)
     return logits
+
+
+def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
+    """Score a model on samples: percent right, and cross-entropy in nats."""
+    return figures(logits_of(model, samples, show, title), samples.labels)
+
+
+def figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return what `accuracy` does, from logits."""
+    return {
+        "samples": len(labels),
+        "accuracy": 100 * float(correct_or_not(logits, labels).mean()),
+        "cross_entropy": float(cross_entropy(logits, labels).mean()),
+    }
+
+
+def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None) -> Any:
+    """Return how much each sample counts ``[n]``, or None if all count the same."""
+    if options.weights_file is not None:
+        return read_numbers(options.weights_file, "weight")
+    shares = options.shares
+    if shares is None:
+        return None
+    numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
+    if len(set(numbers)) < len(numbers):
+        raise UsageError("--class-shares names a class twice; name each class once")
+    return class_weights(labels, dict(zip(numbers, shares.values(), strict=True)))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from verifix.commands.common import check_names, device_wanted, logits_of, open_model
-from verifix.comparison import class_weights, compare
+from verifix.commands.common import check_names, device_wanted, logits_of, open_model, weights_of
+from verifix.comparison import compare
 from verifix.errors import UsageError
 from verifix.io.checkpoints import read_checkpoint
 from verifix.io.datasets import open_data
-from verifix.io.labels import class_numbers
-from verifix.io.predictions import is_predictions, read_labels, read_numbers, read_predictions
+from verifix.io.predictions import is_predictions, read_labels, read_predictions
 from verifix.io.preprocessing import prepare
 from verifix.options import CompareCommand
 from verifix.samples import Samples, read_samples
@@ -21,7 +19,7 @@ def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
     """Compare two checkpoints or files of predictions; see `CompareCommand`."""
     answers, labels, about = _answers(command)
     names = about["class_names"]
-    weights = _weights(command, labels, names)
+    weights = weights_of(command, labels, names)
     comparison = compare(answers[0], answers[1], labels, weights=weights, seed=command.seed)
     compared: dict[str, Any] = {
         "before": command.before,
@@ -70,15 +68,3 @@ def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any
     names = None if preparation.class_names is None else list(preparation.class_names)
     about = {"class_names": names, "preprocessing": preparation.description, "notes": notes}
     return answers, samples.labels, about  # type: ignore[union-attr]  # one of the two was a checkpoint
-
-
-def _weights(command: CompareCommand, labels: Any, names: Sequence[str] | None) -> Any:
-    if command.weights_file is not None:
-        return read_numbers(command.weights_file, "weight")
-    shares = command.shares
-    if shares is None:
-        return None
-    numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
-    if len(set(numbers)) < len(numbers):
-        raise UsageError("--class-shares names a class twice; name each class once")
-    return class_weights(labels, dict(zip(numbers, shares.values(), strict=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from verifix.algorithm import correct
 from verifix.borrow import borrowed, device_of
 from verifix.budget import duration
 from verifix.collect import SavedMoments
-from verifix.commands.common import check_names, device_wanted, open_checkpoint, open_model
+from verifix.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
 from verifix.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
 from verifix.correction import Correction
 from verifix.files import Output, fill_safetensors, write_together
+from verifix.guards import check_mapping, without_leaks
 from verifix.io.checkpoints import Checkpoint, correction_path
 from verifix.io.datasets import open_data
+from verifix.io.limit import limited
+from verifix.io.notes import note
 from verifix.io.preprocessing import Preparation, prepare
 from verifix.options import CorrectCommand, CorrectOptions
 from verifix.progress import tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove, without
+from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
 from verifix.report import SCHEMA, as_json, model_card, render
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import predict
@@ -45,17 +48,22 @@ class _Inputs:
         The samples to correct from: verified ones, or those picked from `trusted`.
     trusted
         How they were picked; None for verified ones.
-    test_source, test
-        The test samples as they were opened, and as they were read; None if there are none.
+    test
+        The test samples; None if there are none.
+    earlier
+        Moments of earlier samples; None if there are none.
+    notes
+        What a user should know about the samples, one line each.
     """
 
     checkpoint: Checkpoint
     model: nn.Module
     preparation: Preparation
-    verified: Source
+    verified: Samples
     trusted: Trusted | None
-    test_source: Source | None
     test: Samples | None
+    earlier: SavedMoments | None
+    notes: list[str]
 
 
 def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
@@ -63,13 +71,15 @@ def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
     start = time.perf_counter()
     inputs = _read(command)
     correction, proof = _correct_and_prove(inputs, command)
+    for remark in correction.notes:
+        note(remark)
     result = _result(inputs, correction, proof, command)
     outputs: list[Output] = []
     if correction.changed and _may_write(proof, command):
         outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, result["verdict"])
         result |= {"out": str(outputs[0].path), "correction_file": str(outputs[1].path)}
     if command.save_moments is not None or command.shows:
-        moments = _moments(inputs.model, inputs.verified, command)
+        moments = _moments(inputs, command)
         result["spectra"] = spectra(moments, correction) if command.shows else {}
         if command.save_moments is not None:
             outputs.append(output_of_moments(moments, command.save_moments))
@@ -88,13 +98,14 @@ def _read(command: CorrectCommand) -> _Inputs:
     _check_files(command, checkpoint)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
     preparation = prepare(model, command.model, command)
-    data = open_data(str(command.verified or command.trusted), command, preparation)
-    check_names(model, data, preparation)
-    test_source = None if command.test is None else open_data(command.test, command, preparation)
-    test = None if test_source is None else _read_test(model, test_source, command)
-    trusted = None if command.trusted is None else _trust(model, data, command)
-    verified = data if trusted is None else trusted.source
-    return _Inputs(checkpoint, model, preparation, verified, trusted, test_source, test)
+    earlier = _earlier(command, preparation)
+    source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
+    check_names(model, source, preparation)
+    test = None if command.test is None else _read_test(model, command.test, command, preparation)
+    trusted = None if command.trusted is None else _trust(model, source, command)
+    verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
+    test, notes = (None, []) if test is None else _without_leaks(test, verified, earlier)
+    return _Inputs(checkpoint, model, preparation, verified, trusted, test, earlier, notes)
 
 
 def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, command: CorrectCommand) -> dict[str, Any]:
@@ -103,6 +114,7 @@ def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, comman
     result = {"schema": SCHEMA} | correction.as_dict() | {"changed": correction.changed, "out": None}
     result |= {"correction_file": None, "preprocessing": preparation.description}
     result |= _about_weights(inputs.model, correction, inputs.checkpoint)
+    result["notes"] += [*inputs.notes, *correction.notes]
     result |= {"verdict": None if proof is None else proof.verdict, "proof": _about_proof(proof)}
     if proof is not None and proof.kind == "test":
         result["test"] = _measured(proof)
@@ -110,10 +122,10 @@ def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, comman
         result["trusted"] = trusted.as_dict()
     if correction.caution:
         result["warning"] = correction.caution
-    source = inputs.verified if inputs.test_source is None else inputs.test_source
+    samples = inputs.verified if inputs.test is None else inputs.test
     return result | {
         "class_names": None if preparation.class_names is None else list(preparation.class_names),
-        "examples": examples(proof, source, preparation) if proof is not None and command.shows else [],
+        "examples": examples(proof, samples, preparation) if proof is not None and command.shows else [],
         "files": files_read(command),
         "command": spelled_command(command),
         "versions": versions(),
@@ -123,36 +135,36 @@ def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, comman
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
-    names = (field.name for field in fields(CorrectOptions) if field.name not in ("device", "suspects"))
+    apart = {"device", "suspects", "moments"}
+    settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
     suspects = None if command.suspects is None else open_data(command.suspects, command, inputs.preparation)
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    return {name: getattr(command, name) for name in names} | {"suspects": suspects, "stored_as": stored_as}
+    return settings | {"suspects": suspects, "moments": inputs.earlier, "stored_as": stored_as}
 
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
     """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
     kind, seed, show = command.proves_by, command.seed, command.progress
-    model, test, settings = inputs.model, inputs.test, _settings(inputs, command)
+    model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
+    judged = verified if test is None else test
+    weights = weights_of(command, judged.labels, inputs.preparation.class_names)
     if test is not None:
-        correction = correct(model, inputs.verified, **settings)
-        return correction, measured("test", model, correction, test, range(len(test)), seed=seed, show=show)
+        correction = correct(model, verified, **settings)
+        return correction, measured("test", model, correction, test, range(len(test)), weights, seed=seed, show=show)
     if kind == "none":
-        return correct(model, inputs.verified, **settings), None
-    samples = read_samples(inputs.verified, command.batch_size, command.progress)
-    check_provable(len(samples), kind, command)
+        return correct(model, verified, **settings), None
+    check_provable(len(verified), kind, command)
     if kind == "split":
-        _, proving = halves(samples, command.seed)
-        correction = correct(model, without(samples, proving), **settings)
-        return correction, measured("split", model, correction, samples, proving, seed=seed, show=show)
+        correcting, proving = halves(verified, seed)
+        correction = correct(model, verified.subset(correcting), **settings)
+        return correction, measured("split", model, correction, verified, proving, weights, seed=seed, show=show)
     start = time.perf_counter()
-    correction = correct(model, samples.source, **settings)
+    correction = correct(model, verified, **settings)
     if not correction.changed:
         return correction, None
     expected = duration(estimated_seconds(correction, time.perf_counter() - start, command.folds))
-    tell(
-        f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen, about {expected}", command.progress
-    )
-    return correction, prove(model, samples.source, **settings)
+    tell(f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen, about {expected}", show)
+    return correction, prove(model, verified, weights=weights, **settings)
 
 
 def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
@@ -198,14 +210,37 @@ def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpo
     }
 
 
-def _read_test(model: nn.Module, source: Source, command: CorrectCommand) -> Samples:
-    """Read the test samples, and try the model on two of them before the long work begins."""
-    test = read_samples(source, 250, command.progress)
-    device = device_of(model)
+def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
+    """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
+    test = read_samples(open_data(path, command, preparation), 250, command.progress)
     with borrowed(model):
-        logits = predict(model, test, range(min(2, len(test))), 2, device)
-    check_labels(test.labels, logits.shape[1])
+        logits = predict(model, test, range(len(test)), 250, device_of(model))
+    check_labels(test.labels, logits.shape[1], test.where)
+    if command.check_labels:
+        check_mapping(logits, test.labels, "test", preparation.class_names)
     return test
+
+
+def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments | None:
+    """Read the moments of earlier samples, which must have been prepared as those of now."""
+    if command.moments is None:
+        return None
+    earlier = SavedMoments.load(command.moments)
+    earlier.check_preparation(preparation.steps)
+    return earlier
+
+
+def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[Samples, list[str]]:
+    """Leave test samples out that are verified as well, and say so."""
+    left = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
+    if len(left) == len(test):
+        return test, []
+    text = (
+        f"{len(test) - len(left)} of the {len(test)} test samples are among those that the correction is made from, "
+        "and were left out of the test."
+    )
+    note(text)
+    return left, [text]
 
 
 def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:
@@ -222,16 +257,18 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
     )
 
 
-def _moments(model: nn.Module, verified: Source, command: CorrectCommand) -> SavedMoments:
-    return collect_moments(
-        model,
-        verified,
+def _moments(inputs: _Inputs, command: CorrectCommand) -> SavedMoments:
+    """Collect the moments of the verified samples, and say how they were prepared."""
+    collected = collect_moments(
+        inputs.model,
+        inputs.verified,
         include=command.include,
         exclude=command.exclude,
         batch_size=command.batch_size,
         padding=command.padding,
         progress=command.progress,
     )
+    return replace(collected, preparation=inputs.preparation.steps, verified_from=command.verified_from)
 
 
 def outputs_of(
@@ -286,7 +323,8 @@ def _fill_text(path: Path, text: str) -> None:
 
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: dict[str, Any]) -> str:
     trusted = [] if picked is None else [picked.summary()]
-    lines = [*trusted, correction.summary(), *result["notes"], f"Samples are prepared so: {result['preprocessing']}."]
+    notes = [remark for remark in result["notes"] if remark not in correction.notes]  # these are in the summary
+    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result['preprocessing']}."]
     half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
     if half:
         share = f"{result['unchanged_by_rounding']:.1%}"

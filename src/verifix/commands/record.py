@@ -23,7 +23,7 @@ from verifix.io.preprocessing import Preparation
 from verifix.options import CorrectCommand
 from verifix.projection import eigenvalues
 from verifix.proof import Proof
-from verifix.samples import Source
+from verifix.samples import Samples
 from verifix.scoring import probabilities
 
 SHOWN = 24
@@ -36,15 +36,15 @@ WIDEST = 160
 """Pixels of the longer side of a picture that a report shows; larger ones are scaled down."""
 
 
-def examples(proof: Proof, source: Source, preparation: Preparation) -> list[dict[str, Any]]:
+def examples(proof: Proof, samples: Samples, preparation: Preparation) -> list[dict[str, Any]]:
     """Return the samples that the correction set right and those that it broke, the surest mistakes first.
 
     Parameters
     ----------
     proof
         What was predicted before and after.
-    source
-        The samples that the proof counts its indices in, as they were opened.
+    samples
+        The samples that the proof counts its indices in.
     preparation
         How they became inputs.
 
@@ -68,7 +68,7 @@ def examples(proof: Proof, source: Source, preparation: Preparation) -> list[dic
             "confidence_before": float(before.values[place]),
             "confidence_after": float(after.values[place]),
             "outcome": outcome,
-            **shown(source, proof.indices[place], preparation),
+            **shown(samples, proof.indices[place], preparation),
         }
         for outcome, (which, sureness) in chosen.items()
         for place in _surest(which, sureness)
@@ -82,32 +82,29 @@ def _surest(which: Tensor, sureness: Tensor) -> list[int]:
     return order
 
 
-def shown(source: Source, index: int, preparation: Preparation) -> dict[str, str | None]:
+def shown(samples: Samples, index: int, preparation: Preparation) -> dict[str, str | None]:
     """Return a sample's name, and its picture as a data URL or its text; None for what it has not."""
-    dataset: Any = source.dataset
-    texts = getattr(dataset, "texts", None)
-    text = None if texts is None else str(texts[index])
-    place = getattr(dataset, "place", None)
+    text = samples.text(index)
     return {
-        "name": None if place is None else str(place(index)),
+        "name": samples.where(index) or None,
         "text": text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
-        "image": None if text is not None else _picture(dataset[index], preparation),
+        "image": None if text is not None else _picture(samples, index, preparation),
     }
 
 
-def _picture(item: Any, preparation: Preparation) -> str | None:
+def _picture(samples: Samples, index: int, preparation: Preparation) -> str | None:
     """Return an input ``[channels, height, width]`` as a PNG in a data URL; None if it is no picture."""
-    x = item[0] if isinstance(item, (tuple, list)) else None
-    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] not in (1, 3) or min(x.shape[1:]) < 2:
+    x = next(samples.batches([index], 1)).inputs
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2:
         return None
-    pixels = x.detach().float().cpu()
-    if len(preparation.mean) == len(x):
+    pixels = x[0].detach().float().cpu()
+    if len(preparation.mean) == len(pixels):
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preparation.mean, preparation.std))
         pixels = pixels * std + mean
     elif pixels.min() < 0 or pixels.max() > 1:  # numbers of an unknown scale
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array[:, :, 0] if len(x) == 1 else array)
+    picture = Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
     picture.thumbnail((WIDEST, WIDEST))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

@@ -20,7 +20,28 @@ INPUT_NAMES = ("x", "X", "inputs", "images", "data")
 LABEL_NAMES = ("y", "Y", "labels", "label", "targets")
 
 
-def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> TensorDataset:
+class Arrays(TensorDataset):
+    """Inputs and labels of a file.
+
+    Parameters
+    ----------
+    inputs, labels
+        Tensors ``[n, ...]`` and ``[n]``.
+    path
+        The file.
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, path: Path) -> None:
+        super().__init__(inputs, labels)
+        self.labels = labels
+        self.path = path
+
+    def place(self, index: int) -> str:
+        """Say where a sample stands, for messages."""
+        return f"row {index} of {self.path}"
+
+
+def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arrays:
     """Read arrays.
 
     Parameters
@@ -34,7 +55,7 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Tens
 
     Returns
     -------
-    TensorDataset
+    Arrays
         Yields ``(input, label)``.
 
     Raises
@@ -55,9 +76,11 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Tens
         raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")
+    if y.ndim != 1:
+        raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
-    return TensorDataset(_normalised(x, preparation, path) if normalised else x, y)
+    return Arrays(_normalised(x, preparation, path) if normalised else x, y, path)
 
 
 def _labels(labels: np.ndarray[Any, Any], preparation: Preparation, path: Path) -> Tensor:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +21,9 @@ from verifix.errors import DataError
 from verifix.io.labels import class_numbers
 from verifix.io.notes import note
 from verifix.io.preprocessing import Preparation
+
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow says to images of more than twice, and more than once, the pixels that it finds plausible."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -56,6 +63,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.prepare = preparation.for_images(source)
         self.upright = upright
         self._shape: torch.Size | None = None
+        self._last: tuple[int, bytes] = (-1, b"")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -63,7 +71,9 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one input ``[channels, height, width]`` and its label."""
-        x = self.prepare(self._decoded(index))
+        image = self._decoded(index)
+        self._last = index, _pixels_digest(image)
+        x = self.prepare(image)
         if self._shape is not None and x.shape != self._shape:
             raise DataError(
                 f"{self.place(index)} is {x.shape[2]}×{x.shape[1]} pixels and an earlier image "
@@ -72,18 +82,43 @@ class Images(Dataset[tuple[Tensor, int]]):
         self._shape = x.shape
         return x, self.labels[index]
 
+    def fingerprint(self, index: int) -> bytes:
+        """Return the SHA-256 of an image's size and pixels: 8-bit RGB, turned upright, before it is prepared."""
+        return self._last[1] if self._last[0] == index else _pixels_digest(self._decoded(index))
+
     def _decoded(self, index: int) -> Image.Image:
         name = self.place(index)
         try:
-            with Image.open(io.BytesIO(self.read(index))) as image:
+            content = self.read(index)
+            with _no_bombs(), Image.open(io.BytesIO(content)) as image:
                 image.load()
                 return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
         except UnidentifiedImageError:
-            raise DataError(f"{name} is not in a known image format; replace it or leave it out") from None
-        except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+            what = "not in a known image format" if content else "empty"
+            raise DataError(f"{name} is {what}; replace it or leave it out") from None
+        except BOMBS:
+            raise DataError(
+                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or leave it out"
+            ) from None
+        except (OSError, SyntaxError, TypeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{name} is not a readable image ({error}); replace it or leave it out") from None
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Refuse what Pillow only warns of: decoded, such an image takes gigabytes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _pixels_digest(image: Image.Image) -> bytes:
+    with contextlib.suppress(Exception):  # broken EXIF data says nothing on the image
+        image = ImageOps.exif_transpose(image)
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).digest()
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
@@ -95,7 +130,13 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGBA") if "transparency" in image.info else image
 
 
-def from_files(files: Sequence[str], labels: Sequence[int], preparation: Preparation, source: str) -> Images:
+def from_files(
+    files: Sequence[str],
+    labels: Sequence[int],
+    preparation: Preparation,
+    source: str,
+    place: Callable[[int], str] | None = None,
+) -> Images:
     """Return image files with labels.
 
     Parameters
@@ -108,13 +149,15 @@ def from_files(files: Sequence[str], labels: Sequence[int], preparation: Prepara
         How to turn an image into an input.
     source
         What they come from, for messages.
+    place
+        Says where an image is, by its index, for messages; by default its path.
 
     Returns
     -------
     Images
         The images.
     """
-    return Images(partial(_file_bytes, files), files.__getitem__, labels, preparation, source)
+    return Images(partial(_file_bytes, files), place or files.__getitem__, labels, preparation, source)
 
 
 def _file_bytes(files: Sequence[str], index: int) -> bytes:
@@ -142,7 +185,10 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
         If there are no images, or the names of the folders do not fit the model.
     """
     preparation.for_images(str(path))
-    every = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    every = sorted(p for p in path.iterdir() if p.is_dir() and not _hidden(p.name))
+    for folder in every:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder} is a link that leads back to {folder.resolve()}; remove the link")
     images = {folder: _images_in(folder) for folder in every}
     folders = [folder for folder in every if images[folder]]
     if folders and len(folders) < len(every):
@@ -163,4 +209,9 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
 
 def _images_in(folder: Path) -> list[Path]:
     files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in files if file.is_file() and not any(map(_hidden, file.relative_to(folder).parts)))
+
+
+def _hidden(name: str) -> bool:
+    """Tell what programs leave beside the images: .ipynb_checkpoints, ._a.png, __MACOSX."""
+    return name.startswith((".", "__MACOSX"))

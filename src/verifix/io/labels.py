@@ -12,6 +12,7 @@ from verifix.errors import DataError
 from verifix.io.notes import note
 
 NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def class_numbers(
@@ -79,6 +80,12 @@ def _by_name(
     if all(NUMBER.fullmatch(text) for text in texts) and not all(_plain(text) in table for text in texts):
         return [int(str(label)) for label in labels]
     if texts and classes is None:
+        decimal = next((i for i, label in enumerate(labels) if DECIMAL.fullmatch(str(label).strip())), None)
+        if decimal is not None:
+            raise DataError(
+                f"{place(decimal)} has the label {labels[decimal]!r}; labels must be class indices (integers) or class "
+                "names"
+            )
         few = ", ".join(sorted(texts)[:3])
         raise DataError(
             f"the labels of {source} are names ({few}, …), and the order of the model's outputs is not known; "

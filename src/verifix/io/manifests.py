@@ -195,7 +195,11 @@ def _images(
         raise UsageError(f"{root} is no folder; --image-root is the folder that file names are relative to")
     values = table.column(name)
     files = [_inside(root, values[i], table.place(i)) for i in rows]
-    return from_files(files, numbers, preparation, str(table.path))
+    return from_files(files, numbers, preparation, str(table.path), partial(_file_place, table, rows, files))
+
+
+def _file_place(table: Table, rows: Sequence[int], files: Sequence[str], index: int) -> str:
+    return f"{files[index]} in {table.place(rows[index])}"
 
 
 def _embedded(read: Callable[[str, int], bytes], name: str, rows: Sequence[int], index: int) -> bytes:

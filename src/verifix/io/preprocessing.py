@@ -50,6 +50,8 @@ class Preparation:
         Class names in the order of the model's outputs, or None if they are not known.
     description
         What is done, in a few words.
+    place
+        The folder that the description names; empty if it names none.
     """
 
     image: ImageFunction | None
@@ -59,6 +61,12 @@ class Preparation:
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] | None = None
     description: str = ""
+    place: str = ""
+
+    @property
+    def steps(self) -> str:
+        """What is done, wherever the model lies: the same for the same preparation."""
+        return self.description.replace(self.place, "the model") if self.place else self.description
 
     def for_images(self, source: str) -> ImageFunction:
         """Return how to turn an image into an input.
@@ -241,6 +249,7 @@ def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[
             f"{type(processor).__name__} of {folder}: size {_size_text(settings)}, "
             f"{f'mean {_list(used[0])}, std {_list(used[1])}' if normal else 'not normalised'}{_from_flags(options)}"
         ),
+        place=str(folder),
     )
 
 
@@ -270,7 +279,7 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
     """Prepare texts with the tokenizer of a folder of transformers."""
     if not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
         # transformers would make one with an empty vocabulary, without a word.
-        return Preparation(None, class_names=names, description=f"{folder} has no tokenizer")
+        return Preparation(None, class_names=names, description=f"{folder} has no tokenizer", place=str(folder))
     try:
         tokenizer = _auto("AutoTokenizer").from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
@@ -294,6 +303,7 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
         partial(_padded, tokenizer=tokenizer),
         class_names=names,
         description=f"tokenizer of {folder}, {'texts of any length' if limit is None else f'at most {limit} tokens'}",
+        place=str(folder),
     )
 
 

@@ -25,14 +25,25 @@ class Texts(Dataset[dict[str, Any]]):
         Class indices.
     tokenize
         Turns texts into tensors by name, each ``[texts, tokens]``.
+    place
+        Says where a text stands, by its index, for messages.
     """
 
     def __init__(
-        self, texts: Sequence[str], labels: Sequence[int], tokenize: Callable[[Sequence[str]], Tokens]
+        self,
+        texts: Sequence[str],
+        labels: Sequence[int],
+        tokenize: Callable[[Sequence[str]], Tokens],
+        place: Callable[[int], str],
     ) -> None:
         self.texts = texts
         self.labels = labels
         self.tokenize = tokenize
+        self.place = place
+
+    def text(self, index: int) -> str:
+        """Return a text."""
+        return self.texts[index]
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -79,7 +90,7 @@ def text_source(
     wrong = next((i for i, text in enumerate(texts) if not isinstance(text, str) or not text.strip()), None)
     if wrong is not None:
         raise DataError(f"{place(wrong)} has the text {texts[wrong]!r}; give it words, or leave the sample out")
-    return Source(Texts(texts, labels, tokenize), partial(_batch, pad=pad))
+    return Source(Texts(texts, labels, tokenize, place), partial(_batch, pad=pad))
 
 
 def _batch(items: Sequence[dict[str, Any]], pad: Callable[[Sequence[Tokens]], Tokens]) -> dict[str, Any]:
