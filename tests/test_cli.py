@@ -96,6 +96,7 @@ def arguments(world: Path, out: Path, **changes) -> list[str]:
         "--verified": world / "verified.parquet",
         "--verified-from": "unseen",
         "--recipe": "verifix",
+        "--proof": "none",
         "--out": out,
     } | {f"--{k.replace('_', '-')}": v for k, v in changes.items()}
     return ["correct", *NORMALISE, *[str(a) for k, v in settings.items() if v is not None for a in (k, v)]]

@@ -317,124 +317,6 @@ class WeightOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UndoCommand:
-    """Restore the original of a corrected checkpoint, and prove it by hash.
-
-    Attributes
-    ----------
-    checkpoint
-        The corrected checkpoint: a file, a folder or an index, as verifix correct has written it.
-    out
-        Where to write the original, in the same form.
-    correction
-        The correction file that was written with the checkpoint; by default the one beside it.
-    force
-        Replace a file that exists.
-    json
-        Print the result as JSON on stdout.
-    """
-
-    checkpoint: str
-    out: str
-    correction: str | None = None
-    force: bool = False
-    json: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectCommand(DataOptions, ModelOptions):
-    """Show what would be corrected, what not and why, and the memory it would take.
-
-    Attributes
-    ----------
-    checkpoint
-        The weights; not needed to see the layers.
-    data
-        Samples to take one input from, in the form of --verified of verifix correct.
-    input_shape
-        Instead of data, the shape of one input, such as 3,32,32.
-    include
-        Only layers that match one of these parameter-name globs or kinds, separated by commas.
-    exclude
-        No layers that match one of these parameter-name globs or kinds, separated by commas.
-    samples
-        Verified samples to estimate the memory for.
-    folds
-        Folds to estimate the memory for.
-    json
-        Print the result as JSON on stdout.
-    """
-
-    checkpoint: str | None = None
-    data: str | None = None
-    input_shape: list[int] | str | None = None
-    include: list[str] | str | None = None
-    exclude: list[str] | str | None = None
-    samples: int = 1000
-    folds: int = 5
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        """Check that there is something to run the model on."""
-        super().__post_init__()
-        ModelOptions.__post_init__(self)
-        if (self.data is None) == (self.input_shape is None):
-            raise UsageError("inspect needs one of --data and --input-shape, to run the model once")
-        if self.samples < 1 or self.folds < 1:
-            raise UsageError(f"samples is {self.samples} and folds {self.folds}; both must be 1 or more")
-        if any(size < 1 or size != int(size) for size in self.shape):
-            raise UsageError(f"input_shape is {self.input_shape!r}; give whole numbers, such as 3,32,32")
-
-    @property
-    def shape(self) -> list[float]:
-        """The input shape as numbers; empty if none was given."""
-        return _numbers("input_shape", self.input_shape)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoCommand:
-    """Train a small network on wrong labels, correct it, and show the difference.
-
-    Attributes
-    ----------
-    name
-        "digits": handwritten digits, 30% wrong labels; "spiral": the paper's two spirals.
-    out
-        Folder for the pictures; by default a fresh one.
-    seed
-        First seed.
-    seeds
-        How many seeds to run, counting up from the first.
-    force
-        Replace pictures that exist.
-    json
-        Print the result as JSON on stdout.
-    """
-
-    name: Literal["digits", "spiral"] = "digits"
-    out: str | None = None
-    seed: int = 0
-    seeds: int = 1
-    force: bool = False
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the seeds."""
-        if self.seeds < 1 or self.seed < 0 or self.seed + self.seeds > 2**32:
-            raise UsageError(f"seed is {self.seed} and seeds {self.seeds}; use seeds from 0 to 4294967295, one or more")
-
-
-def patterns(value: Sequence[str] | None) -> list[str] | None:
-    """Return patterns as a list; a bare text, which is a sequence too, stays as it is and is refused later."""
-    return value if value is None or isinstance(value, str) else list(value)  # type: ignore[return-value]
-
-
-def split_list(value: list[str] | str | None) -> list[str] | None:
-    """Split a text at its commas; a list or None stays as it is."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-
-
-@dataclass(frozen=True, kw_only=True)
 class CorrectCommand(CorrectOptions, WeightOptions, DataOptions, ModelOptions):
     """Correct a checkpoint from a verified set.
 
@@ -672,6 +554,124 @@ class CompareCommand(WeightOptions, DataOptions, ModelOptions):
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; it must be a whole number from 0 to 4294967295")
         WeightOptions.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectCommand(DataOptions, ModelOptions):
+    """Show what would be corrected, what not and why, and the memory it would take.
+
+    Attributes
+    ----------
+    checkpoint
+        The weights; not needed to see the layers.
+    data
+        Samples to take one input from, in the form of --verified of verifix correct.
+    input_shape
+        Instead of data, the shape of one input, such as 3,32,32.
+    include
+        Only layers that match one of these parameter-name globs or kinds, separated by commas.
+    exclude
+        No layers that match one of these parameter-name globs or kinds, separated by commas.
+    samples
+        Verified samples to estimate the memory for.
+    folds
+        Folds to estimate the memory for.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str | None = None
+    data: str | None = None
+    input_shape: list[int] | str | None = None
+    include: list[str] | str | None = None
+    exclude: list[str] | str | None = None
+    samples: int = 1000
+    folds: int = 5
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there is something to run the model on."""
+        super().__post_init__()
+        ModelOptions.__post_init__(self)
+        if (self.data is None) == (self.input_shape is None):
+            raise UsageError("inspect needs one of --data and --input-shape, to run the model once")
+        if self.samples < 1 or self.folds < 1:
+            raise UsageError(f"samples is {self.samples} and folds {self.folds}; both must be 1 or more")
+        if any(size < 1 or size != int(size) for size in self.shape):
+            raise UsageError(f"input_shape is {self.input_shape!r}; give whole numbers, such as 3,32,32")
+
+    @property
+    def shape(self) -> list[float]:
+        """The input shape as numbers; empty if none was given."""
+        return _numbers("input_shape", self.input_shape)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCommand:
+    """Train a small network on wrong labels, correct it, and show the difference.
+
+    Attributes
+    ----------
+    name
+        "digits": handwritten digits, 30% wrong labels; "spiral": the paper's two spirals.
+    out
+        Folder for the pictures; by default a fresh one.
+    seed
+        First seed.
+    seeds
+        How many seeds to run, counting up from the first.
+    force
+        Replace pictures that exist.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    name: Literal["digits", "spiral"] = "digits"
+    out: str | None = None
+    seed: int = 0
+    seeds: int = 1
+    force: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the seeds."""
+        if self.seeds < 1 or self.seed < 0 or self.seed + self.seeds > 2**32:
+            raise UsageError(f"seed is {self.seed} and seeds {self.seeds}; use seeds from 0 to 4294967295, one or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UndoCommand:
+    """Restore the original of a corrected checkpoint, and prove it by hash.
+
+    Attributes
+    ----------
+    checkpoint
+        The corrected checkpoint: a file, a folder or an index, as verifix correct has written it.
+    out
+        Where to write the original, in the same form.
+    correction
+        The correction file that was written with the checkpoint; by default the one beside it.
+    force
+        Replace a file that exists.
+    json
+        Print the result as JSON on stdout.
+    """
+
+    checkpoint: str
+    out: str
+    correction: str | None = None
+    force: bool = False
+    json: bool = False
+
+
+def patterns(value: Sequence[str] | None) -> list[str] | None:
+    """Return patterns as a list; a bare text, which is a sequence too, stays as it is and is refused later."""
+    return value if value is None or isinstance(value, str) else list(value)  # type: ignore[return-value]
+
+
+def split_list(value: list[str] | str | None) -> list[str] | None:
+    """Split a text at its commas; a list or None stays as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
 def _share(place: int, text: str) -> tuple[str | int, float]:

@@ -169,7 +169,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
 
 def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
     """Only what is proved is written, unless the user takes it as it is."""
-    return command.force or (command.proves_by == "none" if proof is None else proof.verdict == "improved")
+    return command.force or command.proof == "none" or (proof is not None and proof.verdict == "improved")
 
 
 def _about_proof(proof: Proof | None) -> dict[str, Any]:
