@@ -149,7 +149,15 @@ def test_what_was_not_tried_says_why():
 
 @pytest.mark.parametrize(
     ("count", "gained", "lost", "wins"),
-    [(100, 5, 4, False), (1000, 50, 40, True), (1000, 40, 40, False), (100, 0, 0, True), (100, 20, 4, True)],
+    [
+        (100, 5, 4, False),
+        (1000, 50, 40, False),
+        (1000, 50, 35, True),
+        (1000, 10, 7, True),
+        (100, 0, 0, False),
+        (1000, 0, 0, True),
+        (100, 20, 4, True),
+    ],
 )
 def test_a_score_that_may_well_be_worse_does_not_win(count, gained, lost, wins):
     right = (torch.arange(count) < count // 2).double()
@@ -158,8 +166,8 @@ def test_a_score_that_may_well_be_worse_does_not_win(count, gained, lost, wins):
     losses = torch.ones(count, dtype=torch.float64)
     before = Scores(losses, float(right.mean()), right)
     choice = choose(before, lambda s: [Scores(losses / 2, float(after.mean()), after) for _ in s], Listed((1.0,)))
-    difference = after - right
-    expected = (difference.square().mean() - difference.mean() ** 2).sqrt() / (count - 1) ** 0.5
+    difference = torch.cat([after - right, torch.tensor([1.0, -1.0])])
+    expected = (difference.square().mean() - difference.mean() ** 2).sqrt() / (count + 1) ** 0.5
     assert choice.points[1].score_error == pytest.approx(float(expected))
     assert (choice.strength is not None) is wins
     only_mean = choose(

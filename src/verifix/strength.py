@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 SELECTION_NOTE = "selection score: it chose the strength, so it overstates the gain"
@@ -18,8 +19,9 @@ SELECTION_NOTE = "selection score: it chose the strength, so it overstates the g
 MINIMAL_GAIN = 1e-4
 """Nats per sample. A smaller gain is not worth a change of weights, however sure it is."""
 
-TOLERATED = 0.005
-"""How far the score may fall within the doubt of one standard error: half a point of accuracy.
+TOLERATED, SURENESS = 0.005, 1.645
+"""How far the score may fall, half a point of accuracy, and how many standard errors below its estimate must be above
+that: 95%, one-sided. It is the usual test of "not worse by more than".
 
 A head fitted to 80 samples can lower the loss clearly, by being less sure of itself, and get fewer answers right. That
 its score is no worse on the 20 left out shows little: then this rule leaves it out, and with a thousand it does not.
@@ -107,7 +109,9 @@ class Point:
     score
         Mean cross-fitted score; a fraction right by default.
     score_error
-        The paired standard error of the gain in score; 0 if the score is not known sample by sample.
+        The paired standard error of the gain in score, with one sample more that is won and one that is lost (Agresti
+        and Min, Statistics in Medicine 24:729, 2005): a few samples without a change prove nothing. 0 if the score is
+        not known sample by sample.
     """
 
     strength: Strength | None
@@ -206,8 +210,8 @@ def choose(
     -------
     Choice
         Of the strengths whose losses are below those of no change by more than one paired standard error, and by
-        `MINIMAL_GAIN`, and whose score is not below that of no change, nor by more than `TOLERATED` if one paired
-        standard error is taken off, the one with the smallest mean loss; no change if there is none.
+        `MINIMAL_GAIN`, and whose score is not below that of no change, nor by more than `TOLERATED` if `SURENESS`
+        paired standard errors are taken off, the one with the smallest mean loss; no change if there is none.
     """
     tried: dict[Strength, Scores] = {}
 
@@ -252,7 +256,7 @@ def _neighbours(
 def _point(strength: Strength | None, scores: Scores, baseline: Scores) -> Point:
     gains, score_error = baseline.losses - scores.losses, 0.0
     if scores.values is not None and baseline.values is not None:
-        score_error = _standard_error(scores.values - baseline.values)
+        score_error = _standard_error(torch.cat([scores.values - baseline.values, scores.values.new_tensor([1, -1])]))
     return Point(
         strength, float(scores.losses.mean()), float(gains.mean()), _standard_error(gains), scores.score, score_error
     )
@@ -266,7 +270,7 @@ def _decide(points: Sequence[Point]) -> Choice:
     """Let no change win unless a strength beats it clearly in loss, and is not worse in score."""
     no_change, *candidates = points
     lower = [p for p in candidates if p.loss_gain > max(p.standard_error, MINIMAL_GAIN)]
-    sure = [p for p in lower if p.score - no_change.score >= max(0.0, p.score_error - TOLERATED)]
+    sure = [p for p in lower if p.score - no_change.score >= max(0.0, SURENESS * p.score_error - TOLERATED)]
     if sure:
         best = min(sure, key=lambda point: point.loss)
         return Choice(best.strength, tuple(points), f"{_lowers(best)}, {_scores(best, no_change)}")
