@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_cli import MODEL, images, run, write_parquet
 from verifix import DataError, UsageError, class_weights, compare
-from verifix.evidence import Outcomes, gain_interval, mcnemar, mcnemar_power, p_values, samples_needed
+from verifix.evidence import Outcomes, gain_interval, mcnemar, mcnemar_power, p_values, samples_needed, strata_of
 
 K = 4
 
@@ -271,7 +271,7 @@ def test_the_power_is_a_double_sum_of_binomials():
     assert mcnemar_power(60, 0.15, 0.02) == pytest.approx(power_by_sums(60, 0.15, 0.02), rel=1e-9)
 
 
-@pytest.mark.parametrize(("fixed", "broken", "n"), [(5, 2, 60), (2, 5, 60), (5, 0, 50), (30, 25, 400)])
+@pytest.mark.parametrize(("fixed", "broken", "n"), [(5, 2, 60), (2, 5, 60), (5, 0, 5), (30, 25, 400)])
 def test_the_samples_needed_are_the_first_with_enough_power(fixed, broken, n):
     needed = samples_needed(outcomes(fixed, broken, n))
     wins, losses = max(fixed, broken) / n, min(fixed, broken) / n
@@ -345,26 +345,49 @@ def test_shares_that_cannot_be_used_are_refused(shares, message):
         class_weights([0, 0, 0, 1, 2, 2], shares)
 
 
-def test_the_weighted_test_by_hand():
-    """Two classes, as many of each: the t-statistic with its cautious variance, written out."""
+def p_by_hand(d: list[np.ndarray], weights: list[float]) -> tuple[float, float]:
+    """Both parts of the weighted test for two classes, written out."""
     from scipy.stats import t
 
-    d = np.array([1] * 9 + [-1] + [0] * 30 + [1] * 2 + [-1] * 2 + [0] * 36)
-    strata = np.repeat([0, 1], 40)
-    weights = np.repeat([1.6, 0.4], 40)
-    rate = 15 / 81
-    v = [1.6**2]
-    for w, values in ((1.6, d[:40]), (0.4, d[40:])):
-        v.append(w**2 * (sum((x - values.mean()) ** 2 for x in values) + 2 * rate) * 40 / 41)
-    gain = (1.6 * 8 + 0.4 * 0) / 80
-    freedom = sum(v) ** 2 / (v[0] ** 2 / 1 + v[1] ** 2 / 39 + v[2] ** 2 / 39)
-    by_t = t.sf(gain / (math.sqrt(sum(v)) / 80), freedom)
-    signs = np.random.default_rng(1).choice([-1, 1], (20_000, 14))
-    sums = signs @ np.repeat([1.6, 0.4], [10, 4])
-    by_signs = np.mean(sums >= 1.6 * 8 - 1e-9)
-    better, worse = p_values(Outcomes(d, weights, strata), 0)
-    assert better == pytest.approx(max(by_t, by_signs), abs=0.004)
-    assert worse > 0.9
+    n = sum(map(len, d))
+    rate = (sum(np.count_nonzero(values) for values in d) + 1) / (n + 1)
+    terms, third = [max(weights) ** 2], -(max(weights) ** 3)
+    for w, values in zip(weights, d, strict=True):
+        m = len(values)
+        terms.append((sum((w * (x - values.mean())) ** 2 for x in values) + 2 * rate * w**2) * m / (m + 1))
+        third += sum((w * (x - values.mean())) ** 3 for x in values)
+    total = sum(terms)
+    freedom = total**2 / (terms[0] ** 2 + sum(v**2 / (len(x) - 1) for v, x in zip(terms[1:], d, strict=True)))
+    statistic = sum(w * values.sum() for w, values in zip(weights, d, strict=True)) / math.sqrt(total)
+    skewness = min(third / total**1.5, 0)
+    # Hall (1992): T + γT²/3 + γ²T³/27 + γ/6
+    statistic += skewness * statistic**2 / 3 + skewness**2 * statistic**3 / 27 + skewness / 6
+    sizes = np.concatenate([np.full(np.count_nonzero(x), w) for w, x in zip(weights, d, strict=True)])
+    sums = np.random.default_rng(1).choice([-1, 1], (40_000, len(sizes))) @ sizes
+    seen = sum(w * values.sum() for w, values in zip(weights, d, strict=True))
+    return float(t.sf(statistic, freedom)), float(np.mean(sums >= seen - 1e-9))
+
+
+def flipped(fixed: int, broken: int, n: int) -> np.ndarray:
+    return np.array([1] * fixed + [-1] * broken + [0] * (n - fixed - broken))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weights", "larger"),
+    [
+        ((34, 0, 90), (0, 2, 10), [5 / 9, 5.0], "t"),  # a heavy loss that was rarely seen
+        ((2, 0, 200), (1, 0, 200), [1.2, 0.8], "signs"),  # few flips
+    ],
+)
+def test_the_weighted_test_is_the_larger_one_of_two(first, second, weights, larger):
+    d = [flipped(*first), flipped(*second)]
+    by_t, by_signs = p_by_hand(d, weights)
+    assert (by_t > by_signs + 0.01) if larger == "t" else (by_signs > by_t + 0.01)
+    strata = np.repeat([0, 1], [len(x) for x in d])
+    seen = Outcomes(np.concatenate(d), np.repeat(weights, [len(x) for x in d]), strata)
+    better, worse = p_values(seen, 0)
+    assert better == pytest.approx(max(by_t, by_signs), abs=1e-9 if larger == "t" else 0.005)
+    assert worse > 0.8
 
 
 NULLS = {
@@ -396,6 +419,8 @@ def test_the_weighted_test_errs_in_one_run_of_forty_at_most(case, n):
 def test_weights_that_differ_within_a_class_are_one_stratum_and_never_too_sure(pair):
     labels = pair[2]
     weights = np.random.default_rng(0).uniform(0.5, 2, 200)
+    assert not strata_of(labels, weights).any()
+    assert (strata_of(labels, class_weights(labels, [0.4, 0.3, 0.2, 0.1])) == labels).all()
     found = compare(*pair, weights=weights)
     assert found.gain.low < found.gain.estimate < found.gain.high
     by_class = compare(*pair, weights=class_weights(labels, [0.4, 0.3, 0.2, 0.1]))
