@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -134,17 +135,10 @@ def gain_interval(outcomes: Outcomes, seed: int) -> Interval:
     gain, d = outcomes.gain, outcomes.differences
     if np.ptp(d) == 0:
         return _constant_interval(int(d[0]), outcomes.effective)
-    w = np.ones(len(d)) if outcomes.weights is None else outcomes.weights
-    weighted = w * d
-
-    def gain_of(*drawn: Array, axis: int) -> Any:
-        parts = [rows.astype(np.intp) for rows in drawn]
-        total = sum(w[rows].sum(axis=axis) for rows in parts)
-        return sum(weighted[rows].sum(axis=axis) for rows in parts) / total
-
+    weighted = outcomes.weights is not None
     found = bootstrap(
-        _resampled_together(outcomes.strata),
-        gain_of,
+        _resampled_together(outcomes.strata) if weighted else (d.astype(float),),
+        partial(_weighted_gain, outcomes) if weighted else np.mean,
         n_resamples=RESAMPLES,
         batch=max(1, BATCH_NUMBERS // len(d)),
         vectorized=True,
@@ -153,6 +147,14 @@ def gain_interval(outcomes: Outcomes, seed: int) -> Interval:
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(100 * gain, 100 * float(found.low), 100 * float(found.high))
+
+
+def _weighted_gain(outcomes: Outcomes, *drawn: Array, axis: int) -> Any:
+    """Return the gain of samples drawn by index, from each stratum its own."""
+    parts = [rows.astype(np.intp) for rows in drawn]
+    w: Array = outcomes.weights  # type: ignore[assignment]  # without weights, the mean does
+    weighted = w * outcomes.differences
+    return sum(weighted[rows].sum(axis=axis) for rows in parts) / sum(w[rows].sum(axis=axis) for rows in parts)
 
 
 def _constant_interval(value: int, effective: float) -> Interval:
