@@ -278,6 +278,16 @@ def test_a_harmful_correction_and_a_forced_one_say_so(results):
     assert "The corrected checkpoint is fixed.safetensors, though no gain was shown." in told
 
 
+def test_a_loss_that_could_be_chance_is_judged_by_its_own_side():
+    result = cases.not_proven_result()
+    result["proof"]["comparison"] |= {"gain": {"estimate": -2.0, "low": -5.5, "high": 1.5, "level": 0.95}}
+    result["proof"]["comparison"] |= {"p_better": 0.93, "p_worse": 0.11, "samples_needed": None}
+    told = section(render(result), "verdict")
+    assert "(−2.0, 95% interval −5.5 to +1.5)" in told
+    assert "p is 0.11, and must be below 0.025" in told
+    assert "verified samples in all" not in told
+
+
 def test_samples_of_the_training_or_unverified_are_a_caution_beside_the_verdict(results, pages):
     told = section(pages["training"], "verdict")
     assert told.startswith("No proof: nothing was measured on samples that the correction has not seen.")

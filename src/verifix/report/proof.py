@@ -78,7 +78,8 @@ def _why(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         case "harmful":
             return [f"By chance alone, a loss is rarely this clear: p is {p['p_worse']} (one-sided, exact)."]
         case "not proven":
-            told = f"The difference could be chance: p is {p['p_better']}, and must be below {limit}."
+            side = "p_worse" if (part(found, "gain").get("estimate") or 0) < 0 else "p_better"
+            told = f"The difference could be chance: p is {p[side]}, and must be below {limit}."
             more = f"If it is as large as it looks, about {count(needed)} verified samples in all would show it."
             return [told, more] if needed else [told]
     return [str(part(result, "proof")["note"])] if part(result, "proof").get("note") else []
@@ -96,11 +97,10 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if not found:
         return []
     gain = part(found, "gain")
-    better = (gain.get("estimate") or 0) >= 0
     return [
         (percent(part(found, "before").get("accuracy")), "right before", "before"),
         (percent(part(found, "after").get("accuracy")), "right after", "after"),
-        (signed(gain.get("estimate")), "points gained" if better else "points lost", "plain"),
+        (signed(gain.get("estimate")), "gain, points", "plain"),
         (count(found.get("fixed")), "samples set right", "good"),
         (count(found.get("broken")), "samples broken", "bad"),
     ]
