@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -259,3 +260,11 @@ def test_names_as_long_as_can_be_and_strange_ones_are_written(tmp_path):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
         assert tree(tmp_path) == {name: b"newer"}
         (tmp_path / name).unlink()
+
+
+def test_the_committed_figures_are_without_a_fault():
+    record = json.loads((Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "crashes.json").read_text())
+    for kind in ("random_kills", "kills_at_each_call", "kills_with_nothing_before", "full_disk"):
+        assert record[kind].keys() == FORMS.keys()
+        assert all(result["faults"] == [] for result in record[kind].values())
+    assert all(result["killed"] == 100 for result in record["random_kills"].values())

@@ -280,6 +280,24 @@ def test_a_flipped_bit_in_a_pt_is_noticed(here, capsys):
             assert f"d.pt is damaged: {entry.name} in it does not match its CRC-32" in err
 
 
+def test_a_correction_file_that_does_not_read_back_is_not_put_in_place(here, capsys, monkeypatch):
+    from verifix import files
+
+    save_file(state(), "c.safetensors")
+    sort, before = files._sort_header, sorted(here.iterdir())
+
+    def sort_and_damage(path: Path) -> None:
+        sort(path)
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+
+    monkeypatch.setattr(files, "_sort_header", sort_and_damage)
+    assert main(arguments("c.safetensors", "f.safetensors")) == 5
+    assert "f.correction.safetensors does not read back as it was written; check the disk" in capsys.readouterr().err
+    assert [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_source_that_changes_meanwhile_is_noticed(suffix, here):
     (save_file if suffix == ".safetensors" else torch.save)(state(), f"c{suffix}")

@@ -319,12 +319,38 @@ def write_safetensors(
 
 
 def fill_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors into a file that is being made; the same tensors and metadata give the same bytes."""
+    """Write tensors into a file that is being made, read it back from the disk, and compare.
+
+    Parameters
+    ----------
+    path
+        The file; the same tensors and metadata give the same bytes.
+    tensors
+        By name.
+    metadata
+        Strings by name.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not read back as it was written.
+    """
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(contiguous, path, dict(metadata))
     _sort_header(path)
+    flush(path, forget=True)
+    again, about = read_safetensors(path)
+    same = again.keys() == contiguous.keys() and all(_same_bits(again[name], contiguous[name]) for name in again)
+    if about != dict(metadata) or not same:
+        raise CheckpointError(f"{path.name} does not read back as it was written; check the disk")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _sort_header(path: Path) -> None:
