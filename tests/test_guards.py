@@ -403,6 +403,9 @@ def test_copies_of_other_pixels_but_the_same_picture_share_a_fold(tmp_path):
     assert len(set(samples.digests)) == 45
     assert len(set(samples.fingerprints)) == 40
     assert check_contradictions(samples) == 5
+    again = read_samples(samples.subset([3, 1]).source)  # from memory, as samples that were picked are
+    assert again.fingerprints == (samples.fingerprints[3], samples.fingerprints[1])
+    assert again.where(1) == samples.where(1)
     home = {i: k for k, fold in enumerate(split_folds(samples, 4, 0)) for i in fold}
     names = [Path(samples.where(i)).name for i in range(45)]
     for i in range(5):

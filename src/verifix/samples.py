@@ -252,18 +252,11 @@ def read_samples(
             else:
                 items.clear()
             bar.update()
-    if held <= MEMORY_BYTES:
-        source = Source(_Items(items), source.collate, picked_by=source.picked_by)
     known = tuple(each for each in prints if each is not None)
-    return Samples(
-        source,
-        own_size,
-        torch.cat(labels),
-        tuple(digests),
-        forward,
-        known if len(known) == count else (),
-        (dataset, range(count)),
-    )
+    known = known if len(known) == count else ()
+    if held <= MEMORY_BYTES:
+        source = Source(_Items(items, known, dataset), source.collate, picked_by=source.picked_by)
+    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, (dataset, range(count)))
 
 
 def _ask(dataset: Any, index: int, question: str) -> Any:
@@ -301,16 +294,24 @@ def _parts(x: Tensor) -> Sequence[Tensor]:
 
 
 class _Items(Dataset[Any]):
-    """Samples in memory."""
+    """Samples in memory, and what the data set that they were read from knew about them."""
 
-    def __init__(self, items: Sequence[Any]) -> None:
+    def __init__(self, items: Sequence[Any], prints: Sequence[bytes] = (), origin: Any = None) -> None:
         self.items = items
+        self.prints = prints
+        self.origin = origin
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Any:
         return self.items[index]
+
+    def place(self, index: int) -> Any:
+        return _ask(self.origin, index, "place")
+
+    def fingerprint(self, index: int) -> bytes | None:
+        return self.prints[index] if self.prints else None
 
 
 def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | None = None) -> None:
