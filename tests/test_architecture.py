@@ -30,6 +30,7 @@ ORDER = [
     "padding",
     "reasons",
     "borrow",
+    "finite",
     "constants",
     "following",
     "capture",

@@ -17,6 +17,7 @@ from verifix.borrow import run_model, to_device
 from verifix.capture import Account, Bias, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
+from verifix.finite import check_finite, first_tensor
 from verifix.following import BatchNorm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
@@ -145,6 +146,9 @@ def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, devic
     try:
         output = run_model(model, to_device(batch.inputs, device), samples.forward)
         census.followed.note_other(output)
+        logits = first_tensor(output)
+        if isinstance(logits, Tensor) and not logits.is_nested:
+            check_finite(logits, batch.indices)
     except AmbiguousBatchError:
         if census.batch.counted:
             raise

@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -387,12 +388,25 @@ def read_torch(path: str | Path) -> object:
     path = _existing(path)
     if not path.stat().st_size:
         raise CheckpointError(f"{path} cannot be read: it is empty; give the whole file")
+    _check_size(path)
     known = torch.serialization.get_safe_globals()  # leaving the context would take away what the user has allowed
     try:
         with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {_why(error)}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it has bytes: torch.save stores what it writes as it is."""
+    unpacked = 0
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # what is no such archive, torch.load may know
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size + 2**26:
+        raise CheckpointError(
+            f"{path} cannot be read: it would unpack to {unpacked / 2**30:.1f} GiB, and torch.save packs nothing; "
+            "save its state dict again"
+        )
 
 
 def _why(error: Exception) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from verifix.borrow import borrowed, device_of
+from verifix.borrow import borrowed, check_model, device_of
 from verifix.errors import DataError
 from verifix.forms import unwrapped
 from verifix.io.checkpoints import Checkpoint, read_checkpoint
@@ -31,6 +31,7 @@ def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None
     model: nn.Module = unwrapped(build_model(name, num_classes))
     if checkpoint is not None:
         checkpoint.load_into(model)
+        check_model(model)
     return model.eval()
 
 

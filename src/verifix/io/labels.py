@@ -79,6 +79,7 @@ def _by_name(
     if all(NUMBER.fullmatch(text) for text in texts) and not all(_plain(text) in table for text in texts):
         return [int(str(label)) for label in labels]
     if texts and classes is None:
+        _check_mixed(labels, place)
         few = ", ".join(sorted(texts)[:3])
         raise DataError(
             f"the labels of {source} are names ({few}, …), and the order of the model's outputs is not known; "
@@ -88,6 +89,17 @@ def _by_name(
         label if isinstance(label, int) else _look_up(str(label), table, classes or (), place(i))
         for i, label in enumerate(labels)
     ]
+
+
+def _check_mixed(labels: Sequence[object], place: Callable[[int], str]) -> None:
+    """Refuse a label such as "nan" among class numbers, by name."""
+    numbers = [not isinstance(label, str) or bool(NUMBER.fullmatch(label.strip())) for label in labels]
+    if any(numbers) and not all(numbers):
+        i = numbers.index(False)
+        raise DataError(
+            f"{place(i)} has the label {labels[i]!r}, and {sum(numbers)} of {len(labels)} labels are class numbers; "
+            "correct it or leave the sample out, or give --classes if it is a class name"
+        )
 
 
 def _by_own_names(

@@ -177,6 +177,11 @@ def _from_parquet(path: Path) -> Table:
     with _readable(path):
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
+    if file.metadata.num_rows > path.stat().st_size:
+        raise DataError(
+            f"{path} has {file.metadata.num_rows} rows in {path.stat().st_size} bytes, which no real samples fit in; "
+            "write it again"
+        )
     return Table(
         path,
         tuple(schema.names),
