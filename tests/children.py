@@ -88,7 +88,7 @@ def _be_the_child(case: Case, files: Sequence[Path]) -> None:
         code = _function(case.function)(case.words)
     except SystemExit as error:
         code = error.code
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the parent has to hear of it
+    except BaseException as error:  # whatever it is, the parent has to hear of it
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         code = 98
     finally:

@@ -102,7 +102,9 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(width: int, height: int, depth: int = 8, colour: int = 2, *, data: bytes | None = None, more: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, depth: int = 8, colour: int = 2, *, data: bytes | None = None, more: bytes = b""
+) -> bytes:
     """A PNG with any header; without data, as many black lines as fit in a few bytes."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     data = zlib.compress(bytes(1000)) if data is None else data

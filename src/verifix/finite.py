@@ -72,7 +72,7 @@ def first_broken(model: nn.Module, inputs: Any, forward: Forward | None = None) 
     """
     broken: list[str] = []
 
-    def look(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+    def look(name: str, module: nn.Module, _: Any, output: Any) -> None:
         if not broken and not all(torch.isfinite(x).all() for x in tensors_in(output) if x.is_floating_point()):
             broken.append(f"{name!r} ({type(module).__name__})")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from verifix.io.notes import note
 from verifix.io.preprocessing import Preparation
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
 
@@ -77,7 +79,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     def _decoded(self, index: int) -> Image.Image:
         name = self.place(index)
         try:
-            with Image.open(io.BytesIO(self.read(index)), formats=FORMATS) as image:
+            with _bombs_refused(), Image.open(io.BytesIO(self.read(index)), formats=_formats()) as image:
                 image.load()
                 return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
         except UnidentifiedImageError:
@@ -87,6 +89,22 @@ class Images(Dataset[tuple[Tensor, int]]):
         except Exception as error:  # Pillow raises nearly anything on a damaged file
             line = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _bombs_refused() -> Iterator[None]:
+    """Refuse an image of far more pixels than a camera takes, of which Pillow only warns; other warnings are noise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
