@@ -122,6 +122,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if any(word.startswith(("hf:", "auto_")) for case in cases for word in case.words):
+        from benchmarks.coverage_models import declare_missing_operators
+
+        _ = declare_missing_operators(), importlib.import_module("transformers")
     json.dump({case.name: asdict(run_case(case)) for case in cases}, sys.stdout)
 
 
