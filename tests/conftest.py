@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -19,6 +21,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_configure():
+    settings.register_profile("short", max_examples=20, deadline=None, derandomize=True)
+    settings.register_profile("long", max_examples=3000, deadline=None, print_blob=True)
+    settings.load_profile("long" if os.environ.get("VERIFIX_FUZZ") == "long" else "short")
     torch.set_num_threads(1)  # the cases are small; threads would only wait for each other
 
 

@@ -31,6 +31,7 @@ ORDER = [
     "padding",
     "reasons",
     "borrow",
+    "finite",
     "constants",
     "following",
     "capture",

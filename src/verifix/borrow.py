@@ -201,8 +201,9 @@ def check_model(model: object) -> None:
         if tensor.layout is not torch.strided or not tensor.is_floating_point():
             continue
         values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 cannot be asked
-        # Buffers may be infinite on purpose: masks of attention, bounds of clipping.
-        if torch.isnan(values).any() or (name in parameters and torch.isinf(values).any()):
+        # Buffers may be infinite on purpose: masks of attention, bounds of clipping. Statistics of inputs may not.
+        bounded = name in parameters or name.rpartition(".")[2] in ("running_mean", "running_var")
+        if torch.isnan(values).any() or (bounded and torch.isinf(values).any()):
             raise DataError(f"{name!r} of the model contains NaN or Inf; load an intact checkpoint")
 
 

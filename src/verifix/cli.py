@@ -28,6 +28,12 @@ COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
 }
 """Each command: the dataclass of its settings, and which of them are positional."""
 
+LONGEST = 900
+"""Characters of an error message; longer ones lose their middle."""
+
+DEEPEST = 10
+"""How many brackets may stand inside of each other in a file of settings."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -120,6 +126,8 @@ def parse(argv: Sequence[str]) -> Any:
     subcommands = parser.add_subcommands(dest="command", required=True)
     for name, (settings, positional) in COMMANDS.items():
         subcommands.add_subcommand(name, _parser(settings, positional), help=(settings.__doc__ or "").splitlines()[0])
+    for path in _config_files(argv):
+        _check_config(path)
     try:
         parsed = parser.parse_args(_with_underscores(argv))
     except (ArgumentError, UnicodeDecodeError) as error:
@@ -132,9 +140,32 @@ def parse(argv: Sequence[str]) -> Any:
     return settings(**values)
 
 
+def _config_files(argv: Sequence[str]) -> list[str]:
+    behind = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    return [*behind, *(word.partition("=")[2] for word in argv if word.startswith("--config="))]
+
+
+def _check_config(path: str) -> None:
+    """Refuse a file of settings that is damaged, or that grows without end: names for parts of it, and deep nests."""
+    import yaml  # type: ignore[import-untyped]
+
+    if not Path(path).is_file():
+        return  # which the parser says
+    depth = 0
+    try:
+        for event in yaml.parse(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                raise ValueError("settings are numbers, words and short lists, without aliases")
+            if depth == 1 and isinstance(event, yaml.SequenceStartEvent):
+                raise ValueError("it is a list, and must name settings, one per line")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise VerifixError(f"{path} is not a file of settings ({' '.join(str(error).split())}); correct it") from None
+
+
 def _refuse_negations(path: Any) -> None:
     """Refuse ``no_progress: true`` in a file, where it would mean nothing: there it is ``progress: false``."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     for key in yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}:
         if str(key).startswith("no_"):
@@ -211,6 +242,9 @@ def _in_flags(message: str) -> str:
 
 def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
+    if len(line) > LONGEST:  # a name in a hostile file may be as long as the file
+        line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+    line = "".join(c if c.isprintable() else "?" for c in line)  # nor may it steer the terminal
     sys.stderr.write(f"verifix: error: {line}\n")
     return code
 

@@ -17,6 +17,7 @@ from verifix.borrow import run_model, to_device
 from verifix.capture import Account, Bias, Census, Layer, Selection, intercepting
 from verifix.errors import CheckpointError, DataError
 from verifix.files import read_safetensors, write_safetensors
+from verifix.finite import check_finite, first_tensor
 from verifix.following import BatchNorm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
@@ -145,6 +146,9 @@ def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, devic
     try:
         output = run_model(model, to_device(batch.inputs, device), samples.forward)
         census.followed.note_other(output)
+        logits = first_tensor(output)
+        if isinstance(logits, Tensor) and not logits.is_nested:
+            check_finite(logits, batch.indices)
     except AmbiguousBatchError:
         if census.batch.counted:
             raise
@@ -285,7 +289,7 @@ class SavedMoments:
             digests = frozenset(map(bytes.fromhex, about["samples"]))
             said = (about.get("preparation"), about.get("verified_from"))  # not in files of earlier versions
             return cls(table, about["model"], digests, *said, origin=str(path))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
             ) from None
@@ -342,6 +346,10 @@ class SavedMoments:
             raise CheckpointError(
                 f"{path} has no moments of {', '.join(missing[:3])}; collect them with the same include and exclude"
             )
+        for layer in collected.layers:
+            here, new = self.moments[layer], next(table[layer] for table in collected.folds if layer in table)
+            if (here.groups, here.width) != (new.groups, new.width):
+                raise CheckpointError(f"{path} is damaged: {layer.parameter!r} has another shape; collect them again")
         again = len(self.digests & collected.digests)
         if again:
             raise DataError(f"{again} of the verified samples are in {path} already; give only new ones")
@@ -354,6 +362,21 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
 
 
 def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> Moments:
-    if f"{i}.rows" in tensors:
-        return Moments(tensors[f"{i}.rows"])
-    return Moments.from_scatter(tensors[f"{i}.scatter"], tensors[f"{i}.mean"], entry["n"])
+    n, rows = entry["n"], tensors.get(f"{i}.rows")
+    if rows is not None:
+        _require(rows.ndim == 3 and rows.shape[1] == n and _sound(rows), f"{i}.rows")
+        return Moments(rows)
+    scatter, mean = tensors[f"{i}.scatter"], tensors[f"{i}.mean"]
+    fits = type(n) is int and n > 0 and scatter.ndim == 3 and scatter.shape == (*mean.shape, mean.shape[-1])
+    _require(fits and _sound(scatter) and _sound(mean), f"{i}.scatter")
+    _require(bool((scatter.diagonal(dim1=1, dim2=2) >= 0).all()), f"{i}.scatter")
+    return Moments.from_scatter(scatter, mean, n)
+
+
+def _sound(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
+
+
+def _require(holds: bool, name: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} does not hold the moments of any rows")

@@ -19,6 +19,7 @@ from verifix.scoring import tensors_of
 from verifix.strength import Choice, Point, Strength, spelled
 
 FORMAT = "verifix-correction-1"
+SIDES = ("original/", "corrected/")
 
 TRAINING_NOTE = (
     "The verified samples were used in training, so the network remembers them with their wrong labels: these scores "
@@ -411,8 +412,11 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
         layers = tuple(LayerReport(**layer) for layer in about["layers"])
-        expected, provenance = about["sha256"], about["provenance"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        expected, provenance = about["sha256"], dict(about["provenance"])
+        forms = [{name: (x.shape, x.dtype) for name, x in _under(side, tensors).items()} for side in SIDES]
+        if forms[0] != forms[1]:
+            raise ValueError("the weights before and after are not the same ones")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
     if digests != expected:
         raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")

@@ -10,6 +10,8 @@ import os
 import pathlib
 import re
 import stat
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -402,14 +404,14 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     CheckpointError
         If it is not a valid safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = _existing(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        line = " ".join(str(error).split())
+    except Exception as error:  # the library's own, and those of torch on a header that only looks right
+        line = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not a readable safetensors file: {line}; check that it is complete") from None
 
 
@@ -445,12 +447,33 @@ def read_torch(path: str | Path, storages: list[torch.UntypedStorage] | None = N
             storages.append(storage)
         return storage
 
+    _check_size(path)
     known = torch.serialization.get_safe_globals()  # leaving the context would take away what the user has allowed
     try:
-        with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]):
+        with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]), _quiet():
             return torch.load(path, map_location=here, weights_only=True)  # type: ignore[arg-type]  # it gets untyped ones
     except Exception as error:  # torch.load raises nearly anything on a damaged file
         raise CheckpointError(f"{path} cannot be read with weights_only=True: {_why(error)}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it has bytes: torch.save stores what it writes as it is."""
+    unpacked = 0
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # what is no such archive, torch.load may know
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > path.stat().st_size + 2**26:
+        raise CheckpointError(
+            f"{path} cannot be read: it would unpack to {unpacked / 2**30:.1f} GiB, and torch.save packs nothing; "
+            "save its state dict again"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from telling, beside an error, what it thinks of a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _why(error: Exception) -> str:

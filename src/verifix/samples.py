@@ -271,8 +271,8 @@ def _alone(source: Source, item: Any, number: int) -> Batch:
     """Return one sample as a batch of its own, checked."""
     try:
         batch = batch_of(source.collate([item]))
-    except VerifixError:
-        raise
+    except VerifixError as error:
+        raise type(error)(f"sample {number}: {error}") from None
     except Exception as error:  # the user's own code, or that of torch on items it cannot put together
         line = " ".join(str(error).split())
         raise DataError(
@@ -563,7 +563,9 @@ def _as_tensor(values: Any, what: str) -> Tensor:
 
 def _as_labels(labels: Tensor, count: int) -> Tensor:
     if labels.is_floating_point() or labels.is_complex():
-        raise DataError(f"labels are {labels.dtype}; they must be class indices (integers)")
+        broken = torch.isfinite(labels).logical_not().reshape(-1).nonzero().flatten().tolist()
+        first = f", and number {broken[0]} of them is {labels.reshape(-1)[broken[0]].item()}" if broken else ""
+        raise DataError(f"labels are {labels.dtype}{first}; they must be class indices (integers)")
     if labels.shape != (count,):
         raise DataError(
             f"labels have shape {list(labels.shape)} for {count} inputs; they must be class indices of shape [{count}]"

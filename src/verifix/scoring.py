@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from verifix.borrow import run_model, to_device
+from verifix.borrow import Forward, run_model, to_device
 from verifix.errors import DataError, UsageError, VerifixError
-from verifix.samples import Samples
+from verifix.finite import check_finite, first_broken, first_tensor
+from verifix.samples import Batch, Samples
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """``(logits [n, k], labels [n]) → [n]`` or a scalar; for a loss, one number per sample."""
@@ -52,10 +54,17 @@ def predict(
 ) -> Tensor:
     """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
     parts = [
-        as_logits(run_model(model, to_device(batch.inputs, device), samples.forward), len(batch.labels))
+        logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
         for batch in samples.batches(indices, batch_size)
     ]
     return torch.cat(parts)
+
+
+def logits_of(model: nn.Module, inputs: object, batch: Batch, forward: Forward | None = None) -> Tensor:
+    """Run a model on a batch's inputs, on its device; see `as_logits`. Names sample and module of a NaN or Inf."""
+    logits = logits_in(run_model(model, inputs, forward), len(batch.labels)).detach().double().cpu()
+    check_finite(logits, batch.indices, partial(first_broken, model, inputs, forward))
+    return logits
 
 
 def as_logits(output: object, count: int) -> Tensor:
@@ -80,14 +89,13 @@ def as_logits(output: object, count: int) -> Tensor:
         If it is no such tensor, or not finite.
     """
     logits = logits_in(output, count).detach().double().cpu()
-    if not torch.isfinite(logits).all():
-        raise DataError("the model's logits contain NaN or Inf; check its weights and the preprocessing of the inputs")
+    check_finite(logits)
     return logits
 
 
 def logits_in(output: object, count: int) -> Tensor:
     """Return a model's output as logits that gradients flow through, in its own dtype; see `as_logits`."""
-    given, logits = type(output).__name__, _first_tensor(output)
+    given, logits = type(output).__name__, first_tensor(output)
     if not isinstance(logits, Tensor):
         raise DataError(
             f"the model returned a {given}; it must return one tensor of logits [n, classes], a mapping with 'logits' "
@@ -101,15 +109,6 @@ def logits_in(output: object, count: int) -> Tensor:
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
         raise DataError(f"the model returned {shape} for {count} samples; it must return logits [{count}, classes]")
     return logits
-
-
-def _first_tensor(output: object) -> object:
-    """Return the logits of a mapping, such as a ModelOutput of transformers, or the first entry of a tuple."""
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
-    return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
 def probabilities(logits: Tensor) -> Tensor:

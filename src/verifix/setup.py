@@ -20,7 +20,7 @@ from verifix.moments import Moments
 from verifix.options import CorrectOptions
 from verifix.probe import check_padding
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
-from verifix.scoring import as_logits, device_named, predict
+from verifix.scoring import device_named, logits_of, predict
 from verifix.stages import Context
 
 T = TypeVar("T")
@@ -207,22 +207,21 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
 def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:
     """Run the copy on a small batch, which must leave the original alone; return the number of its outputs."""
     count = min(2, samples.batch_size or 2)
-    inputs = to_device(next(samples.batches(range(count), count)).inputs, where)
+    batch = next(samples.batches(range(count), count))
 
     def ignore(layer: Layer, rows: Tensor) -> None:
         """Rows are not needed."""
 
     with borrowed(model), intercepting(model, ignore, masked=False) as original:
-        output = run_model(work, inputs, samples.forward)
+        logits = logits_of(work, to_device(batch.inputs, where), batch, samples.forward)
     used = [layer.parameter for layer in original.layers] + list(original.used_by)
     if used:
         raise UsageError(
             f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
             "define it in the module's class instead"
         )
-    outputs = as_logits(output, count).shape[1]
-    check_labels(samples.labels, outputs, samples.where)
-    return outputs
+    check_labels(samples.labels, logits.shape[1], samples.where)
+    return logits.shape[1]
 
 
 def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from verifix.borrow import borrowed, device_of
+from verifix.borrow import borrowed, check_model, device_of
 from verifix.comparison import class_weights
 from verifix.errors import DataError, UsageError
 from verifix.forms import unwrapped
@@ -35,6 +35,7 @@ def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None
     model: nn.Module = unwrapped(build_model(name, num_classes))
     if checkpoint is not None:
         checkpoint.load_into(model)
+        check_model(model)
     return model.eval()
 
 

@@ -18,6 +18,9 @@ from verifix.options import DataOptions
 
 INPUT_NAMES = ("x", "X", "inputs", "images", "data")
 LABEL_NAMES = ("y", "Y", "labels", "label", "targets")
+LARGE = 2**28
+MOST_PACKED = 200
+"""Files that unpack to more bytes than `LARGE`, and to more than so many times their own, are refused."""
 
 
 class Arrays(TensorDataset):
@@ -67,6 +70,7 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise UsageError(f"--size is for image files; the arrays of {path} are taken as they are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            _check_size(arrays, path)
             inputs, labels = (_pick(arrays, names, path) for names in (INPUT_NAMES, LABEL_NAMES))
             x, y = _tensor(inputs), _labels(labels, preparation, path)
     except DataError:
@@ -80,10 +84,31 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
+    _check_finite(x, path)
     return Arrays(_normalised(x, preparation, path) if normalised else x, y, path)
 
 
+def _check_size(arrays: Any, path: Path) -> None:
+    """Refuse a small file that unpacks to a large one: nothing that a camera or a person made does."""
+    packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in arrays.zip.infolist())
+    if unpacked > max(LARGE, MOST_PACKED * packed):
+        raise DataError(
+            f"{path} has {packed / 2**20:.1f} MiB and would unpack to {unpacked / 2**30:.1f} GiB, which no real data "
+            "does; write it again with numpy.savez"
+        )
+
+
+def _check_finite(x: Tensor, path: Path) -> None:
+    if x.numel() and not torch.isfinite(x).all():
+        first = int(torch.isfinite(x).reshape(len(x), -1).all(dim=1).logical_not().nonzero()[0])
+        raise DataError(f"{path}: the input of sample {first} contains NaN or Inf; every input must be finite")
+
+
 def _labels(labels: np.ndarray[Any, Any], preparation: Preparation, path: Path) -> Tensor:
+    if labels.dtype.kind in "fc":
+        broken = np.flatnonzero(~np.isfinite(labels))
+        first = f", and label {broken[0]} is {labels.reshape(-1)[broken[0]]}" if len(broken) else ""
+        raise DataError(f"{path} has labels of {labels.dtype}{first}; they must be class indices (integers) or names")
     if labels.dtype.kind != "U":
         return _tensor(labels)
     names = labels.reshape(-1).tolist()

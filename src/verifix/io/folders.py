@@ -126,7 +126,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} does not exist or is not a file; check the path")
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable index ({error}); restore it from a copy") from None
     index = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):

@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow says to images of more than twice, and more than once, the pixels that it finds plausible."""
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -90,7 +92,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         name = self.place(index)
         try:
             content = self.read(index)
-            with _no_bombs(), Image.open(io.BytesIO(content)) as image:
+            with _bombs_refused(), Image.open(io.BytesIO(content), formats=_formats()) as image:
                 image.load()
                 return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
         except UnidentifiedImageError:
@@ -100,16 +102,25 @@ class Images(Dataset[tuple[Tensor, int]]):
             raise DataError(
                 f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or leave it out"
             ) from None
-        except (OSError, SyntaxError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{name} is not a readable image ({error}); replace it or leave it out") from None
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything on a damaged file
+            line = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager
-def _no_bombs() -> Iterator[None]:
-    """Refuse what Pillow only warns of: decoded, such an image takes gigabytes."""
+def _bombs_refused() -> Iterator[None]:
+    """Refuse an image of far more pixels than a camera takes, of which Pillow only warns; other warnings are noise."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 

@@ -86,6 +86,7 @@ def _by_name(
                 f"{place(decimal)} has the label {labels[decimal]!r}; labels must be class indices (integers) or class "
                 "names"
             )
+        _check_mixed(labels, place)
         few = ", ".join(sorted(texts)[:3])
         raise DataError(
             f"the labels of {source} are names ({few}, …), and the order of the model's outputs is not known; "
@@ -95,6 +96,17 @@ def _by_name(
         label if isinstance(label, int) else _look_up(str(label), table, classes or (), place(i))
         for i, label in enumerate(labels)
     ]
+
+
+def _check_mixed(labels: Sequence[object], place: Callable[[int], str]) -> None:
+    """Refuse a label such as "nan" among class numbers, by name."""
+    numbers = [not isinstance(label, str) or bool(NUMBER.fullmatch(label.strip())) for label in labels]
+    if any(numbers) and not all(numbers):
+        i = numbers.index(False)
+        raise DataError(
+            f"{place(i)} has the label {labels[i]!r}, and {sum(numbers)} of {len(labels)} labels are class numbers; "
+            "correct it or leave the sample out, or give --classes if it is a class name"
+        )
 
 
 def _by_own_names(

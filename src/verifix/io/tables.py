@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def _from_csv(path: Path) -> Table:
         raise DataError(f"{path} is empty; its first line must name the columns")
     names, *rows = rows
     if len(set(names)) < len(names):
-        raise DataError(f"{path} has the column {max(names, key=names.count)!r} twice; name each column once")
+        raise DataError(f"{path} has the column {Counter(names).most_common(1)[0][0]!r} twice; name each column once")
     for row, line in zip(rows, lines[1:], strict=True):
         if len(row) != len(names):
             raise DataError(
@@ -177,6 +178,11 @@ def _from_parquet(path: Path) -> Table:
     with _readable(path):
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
+    if file.metadata.num_rows > path.stat().st_size:
+        raise DataError(
+            f"{path} has {file.metadata.num_rows} rows in {path.stat().st_size} bytes, which no real samples fit in; "
+            "write it again"
+        )
     return Table(
         path,
         tuple(schema.names),
