@@ -1,7 +1,8 @@
 """What the proof of a gain accepts when the truth is known, by simulation.
 
-Run from the repository's root: ``python -m benchmarks.proof_simulation``. Writes JSON to benchmarks/results. Names of
-parts (``random``, ``class_balanced``, ``hard_weights``) after the command measure these again and keep the others.
+Run from the repository's root: ``python -m benchmarks.proof_simulation``. Writes JSON to benchmarks/results. It
+goes on where it was stopped; names of parts (``random``, ``class_balanced``, ``hard_weights``) after the command measure
+these again.
 
 **How truth is simulated.** No network is run. A model is right on 80% of all samples. There are 8 strengths to choose
 from, and each turns the answer on 10% of all samples from right to wrong or back, so many more one way than the other
@@ -212,23 +213,27 @@ def hard_weights(name: str, n: int) -> dict[str, Any]:
     return {"weights": name, "samples": n, "runs": HARD_RUNS, "accepted": 100 * accepted / HARD_RUNS}
 
 
-PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "random": lambda: [random_sets(n, truth) for truth in TRUTHS for n in SIZES],
-    "class_balanced": lambda: [balanced_sets(n, truth) for truth in TRUTHS for n in WEIGHTED_SIZES],
-    "hard_weights": lambda: [hard_weights(name, n) for name in HARD for n in HARD_SIZES if n >= len(HARD[name][0])],
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], list[tuple[Any, ...]]]] = {
+    "random": (random_sets, [(n, truth) for truth in TRUTHS for n in SIZES]),
+    "class_balanced": (balanced_sets, [(n, truth) for truth in TRUTHS for n in WEIGHTED_SIZES]),
+    "hard_weights": (hard_weights, [(name, n) for name in HARD for n in HARD_SIZES if n >= len(HARD[name][0])]),
 }
+"""Each part: what measures one row, and of what."""
 
 
 def main() -> None:
-    """Simulate all parts, or those that are named, and write what came out."""
+    """Simulate what is not in the file yet, or the parts that are named, and write every row as it is there."""
     torch.set_num_threads(1)
     known = json.loads(OUT.read_text(encoding="utf-8")) if OUT.exists() else {}
     record = known | {"runs": RUNS, "strengths": STRENGTHS, "folds": FOLDS, "changed_percent": 100 * CHANGED}
-    for part in sys.argv[1:] or PARTS:
-        record[part] = PARTS[part]()
-        OUT.write_text(json.dumps(record | environment(), indent=2) + "\n", encoding="utf-8")
-        for row in record[part]:
-            numbers = (f"{key} {value:.2f}" if isinstance(value, float) else f"{value}" for key, value in row.items())
+    named = sys.argv[1:]
+    for part in named or PARTS:
+        measure, cases = PARTS[part]
+        rows = record[part] = [] if named else known.get(part, [])
+        for case in cases[len(rows) :]:
+            rows.append(measure(*case))
+            OUT.write_text(json.dumps(record | environment(), indent=2) + "\n", encoding="utf-8")
+            numbers = (f"{key} {x:.2f}" if isinstance(x, float) else f"{x}" for key, x in rows[-1].items())
             sys.stdout.write(f"{part}: {', '.join(numbers)}\n")
 
 
