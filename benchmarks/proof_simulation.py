@@ -1,8 +1,8 @@
 """What the proof of a gain accepts when the truth is known, by simulation.
 
 Run from the repository's root: ``python -m benchmarks.proof_simulation``. Writes JSON to benchmarks/results. It
-goes on where it was stopped; names of parts (``random``, ``class_balanced``, ``hard_weights``) after the command measure
-these again.
+goes on where it was stopped; names of parts (``random``, ``class_balanced``, ``hard_weights``) after the command
+measure these again.
 
 **How truth is simulated.** No network is run. A model is right on 80% of all samples. There are 8 strengths to choose
 from, and each turns the answer on 10% of all samples from right to wrong or back, so many more one way than the other
