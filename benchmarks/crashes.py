@@ -431,6 +431,7 @@ def measure(kills: int) -> dict[str, Any]:
             with tempfile.TemporaryDirectory() as root:
                 results[name][form] = how(world(Path(root), form))
                 sys.stdout.write(f"{name}, {form}: {results[name][form]}\n")
+                sys.stdout.flush()
     try:
         results["full_disk"] = {form: on_a_small_disk(form) for form in FORMS}
     except PermissionError as error:
@@ -448,13 +449,19 @@ def on_a_small_disk(form: str, steps: int = 12) -> dict[str, Any]:
     return result
 
 
+def file_system(folder: Path) -> str:
+    """Return the kind of file system that a folder is on, such as ext4."""
+    words = ["stat", "--file-system", "--format=%T", str(folder)]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def main() -> None:
     """Measure and write what came out."""
     parser = argparse.ArgumentParser(description="Kill writing processes and fill disks.")
     parser.add_argument("--kills", type=int, default=100, help="random kills of each form")
     parser.add_argument("--out", type=Path, default=OUT, help="where to write the figures")
     arguments = parser.parse_args()
-    record = {**measure(arguments.kills), **environment()}
+    record = {**measure(arguments.kills), "file_system": file_system(Path(tempfile.gettempdir())), **environment()}
     arguments.out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
