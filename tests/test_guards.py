@@ -653,3 +653,15 @@ def test_a_loader_of_the_users_own_is_read_as_before(world):
     assert (samples.prints, samples.where(3), samples.place(3)) == ((), "", "sample 3")
     assert read_samples(samples, 7).batch_size == 7
     assert read_samples(samples).labels is samples.labels
+
+
+def test_the_figures_of_the_page_are_those_measured():
+    root = Path(__file__).resolve().parents[1]
+    found = json.loads((root / "benchmarks" / "results" / "label_guards.json").read_text())
+    page = " ".join((root / "docs" / "data.md").read_text(encoding="utf-8").split())
+    right = found["right_labels"]
+    assert (right["runs"], right["stopped"], right["remarks"]) == (400, 0, 0)
+    assert "of 400 runs with right labels, 0 were stopped, and the inputs of 0 remarked on" in page
+    for fault, by_size in found["faults"].items():
+        cells = " | ".join(f"{each['stopped']:.0f}%" for each in by_size.values())
+        assert f"| {fault} | {cells} |" in page
