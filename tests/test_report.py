@@ -236,7 +236,7 @@ def test_the_same_result_gives_the_same_bytes_in_another_process(results, pages,
         "import json, sys; from pathlib import Path; from verifix.report import render\n"
         "sys.stdout.buffer.write(render(json.loads(Path(sys.argv[1]).read_text())).encode())"
     )
-    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: path\naxes.facecolor: red\n")
+    (tmp_path / "matplotlibrc").write_text("svg.fonttype: path\naxes.labelsize: 20\nxtick.major.size: 9\n")
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "r.json")],
         capture_output=True,
