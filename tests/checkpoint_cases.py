@@ -86,7 +86,19 @@ def write_world(folder: Path) -> None:
 
 def arguments(checkpoint: object, out: object, *more: str, factory: str = "build") -> list[str]:
     words = ["correct", "--model", f"py:net.py:{factory}", "--checkpoint", checkpoint, "--verified", "v.npz"]
-    words += ["--verified-from", "unseen", "--recipe", "verifix", "--alpha", ALPHA, "--out", out, "--no-progress"]
+    words += [
+        "--verified-from",
+        "unseen",
+        "--recipe",
+        "verifix",
+        "--proof",
+        "none",
+        "--alpha",
+        ALPHA,
+        "--out",
+        out,
+        "--no-progress",
+    ]
     return [*map(str, words), *more]
 
 

@@ -244,7 +244,17 @@ def world(tmp_path, monkeypatch):
 
 def words(**changes: str) -> list[str]:
     given = {"--model": "py:net.py:build", "--checkpoint": "net.safetensors", "--verified": "v.npz"} | changes
-    fixed = ["--verified-from", "unseen", "--alpha", "10", "--out", "fixed.safetensors", "--no-progress"]
+    fixed = [
+        "--verified-from",
+        "unseen",
+        "--alpha",
+        "10",
+        "--proof",
+        "none",
+        "--out",
+        "fixed.safetensors",
+        "--no-progress",
+    ]
     return ["correct", *[word for pair in given.items() for word in pair], *fixed]
 
 

@@ -200,7 +200,18 @@ def trained(world: Path, name: str = "build") -> nn.Module:
 
 def correct(world: Path, tmp_path: Path, verified: object, *more: object, normalise=NORMALISE) -> int:
     words = ["correct", "--model", f"py:{world / 'net.py'}:build", "--checkpoint", world / "build.safetensors"]
-    words += ["--verified", verified, "--verified-from", "unseen", "--alpha", "1000", "--no-progress", "--force"]
+    words += [
+        "--verified",
+        verified,
+        "--verified-from",
+        "unseen",
+        "--alpha",
+        "1000",
+        "--proof",
+        "none",
+        "--no-progress",
+        "--force",
+    ]
     return main([str(w) for w in [*words, *normalise, "--out", tmp_path / "fixed.safetensors", *more]])
 
 

@@ -282,6 +282,8 @@ def command(checkpoint: str, out: str, *more: str) -> int:
         "v.npz",
         "--verified-from",
         "unseen",
+        "--proof",
+        "none",
     ]
     return main([*base, "--out", out, "--alpha", "30", "--no-progress", *more])
 

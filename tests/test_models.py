@@ -337,7 +337,7 @@ def test_a_missing_library_is_one_line_with_its_extra(monkeypatch, tmp_path):
 
 
 def correct(model: str, verified: Path, out: Path, capsys, *more: str) -> tuple[int, str, str]:
-    argv = ["correct", "--model", model, "--verified", str(verified), "--verified-from", "unseen"]
+    argv = ["correct", "--model", model, "--verified", str(verified), "--verified-from", "unseen", "--proof", "none"]
     code = main([*argv, "--alpha", "100", "--out", str(out), "--json", "--no-progress", *more])
     return code, *capsys.readouterr()
 

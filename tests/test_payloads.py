@@ -158,7 +158,7 @@ def words(
 ) -> list[str]:
     out = "fixed.pt" if checkpoint.endswith((".pt", ".ckpt", ".bin", ".pth")) else "fixed.safetensors"
     out = "fixed" if checkpoint in ("", "set") else out
-    fixed = ["--verified-from", "unseen", "--alpha", "10", "--no-progress", "--out", out]
+    fixed = ["--verified-from", "unseen", "--alpha", "10", "--proof", "none", "--no-progress", "--out", out]
     given = ["--checkpoint", checkpoint] if checkpoint else []
     return ["correct", "--model", model, *given, "--verified", verified, *fixed, *more]
 
