@@ -674,3 +674,19 @@ def test_what_the_command_cannot_use_is_one_line(changes, code, message, files, 
     found, text, err = run(["compare", *changes[:2], *flags, *changes[2:]], capsys)
     assert (found, text, err.count("\n")) == (code, "", 1)
     assert message in err
+
+
+def test_the_figures_of_the_manual_are_those_that_were_measured():
+    root = Path(__file__).resolve().parents[1]
+    page = (root / "docs" / "proof.md").read_text(encoding="utf-8")
+    measured = json.loads((root / "benchmarks" / "results" / "proof_simulation.json").read_text(encoding="utf-8"))
+    for row in measured["random"]:
+        cells = f"{row['accepted']:.1f}% | {row['gain']:+.2f} | {row['bias']:+.2f} | {row['covered']:.0f}%"
+        naive = f"{row['naive_gain']:+.2f} | {row['naive_accepted']:.0f}%"
+        assert f"| {row['truth']:+g} | {row['samples']:,} | {cells} | {naive} |" in page
+    for row in measured["class_balanced"]:
+        cells = f"{row['accepted']:.1f}% | {row['gain']:+.2f} | {row['bias']:+.2f} | {row['covered']:.0f}%"
+        plain = f"{row['unweighted_gain']:+.2f} | {row['unweighted_accepted']:.1f}%"
+        assert f"| {row['truth']:+g} | {row['samples']:,} | {cells} | {plain} |" in page
+    worst = max(row["accepted"] for row in measured["hard_weights"])
+    assert f"at most {worst:.1f}%" in " ".join(page.split())

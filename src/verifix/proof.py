@@ -79,8 +79,8 @@ class Proof:
         int64 ``[n]``.
     folds
         The outer folds of a nested proof; else empty.
-    seconds
-        What it took.
+    estimated, seconds
+        What it was expected to take, and what it took; None if that is not known.
     """
 
     kind: str
@@ -90,6 +90,7 @@ class Proof:
     after: Tensor
     labels: Tensor
     folds: tuple[Fold, ...] = ()
+    estimated: float | None = None
     seconds: float | None = None
 
     @property
@@ -112,6 +113,7 @@ class Proof:
             "kind": self.kind,
             "samples": len(self.labels),
             "note": self.note,
+            "estimated": self.estimated,
             "seconds": self.seconds,
             "comparison": self.comparison.as_dict(),
             "folds": [asdict(fold) for fold in self.folds],
@@ -181,7 +183,7 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
             bar.update()
     comparison = compare(before, after, samples.labels, weights=weights, seed=options.seed)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - start
-    return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds)
+    return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
 
 
 def measured(

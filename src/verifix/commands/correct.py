@@ -162,9 +162,11 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     correction = correct(model, verified, **settings)
     if not correction.changed:
         return correction, None
-    expected = duration(estimated_seconds(correction, time.perf_counter() - start, command.folds))
-    tell(f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen, about {expected}", show)
-    return correction, prove(model, verified, weights=weights, **settings)
+    expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
+    about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
+    tell(f"proof: {about}", show)
+    proof = prove(model, verified, weights=weights, **settings | {"check_labels": False})  # labels are checked by now
+    return correction, replace(proof, estimated=expected)
 
 
 def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
@@ -334,5 +336,11 @@ def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted |
     if "moments_file" in result:
         lines.append(f"Wrote the moments to {result['moments_file']}.")
     files = f"Wrote {result['out']} and {result['correction_file']}."
-    lines.append(f"{files if result['out'] else 'No change: no checkpoint was written.'} {result['seconds']:.0f} s.")
+    lines.append(f"{files if result['out'] else _why_not_written(correction)} {result['seconds']:.0f} s.")
     return "\n".join(lines)
+
+
+def _why_not_written(correction: Correction) -> str:
+    if not correction.changed:
+        return "No change: no checkpoint was written."
+    return "The gain is not proved: no checkpoint was written. --force, or --proof none, writes it as it is."

@@ -1,0 +1,151 @@
+"""`verifix correct` proves its gain, writes only what is proved, and shows all of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import verifix
+from verifix.cli import main
+from verifix.demo import digits
+from verifix.report import schema
+
+NET = """
+from verifix.demo.training import mlp
+
+def build():
+    return mlp((64, 256, 256, 10), 0, norm=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A network that has memorised wrong labels, and digits that it has not seen."""
+    root = tmp_path_factory.mktemp("world")
+    data = digits.load(0)
+    (root / "net.py").write_text(NET)
+    save_file(digits.trained(data, 0).state_dict(), root / "net.safetensors")
+    for name, indices in (("verified", data.verified), ("unseen", data.unseen), ("few", data.verified[:60])):
+        np.savez(root / f"{name}.npz", x=data.inputs[indices].numpy(), y=data.labels[indices].numpy())
+    shuffled = data.labels[data.verified][torch.randperm(200, generator=torch.Generator().manual_seed(3))]
+    np.savez(root / "shuffled.npz", x=data.inputs[data.verified].numpy(), y=shuffled.numpy())
+    return root
+
+
+def run(world: Path, out: Path, capsys, *more: str, verified: str = "verified") -> tuple[int, str, str]:
+    given = ["--model", f"py:{world / 'net.py'}:build", "--checkpoint", str(world / "net.safetensors")]
+    given += ["--verified", str(world / f"{verified}.npz"), "--no-progress", "--out", str(out / "fixed.safetensors")]
+    origin = [] if "--verified-from" in more else ["--verified-from", "unseen"]
+    code = main(["correct", *given, *origin, *more])
+    return code, *capsys.readouterr()
+
+
+def test_a_nested_proof_is_that_of_the_call_and_lets_the_correction_through(world, tmp_path, capsys):
+    wanted = {name: tmp_path / f"r.{name}" for name in ("html", "json", "md")}
+    flags = ["--report", wanted["html"], "--result", wanted["json"], "--card", wanted["md"], "--recipe", "verifix"]
+    code, text, err = run(world, tmp_path, capsys, *map(str, flags), "--json")
+    assert code == 0, err
+    result = json.loads(text)
+    data = digits.load(0)
+    verified = data.inputs[data.verified], data.labels[data.verified]
+    model = digits.trained(data, 0)
+    proof = verifix.prove(model, verified, recipe="verifix", progress=False)
+    assert result["verdict"] == proof.verdict == "improved"
+    assert result["proof"]["comparison"] == json.loads(json.dumps(proof.comparison.as_dict()))
+    assert [fold["strengths"] for fold in result["proof"]["folds"]] == [dict(fold.strengths) for fold in proof.folds]
+    assert "nested cross-fitting" in result["proof"]["note"]
+    assert json.loads(wanted["json"].read_text()) == result
+    jsonschema.validate(result, schema())
+    outcomes = {(e["outcome"], e["index"]) for e in result["examples"]}
+    right = [logits.argmax(1) == proof.labels for logits in (proof.before, proof.after)]
+    assert {i for what, i in outcomes if what == "broken"} == set((right[0] & ~right[1]).nonzero().flatten().tolist())
+    assert {i for what, i in outcomes if what == "fixed"} <= set((~right[0] & right[1]).nonzero().flatten().tolist())
+    assert result["files"]["checkpoint"]["sha256"] == verifix.files.file_digest(world / "net.safetensors")
+    eigenvalues = result["spectra"]["0.weight"]["eigenvalues"]
+    _, singular, _ = torch.linalg.svd(verified[0].double())
+    expected = singular.square() / singular.square().sum()
+    np.testing.assert_allclose(eigenvalues, expected.numpy(), atol=1e-12)
+    page = wanted["html"].read_text(encoding="utf-8")
+    assert "Improved" in page
+    assert "<script" not in page
+    assert "improved" in wanted["md"].read_text(encoding="utf-8").lower()
+
+
+def test_a_proof_on_test_samples_or_on_one_half_decides_as_well(world, tmp_path, capsys):
+    for more, kind, count in (
+        (["--test", str(world / "unseen.npz")], "test", 597),
+        (["--proof", "split"], "split", 100),
+    ):
+        code, text, _ = run(world, tmp_path, capsys, *more, "--alpha", "1000", "--force", "--json")
+        result = json.loads(text)
+        assert code == 0
+        assert (result["proof"]["kind"], result["proof"]["samples"]) == (kind, count)
+        assert result["verdict"] == result["proof"]["comparison"]["verdict"]
+        assert "test" in result or kind == "split"
+
+
+def test_what_is_not_proved_is_not_written_unless_forced(world, tmp_path, capsys):
+    (tmp_path / "m").mkdir()
+    moments = ["--save-moments", str(tmp_path / "m" / "m.safetensors")]
+    code, text, _ = run(world, tmp_path, capsys, "--alpha", "3", *moments)
+    assert code == 3
+    assert "Not proven" in text or "Harmful" in text
+    assert "The gain is not proved: no checkpoint was written" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    code, text, _ = run(world, tmp_path, capsys, "--alpha", "3", "--force")
+    assert code == 0
+    assert (tmp_path / "fixed.safetensors").is_file()
+
+
+def test_without_a_proof_the_choice_is_written_and_no_verdict_is_claimed(world, tmp_path, capsys):
+    code, text, _ = run(world, tmp_path, capsys, "--alpha", "1000", "--proof", "none", "--json")
+    result = json.loads(text)
+    assert code == 0
+    assert result["verdict"] is None
+    assert result["proof"]["comparison"] is None
+    jsonschema.validate(result, schema())
+
+
+def test_no_change_needs_no_proof(world, tmp_path, capsys):
+    code, text, _ = run(
+        world, tmp_path, capsys, "--recipe", "verifix", "--no-check-labels", "--json", verified="shuffled"
+    )
+    assert code == 3
+    assert json.loads(text)["proof"]["kind"] == "none"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_class_shares_weigh_the_proof(world, tmp_path, capsys):
+    shares = ["--class-shares", ",".join(["0.55", *["0.05"] * 9]), "--alpha", "1000", "--json", "--force"]
+    _, text, _ = run(world, tmp_path, capsys, *shares, "--test", str(world / "unseen.npz"))
+    result = json.loads(text)
+    comparison = result["proof"]["comparison"]
+    assert comparison["weighted"] is True
+    weighted = [0.55, *[0.05] * 9]
+    expected = sum(w * row["after"] for w, row in zip(weighted, comparison["per_class"], strict=True))
+    assert comparison["after"]["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "verified", "code", "words"),
+    [
+        (["--verified-from", "training"], "verified", 2, "prove nothing: give others with --test, or --proof none"),
+        (["--verified-from", "trusted", "--proof", "split"], "verified", 2, "prove nothing"),
+        (["--proof", "nested", "--test", "unseen.npz"], "verified", 2, "--test is a proof of its own"),
+        ([], "few", 5, "60 verified samples, but a nested proof needs at least 63"),
+        (["--proof", "maybe"], "verified", 2, "--proof"),
+        (["--class-shares", "0.5,0.5"], "verified", 5, "class 2 has"),
+    ],
+)
+def test_what_cannot_prove_anything_is_refused_in_one_line(world, tmp_path, capsys, more, verified, code, words):
+    found, text, err = run(world, tmp_path, capsys, *more, verified=verified)
+    assert (found, text) == (code, "")
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
