@@ -15,7 +15,7 @@ demo: .venv/ready
 	$(BIN)/verifix demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
