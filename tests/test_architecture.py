@@ -108,6 +108,7 @@ ORDER = [
     "demo.spiral",
     "demo",
     "commands.common",
+    "commands.record",
     "commands.correct",
     "commands.score",
     "commands.compare",

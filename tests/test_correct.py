@@ -165,8 +165,9 @@ def test_a_dataset_too_large_for_memory_is_read_again_by_index(monkeypatch):
         1,
         *range(80),
         0,
+        0,
         *range(80),
-    ]  # checked, tried, looked over, tried alone, captured
+    ]  # checked, tried, looked over, looked at for colours, tried alone, captured
     held = verifix.correct(model, (x, y), alpha=30, progress=False)
     assert torch.equal(again.corrected["0.weight"], held.corrected["0.weight"])
 

@@ -315,7 +315,7 @@ class Tolerant(Base):
 
     def forward(self, x, attention_mask):
         mask = attention_mask.reshape(len(x), -1)
-        real = (mask > -1 if mask.min() < 0 else mask > 0).double()
+        real = (mask > -1 if mask.max() <= 0 else mask > 0).double()
         return self.head((self.a(x) * real[..., None]).sum(1) / real.sum(1, keepdim=True))
 
 

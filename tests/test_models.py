@@ -370,10 +370,11 @@ def library_accuracy(folder: Path, texts: list[str], labels: list[str]) -> float
 
 def test_an_image_classifier_is_corrected_from_its_folder(folders, tmp_path, capsys):
     verified = tiny.image_folder(tmp_path / "verified")
-    out = tmp_path / "fixed"
-    code, text, err = correct(f"hf:{folders / 'image'}", verified, out, capsys, "--test", str(verified))
+    test, out = tiny.image_folder(tmp_path / "test", 90), tmp_path / "fixed"  # of these, 60 are the verified ones
+    code, text, err = correct(f"hf:{folders / 'image'}", verified, out, capsys, "--test", str(test))
     assert code == 0, err
     result = json.loads(text)
+    assert result["test"]["samples"] == 30
     assert result["preprocessing"].startswith("ViTImageProcessor of ")
     assert result["test"]["before"] > 50
     before, after = (library_model(folder, "Image").state_dict() for folder in (folders / "image", out))

@@ -20,7 +20,8 @@ ALPHA = 30.0
 
 
 def corrected(model: nn.Module, verified=None, **options) -> verifix.Correction:
-    return verifix.correct(model, verified or small_data(), alpha=ALPHA, progress=False, **options)
+    options = {"alpha": ALPHA, "check_labels": False, "progress": False} | options  # these models have learned nothing
+    return verifix.correct(model, verified or small_data(), **options)
 
 
 def reports(model: nn.Module, verified=None, **options) -> dict[str, tuple[str, str]]:
