@@ -21,7 +21,7 @@ def test_the_real_network_scores_and_projects_as_its_description_says(shared, tm
     assert result["samples"] == 1000
     assert result["accuracy"] == pytest.approx(75.7, abs=0.15)
     arguments = f"correct {model} --checkpoint {checkpoint} --verified {data} --verified-from unseen {NORMALISE}"
-    included = "--include features.0.weight,classifier.* --alpha 2e4 --json --no-progress"
+    included = "--include features.0.weight,classifier.* --alpha 2e4 --proof none --json --no-progress"
     assert main(f"{arguments} {included} --out {tmp_path}/fixed.safetensors".split()) == 0
     layers = {layer["parameter"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
     assert len(layers) == 11
