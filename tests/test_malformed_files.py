@@ -581,7 +581,10 @@ def test_the_same_files_whole_are_accepted(tmp_path):
         "moments": WITH_MOMENTS,
         "parquet": words("good.safetensors", "d.parquet"),
         "tar": words("good.safetensors", "d.tar", "--no-check-labels"),
-        **{f"image {i}": words("good.safetensors", f"set{i}", "--classes", "red,green,blue") for i in range(5)},
+        **{
+            f"image {i}": words("good.safetensors", f"set{i}", "--classes", "red,green,blue", "--no-check-labels")
+            for i in range(5)
+        },
     }
     every = [
         Case(name, str(tmp_path), [word.replace("fixed", name.replace(" ", "")) for word in argv])
