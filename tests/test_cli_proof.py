@@ -59,7 +59,7 @@ def test_a_nested_proof_is_that_of_the_call_and_lets_the_correction_through(worl
     assert result["verdict"] == proof.verdict == "improved"
     assert result["proof"]["comparison"] == json.loads(json.dumps(proof.comparison.as_dict()))
     assert [fold["strengths"] for fold in result["proof"]["folds"]] == [dict(fold.strengths) for fold in proof.folds]
-    assert "nested cross-fitting" in result["proof"]["note"]
+    assert "Nested cross-fitting" in result["proof"]["note"]
     assert json.loads(wanted["json"].read_text()) == result
     jsonschema.validate(result, schema())
     outcomes = {(e["outcome"], e["index"]) for e in result["examples"]}

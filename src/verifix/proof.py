@@ -32,11 +32,11 @@ itself uses can make the proof a little cautious, and not too bold; they halve t
 
 NOTES = {
     "nested": (
-        "nested cross-fitting: every sample was predicted by a correction that never saw it, with moments, strengths "
-        "and stages of its own from four fifths of the others; the correction from all of them is that procedure's"
+        "Nested cross-fitting: every sample was predicted by a correction that never saw it, with moments, strengths "
+        "and stages of its own, from four fifths of the samples."
     ),
-    "split": "on the half of the verified samples that the correction never saw",
-    "test": "on test samples that neither training nor the correction has seen",
+    "split": "Measured on the half of the verified samples that the correction never saw.",
+    "test": "Measured on test samples that neither training nor the correction has seen.",
 }
 """What each kind of proof rests on; the last is up to whoever gave the samples."""
 
@@ -105,7 +105,7 @@ class Proof:
 
     def summary(self) -> str:
         """Return the verdict, the figures and what they rest on, for reading."""
-        return f"{self.comparison.summary()}\nMeasured {'by ' if self.kind == 'nested' else ''}{self.note}."
+        return f"{self.comparison.summary()}\n{self.note}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the logits as plain data."""
