@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError
 
 ROUNDING = 1e-3
 """How far the sum of a row of probabilities may be from 1: half precision loses as much."""
@@ -222,20 +222,3 @@ def _as_logits(x: Tensor) -> Tensor:
 def looks_like_probabilities(x: Tensor) -> bool:
     """Tell probabilities ``[n, classes]`` from logits, whose rows do not all sum to 1."""
     return bool((x >= 0).all() and ((x.sum(dim=1) - 1).abs() <= ROUNDING).all())
-
-
-def check_seed(seed: object) -> None:
-    """Check a seed.
-
-    Parameters
-    ----------
-    seed
-        The seed.
-
-    Raises
-    ------
-    UsageError
-        If it is no whole number that fits.
-    """
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise UsageError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")

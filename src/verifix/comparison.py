@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from verifix.answers import Answers, Array, as_answers, as_labels, as_weights, check_seed, class_count
+from verifix.answers import Answers, Array, as_answers, as_labels, as_weights, class_count
 from verifix.errors import DataError
 from verifix.evidence import THRESHOLD, Interval, Outcomes, gain_interval, p_values, samples_needed, strata_of
 from verifix.measures import Bin, Measures, confusion, mean, measure, reliability
+from verifix.options import check_seed
 
 Verdict = Literal["improved", "not proven", "harmful"]
 

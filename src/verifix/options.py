@@ -108,8 +108,7 @@ class CorrectOptions:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         if not _whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
-        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed is {self.seed!r}; it must be a whole number from 0 to 4294967295")
+        check_seed(self.seed)
         if self.batch_size != "auto" and (not _whole(self.batch_size) or self.batch_size < 1):
             raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
         if self.verified_from not in VERIFIED_FROM:
@@ -499,8 +498,7 @@ class ScoreCommand(DataOptions, ModelOptions):
         super().__post_init__()
         ModelOptions.__post_init__(self)
         _check_limit(self.limit)
-        if not _whole(self.seed) or not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed is {self.seed!r}; it must be a whole number from 0 to 4294967295")
+        check_seed(self.seed)
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
         _need_weights(self, self.checkpoint, "verifix score CHECKPOINT")
@@ -551,8 +549,7 @@ class CompareCommand(WeightOptions, DataOptions, ModelOptions):
         ModelOptions.__post_init__(self)
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed is {self.seed}; it must be a whole number from 0 to 4294967295")
+        check_seed(self.seed)
         WeightOptions.__post_init__(self)
 
 
@@ -681,6 +678,23 @@ def _share(place: int, text: str) -> tuple[str | int, float]:
         return (name.strip() if given else place), float(number)
     except ValueError:
         raise UsageError(f"--class-shares has {text!r}; give numbers such as 0.9,0.1 or cat=0.9,dog=0.1") from None
+
+
+def check_seed(seed: object) -> None:
+    """Check a seed.
+
+    Parameters
+    ----------
+    seed
+        The seed.
+
+    Raises
+    ------
+    UsageError
+        If it is no whole number that fits.
+    """
+    if not _whole(seed) or not 0 <= seed < 2**32:  # type: ignore[operator]
+        raise UsageError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
 
 
 def _check_limit(limit: object) -> None:

@@ -113,10 +113,7 @@ def logits_in(output: object, count: int) -> Tensor:
 
 def probabilities(logits: Tensor) -> Tensor:
     """Return each sample's probability of every class, ``[n, classes]``; two classes for one logit."""
-    if logits.shape[1] == 1:
-        one = logits.sigmoid()
-        return torch.cat([1 - one, one], dim=1)
-    return logits.softmax(dim=1)
+    return F.softmax(F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits, dim=1)
 
 
 def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import Subset
@@ -26,7 +25,7 @@ from verifix.io.libraries import library
 from verifix.options import TRUSTED_COUNT, CorrectOptions, check_trust
 from verifix.progress import progress_bar
 from verifix.samples import Batch, Samples, Source, read_samples
-from verifix.scoring import cross_entropy, logits_in, predict
+from verifix.scoring import cross_entropy, logits_in, predict, probabilities
 from verifix.setup import check_outputs, with_smaller_batches, working_copy
 
 DRAWS = 10
@@ -234,11 +233,10 @@ def _by_confident_learning(
     """Rank by 1 − normalised margin, and leave out what cleanlab calls issues: one pass."""
     find, rank = (library(f"cleanlab.{name}", "cleanlab", "label-errors") for name in ("filter", "rank"))
 
-    def probabilities(batch: Sequence[int], size: int) -> Tensor:
-        logits = predict(work, samples, batch, size, where)
-        return F.softmax(F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits, dim=1)
+    def run(batch: Sequence[int], size: int) -> Tensor:
+        return probabilities(predict(work, samples, batch, size, where))
 
-    pair = samples.labels.numpy(), _of_all(probabilities, samples, options).numpy()
+    pair = samples.labels.numpy(), _of_all(run, samples, options).numpy()
     issues = torch.from_numpy(find.find_label_issues(*pair, n_jobs=1))
     margins = torch.from_numpy(rank.get_label_quality_scores(*pair, method="normalized_margin"))
     return 1 - margins + issues.double(), ~issues

@@ -21,6 +21,7 @@ from verifix.io.predictions import read_numbers
 from verifix.io.preprocessing import Preparation
 from verifix.options import CorrectCommand, ScoreCommand, WeightOptions
 from verifix.progress import progress_bar
+from verifix.proof import predicted
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import correct_or_not, cross_entropy, device_named, predict
 
@@ -66,15 +67,8 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
 
 def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
     """Return a model's logits of all samples, whose labels must name its outputs."""
-    device = device_of(model)
-    size = samples.batch_size or 250
-    parts = []
-    with borrowed(model), progress_bar(title, len(samples), show) as bar:
-        for start in range(0, len(samples), size):
-            indices = range(start, min(start + size, len(samples)))
-            parts.append(predict(model, samples, indices, size, device))
-            bar.update(len(indices))
-    logits = torch.cat(parts)
+    with progress_bar(title, len(samples), show) as bar:
+        logits = predicted(model, samples, done=bar.update)
     check_labels(samples.labels, logits.shape[1], samples.where)
     return logits
 
