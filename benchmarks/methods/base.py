@@ -1,0 +1,345 @@
+"""What every method gets, what it gives back, and how its settings are chosen: the same for all of them.
+
+A method follows the stage protocol of the library (`verifix.stages.base.Stage`): `fit(context, strength)` sees the
+samples of one context and nothing else. Its strength is a tuple of settings. What it gives back is new weights, or,
+where it leaves the network's form, a function that predicts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from verifix.algorithm import correct
+from verifix.borrow import borrowed, copy_model, device_of
+from verifix.capture import selection_of
+from verifix.collect import collect
+from verifix.proof import predicted
+from verifix.samples import DEFAULT_BATCH_SIZE, Samples, split_folds
+from verifix.scoring import Update, correct_or_not, tempered_cross_entropy, weights_replaced
+from verifix.stages import Context
+from verifix.stages.base import Cost
+from verifix.strength import Listed
+
+FOLDS = 5
+
+Predictor = Callable[[Samples, Sequence[int]], Tensor]
+"""(samples, indices) → logits ``[n, classes]``, float64 on the CPU."""
+
+Fitted = Update | Predictor
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One network to correct, and what there is to do it with.
+
+    Attributes
+    ----------
+    model
+        The network, trained on wrong labels, in eval mode; not to be changed.
+    verified
+        Samples that it has not seen, with verified labels.
+    training
+        What it was trained on, with the labels that it was given.
+    truth
+        The true labels of `training`, int64 ``[n]``: for the upper bound, and to know which of `checked` are wrong.
+    checked
+        Indices of as many training samples as there are verified ones, drawn at random, whose labels a person checked
+        as well: for the methods that want to know samples with wrong labels.
+    train
+        Labels ``[n]`` of `training` → a network trained the way this one was.
+    classes
+        Number of classes.
+    seed
+        Seed of whatever a method draws.
+    """
+
+    model: nn.Module
+    verified: Samples
+    training: Samples
+    truth: Tensor
+    checked: tuple[int, ...]
+    train: Callable[[Tensor], nn.Module]
+    classes: int
+    seed: int = 0
+
+    @property
+    def known_wrong(self) -> list[int]:
+        """Checked training samples whose label turned out to be wrong."""
+        return [i for i in self.checked if self.training.labels[i] != self.truth[i]]
+
+
+class Method(Protocol):
+    """A rival: a stage of the library whose strength is a tuple of settings, and which may leave the network's form."""
+
+    name: str
+
+    def obstacle(self, context: Context) -> str:
+        """Say what keeps it from running here; empty if nothing does."""
+
+    def candidates(self, context: Context) -> Listed:
+        """Return the settings to choose from: 8 or more, unless there is nothing to set."""
+
+    def fit(self, context: Context, strength: Any) -> Fitted:
+        """Return new weights, or what predicts, fitted on the context's samples."""
+
+
+class Rival:
+    """What the rivals share: they are built from a case, and say nothing about layers or costs.
+
+    Parameters
+    ----------
+    case
+        The network and what there is to correct it with.
+    """
+
+    name = ""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def obstacle(self, context: Context) -> str:  # noqa: ARG002 - most can always run
+        """Return nothing: it can run."""
+        return ""
+
+    def layers(self, context: Context, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002
+        """Return nothing: the layers are not told apart."""
+        return {}
+
+    def cost(self, context: Context) -> Cost:  # noqa: ARG002
+        """Return nothing: a benchmark measures."""
+        return Cost(0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Settings that were tried, and what they reached on the folds that they did not see: percent right, and loss."""
+
+    strength: tuple[float, ...] | float
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a method made of a case.
+
+    Attributes
+    ----------
+    predict
+        (samples, indices) → logits.
+    chosen
+        Its settings, or by stage; None if there was nothing to choose.
+    tried
+        All that were tried on folds.
+    obstacle
+        Why it could not run; empty if it did.
+    seconds
+        Wall-clock time, choosing included.
+    runs
+        Samples × passes: each sample that the network was run on, a backward pass counted as two.
+    """
+
+    predict: Predictor
+    chosen: Any = None
+    tried: tuple[Setting, ...] = ()
+    obstacle: str = ""
+    seconds: float = 0.0
+    runs: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context, list[Context]]:
+    """Return the context of all verified samples, and for each fold that of all others.
+
+    Parameters
+    ----------
+    case
+        The case.
+    model
+        A copy of its network, borrowed.
+    folds
+        How many folds.
+
+    Returns
+    -------
+    whole : Context
+        All verified samples.
+    parts : list of Context
+        All but one fold each; the folds are those of `verifix.correct` with the same seed.
+    """
+    samples, device, selection = case.verified, device_of(model), selection_of(None, None)
+    members = [list(map(int, fold)) for fold in split_folds(samples, folds, case.seed)]
+    few = [range(min(2, len(samples)))]  # layers and biases; no moments
+    found = collect(model, samples, few, batch_size=2, device=device, selection=selection, show=False, padding=False)
+    size = samples.batch_size or DEFAULT_BATCH_SIZE
+    common: dict[str, Any] = {"seed": case.seed, "shared": {}}
+
+    def context(without: int | None) -> Context:
+        kept = [k for k in range(folds) if k != without]
+        return Context(model, samples, members, kept, found, {}, size, device, selection, False, **common)
+
+    return context(None), [context(k) for k in range(folds)]
+
+
+def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
+    """Choose a method's settings on the folds of the verified samples, and fit it with them on all.
+
+    Of all settings the one that gets the most held-out samples right is taken; of equals that with the least loss, at
+    its best temperature.
+
+    Parameters
+    ----------
+    method
+        The method.
+    case
+        The network and the samples.
+    model
+        A copy of the network to work on, borrowed.
+
+    Returns
+    -------
+    Answer
+        What it made of them.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        whole, parts = contexts(case, model)
+        obstacle = method.obstacle(whole)
+        if obstacle:
+            return Answer(predictor(model, {}), obstacle=obstacle)
+        strengths = method.candidates(whole).strengths
+        tried = _tried(method, case, model, parts, strengths) if len(strengths) > 1 else ()
+        best = max(tried, key=lambda s: (s.accuracy, -s.loss)).strength if tried else strengths[0]
+        with whole.fresh() as fresh:
+            fitted = method.fit(fresh, best)
+    return Answer(predictor(model, fitted), chosen=best, tried=tried)
+
+
+def _tried(
+    method: Method, case: Case, model: nn.Module, parts: Sequence[Context], strengths: Sequence[Any]
+) -> tuple[Setting, ...]:
+    """Score settings: each fold is predicted by fits that have not seen it."""
+    count = len(case.verified)
+    logits = torch.empty(len(strengths), count, case.classes, dtype=torch.float64)
+    for part in parts:
+        seen = set(part.indices)
+        held_out = [i for i in range(count) if i not in seen]
+        with part.fresh() as fresh:
+            for i, strength in enumerate(strengths):
+                logits[i, held_out] = predictor(model, method.fit(fresh, strength))(case.verified, held_out)
+    labels = case.verified.labels
+    return tuple(
+        Setting(
+            strength,
+            100 * float(correct_or_not(found, labels).mean()),
+            float(tempered_cross_entropy(found, labels).mean()),
+        )
+        for strength, found in zip(strengths, logits, strict=True)
+    )
+
+
+def predictor(model: nn.Module, fitted: Fitted) -> Predictor:
+    """Return what predicts: the model under new weights, or the function itself.
+
+    Parameters
+    ----------
+    model
+        The network, borrowed.
+    fitted
+        New weights, or a function.
+
+    Returns
+    -------
+    callable
+        (samples, indices) → logits.
+    """
+    if callable(fitted):
+        return fitted
+
+    def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
+        with weights_replaced(model, fitted):
+            return predicted(model, samples, indices)
+
+    return predict
+
+
+def by_verifix(recipe: str, case: Case) -> Answer:
+    """Correct with the tool itself, as a user would call it.
+
+    Parameters
+    ----------
+    recipe
+        Its recipe.
+    case
+        The network and the samples.
+
+    Returns
+    -------
+    Answer
+        What it made of them.
+    """
+    correction = correct(case.model, case.verified, recipe=recipe, seed=case.seed, progress=False)
+
+    def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
+        return predicted(correction.model, samples, indices)
+
+    return Answer(predict, chosen=correction.strengths)
+
+
+def answered(make: Callable[[Case], Method] | str, case: Case) -> Answer:
+    """Let a method correct a case, and measure what it takes.
+
+    Parameters
+    ----------
+    make
+        Makes the method from the case; or a recipe of the tool.
+    case
+        The network and the samples.
+
+    Returns
+    -------
+    Answer
+        What it made of them, with seconds and samples × passes.
+    """
+    start = time.perf_counter()
+    with counted(type(case.model)) as runs:
+        if isinstance(make, str):
+            answer = by_verifix(make, case)
+        else:
+            model = copy_model(case.model)
+            with borrowed(model):
+                answer = tuned(make(case), case, model)
+    return replace(answer, seconds=time.perf_counter() - start, runs=runs[0])
+
+
+class counted:  # noqa: N801 - used like a function
+    """Count the samples that networks of one class are run on; a pass that gradients flow through counts three times.
+
+    Parameters
+    ----------
+    kind
+        The class of the network.
+    """
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        self.kind = kind
+        self.runs = [0]
+
+    def __enter__(self) -> list[int]:
+        """Begin to count."""
+        self.handle = nn.modules.module.register_module_forward_hook(self._count)
+        return self.runs
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.handle.remove()
+
+    def _count(self, module: nn.Module, _: Any, output: Any) -> None:
+        logits = getattr(output, "logits", output)
+        if type(module) is self.kind and isinstance(logits, Tensor):
+            self.runs[0] += len(logits) * (3 if logits.requires_grad else 1)
