@@ -9,7 +9,7 @@ from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import DataError, UsageError
 from verifix.demo import digits
-from verifix.proof import INNER_FOLDS, OUTER_FOLDS, estimated_seconds, halves, measured
+from verifix.proof import OUTER_FOLDS, estimated_seconds, halves, measured
 from verifix.samples import read_samples, split_folds
 from verifix.strength import Choice
 
@@ -22,16 +22,21 @@ def case():
     return memorised(small_net(), x, torch.where(torch.arange(90) % 3 == 0, (y + 1) % 3, y)), x, y
 
 
-@pytest.mark.parametrize("settings", [{"alpha": 30.0}, {"recipe": "verifix"}, {"recipe": "project,refit", "folds": 4}])
-def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing_else(case, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [{"alpha": 30.0}, {"recipe": "verifix"}, {"recipe": "project,refit,finetune"}, {"folds": 3}, {"budget": 1e-9}],
+    ids=str,
+)
+def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing_else(case, settings, monkeypatch):
     model, x, y = case
     proof = verifix.prove(model, (x, y), seed=3, progress=False, **settings)
     folds = split_folds(read_samples((x, y)), OUTER_FOLDS, 3)
     assert sorted(int(i) for fold in folds for i in fold) == list(range(90))
-    inner = settings | {"folds": min(settings.get("folds", 5), INNER_FOLDS)}
     for fold, shown in zip(folds, proof.folds, strict=True):
         rest = [i for i in range(90) if i not in set(fold.tolist())]
-        fixed = verifix.correct(model, (x[rest], y[rest]), seed=3, progress=False, **inner)
+        inner = [[rest.index(i) for i in other] for other in folds if other is not fold]
+        monkeypatch.setattr("verifix.setup.split_folds", lambda *_, inner=inner: inner)
+        fixed = verifix.correct(model, (x[rest], y[rest]), seed=3, progress=False, **settings | {"folds": 4})
         with torch.no_grad():
             before, after = model(x[fold]).double(), fixed.model(x[fold]).double()
         torch.testing.assert_close(proof.after[fold], after, rtol=1e-5, atol=1e-6)
@@ -116,11 +121,11 @@ def test_settings_are_checked_and_unknown_ones_refused(case):
         verifix.prove(model, (x, y), alfa=3.0, progress=False)
 
 
-def test_the_estimate_is_five_times_four_fifths_with_fewer_folds_inside():
+def test_the_estimate_is_one_pass_and_fifteen_fits_to_choose_from_three_fifths_of_the_samples():
     choices = {"project": Choice(1.0, (), "", seconds=50.0), "refit": Choice(None, (), "")}
     correction = verifix.Correction({}, {}, choices, (), {})
-    assert estimated_seconds(correction, 60.0, 5) == pytest.approx(5 * 0.8 * (10 + 50 * 3 / 5))
-    assert estimated_seconds(correction, 60.0, 2) == pytest.approx(5 * 0.8 * 60)
+    assert estimated_seconds(correction, 60.0, 5) == pytest.approx(10 + 50 * 15 / 5 * (3 / 5) / (4 / 5))
+    assert estimated_seconds(correction, 60.0, 2) == pytest.approx(10 + 50 * 15 / 2 * (3 / 5) / (1 / 2))
 
 
 def test_a_true_gain_on_digits_is_proved_and_agrees_with_unseen_digits():

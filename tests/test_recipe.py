@@ -37,7 +37,7 @@ def keep_all(monkeypatch):
         strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
         return Choice(strength, (), "kept for the test")
 
-    monkeypatch.setattr("verifix.algorithm.choose_strength", strongest)
+    monkeypatch.setattr("verifix.crossfit.choose_strength", strongest)
 
 
 def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monkeypatch):

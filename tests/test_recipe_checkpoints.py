@@ -25,7 +25,7 @@ def here(tmp_path, monkeypatch):
         strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
         return Choice(strength, (), "kept for the test")
 
-    monkeypatch.setattr("verifix.algorithm.choose_strength", strongest)
+    monkeypatch.setattr("verifix.crossfit.choose_strength", strongest)
     monkeypatch.chdir(tmp_path)
     write_world(tmp_path)
     return tmp_path

@@ -13,28 +13,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import Forward, check_model, seeded
-from verifix.budget import Pace, duration, estimate, measure
+from verifix.borrow import Forward, seeded
+from verifix.budget import Pace, measure
 from verifix.collect import SavedMoments
-from verifix.correction import Correction, LayerReport, refuse_corrected, remember_corrected
-from verifix.crossfit import choose_strength
+from verifix.correction import Correction, LayerReport, remember_corrected
+from verifix.crossfit import Rules, run_stage
 from verifix.errors import DataError
-from verifix.forms import unwrapped
-from verifix.options import CorrectOptions, patterns
+from verifix.options import CorrectOptions
 from verifix.progress import tell
-from verifix.provenance import describe
-from verifix.samples import Samples, read_samples
 from verifix.scoring import Score, tensors_of
-from verifix.setup import check_classes, check_enough, check_outputs, look_over, prepare, read_suspects, working_copy
-from verifix.stages import Context, Stage, centring, stages_of
-from verifix.strength import Choice, Strength, given, not_tried
+from verifix.setup import begin
+from verifix.stages import Context, centring
+from verifix.strength import Choice
 
 
 def correct(
@@ -157,103 +153,29 @@ def correct(
     >>> fixed.alpha
     100.0
     """
-    options = CorrectOptions(
-        alpha=alpha,
-        recipe=recipe,
-        budget=budget,
-        include=patterns(include),
-        exclude=patterns(exclude),
-        folds=folds,
-        seed=seed,
-        device=str(device),
-        batch_size=batch_size,
-        verified_from=verified_from,
-        moments=str(moments) if isinstance(moments, (str, Path)) else None,
-        padding=padding,
-        affine=affine,
-        contrast=contrast,
-        check_labels=check_labels,
-        progress=progress,
-    )
-    model = unwrapped(model)
-    projection = {"affine": affine, "contrast": contrast} if affine or suspects is not None else {}
-    stages = stages_of(options.stages, {"project": projection} if projection else {})
-    check_model(model)
-    refuse_corrected(tensors_of(model))
-    saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    options = CorrectOptions.of_arguments(locals())
+    given = {"moments": moments, "forward": forward, "suspects": suspects, "stored_as": stored_as}
+    folded = folds if options.choosing else None
     with torch.inference_mode(False), seeded(options.seed):
-        samples = read_samples(verified, options.batch_size, progress, forward)
-        check_enough(samples, options)
-        suspected = read_suspects(suspects, samples, saved, options, forward)
-        with working_copy(model, options) as (work, where):
-            provenance = describe(work, samples, options, earlier=saved is not None)
-            provenance |= {"suspects": 0, "suspects_sha256": None}
-            if suspected is not None:
-                provenance |= {"suspects": len(suspected), "suspects_sha256": suspected.digest()}
-            outputs = check_outputs(model, work, where, samples)
-            provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            provenance["notes"] = look_over(work, where, samples, options)
-            digest, dtypes = provenance["model_sha256"], stored_as or {}
-            whole, parts = prepare(work, where, samples, options, saved, digest, dtypes, suspected)
+        with begin(model, verified, options, folds=folded, **given) as start:
+            whole = start.whole
+            parts = [whole.without(fold) for fold in whole.folds] if options.choosing else []
             pace = measure(whole) if options.choosing else Pace(math.inf, math.inf)
+            rules, begun = Rules(options, pace, score, loss), time.perf_counter()
             choices: dict[str, Choice] = {}
-            start = time.perf_counter()
-            for stage in stages:
-                begun, left = time.perf_counter(), options.budget_seconds - (time.perf_counter() - start)
-                choice = _choose(stage, whole, parts, samples, options, score, loss, pace, left)
-                whole, parts, layers = _advance(stage, choice.strength, whole, parts, last=stage is stages[-1])
+            for stage in start.stages:
+                left, last = options.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]
+                choice, whole, parts = run_stage(stage, whole, parts, rules, left, last=last)
                 whole.shared.clear()
-                seconds = time.perf_counter() - begun
-                choices[stage.name] = replace(choice, layers=layers, seconds=seconds)
+                choices[stage.name] = choice
                 tell(f"{stage.name}: {choice.reason}", options.progress)
-            original, corrected = _outcome(work, whole)
+            original, corrected = _outcome(start.work, whole)
             reports = tuple(_report(whole, original, corrected, affine=affine))
-        tensors = tensors_of(work)
+        tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
         remember_corrected(original, corrected)
-        return Correction(original, corrected, choices, reports, provenance, work)
-
-
-def _choose(
-    stage: Stage,
-    whole: Context,
-    parts: list[Context],
-    samples: Samples,
-    options: CorrectOptions,
-    score: Score | None,
-    loss: Score | None,
-    pace: Pace,
-    left: float,
-) -> Choice:
-    """Choose a stage's strength, unless it is given, cannot run, or would take longer than what is left."""
-    if stage.name == "project" and options.alpha != "auto":
-        return given(float(options.alpha))
-    obstacle = stage.obstacle(whole)
-    if obstacle:
-        return not_tried(obstacle)
-    candidates = stage.candidates(parts[0])
-    seconds = estimate(stage, whole, parts, candidates, pace)
-    if seconds > left:
-        return not_tried(
-            f"it would take about {duration(seconds)}, and {duration(max(left, 0))} of the budget are left", seconds
-        )
-    return replace(choose_strength(stage, candidates, parts, samples, options, score, loss), estimated=seconds)
-
-
-def _advance(
-    stage: Stage, strength: Strength | None, whole: Context, parts: list[Context], *, last: bool
-) -> tuple[Context, list[Context], Mapping[str, Mapping[str, float]]]:
-    """Fit the chosen strength on all samples, and on each fold's others if a later stage needs them."""
-    if strength is None:
-        return replace(whole, learned={}), [replace(part, learned={}) for part in parts], {}
-    further = [] if last else [_after(stage, strength, part) for part in parts]
-    return _after(stage, strength, whole), further, stage.layers(whole, strength)
-
-
-def _after(stage: Stage, strength: Strength, context: Context) -> Context:
-    with context.fresh() as fresh:
-        return context.after(stage.name, strength, stage.fit(fresh, strength))
+        return Correction(original, corrected, choices, reports, start.provenance, start.work)
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

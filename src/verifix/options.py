@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
 
 from verifix.errors import UsageError
 
@@ -119,6 +120,26 @@ class CorrectOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, list) and all(isinstance(p, str) for p in value)):
                 raise UsageError(f"{name} is {value!r}; it must be a list of patterns, such as ['head.*', 'conv2d']")
+
+    @classmethod
+    def of_arguments(cls, arguments: Mapping[str, Any]) -> CorrectOptions:
+        """Take the settings out of the arguments of `verifix.correct`, which may also be objects where these are text.
+
+        Parameters
+        ----------
+        arguments
+            The arguments by name; others are left out.
+
+        Returns
+        -------
+        CorrectOptions
+            The settings, checked.
+        """
+        own = {field.name: arguments[field.name] for field in fields(cls) if field.name != "suspects"}
+        moments = own["moments"]
+        own["moments"] = str(moments) if isinstance(moments, (str, Path)) else None
+        own |= {name: patterns(own[name]) for name in ("include", "exclude")}
+        return cls(**own | {"device": str(own["device"])})
 
     @property
     def minimum_samples(self) -> int:

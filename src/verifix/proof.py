@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,22 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from verifix.algorithm import correct
-from verifix.borrow import borrowed, check_model, device_of
+from verifix.borrow import borrowed, device_of, seeded
+from verifix.budget import Pace, measure
 from verifix.comparison import Comparison, compare
 from verifix.correction import Correction
+from verifix.crossfit import Rules, run_stage
 from verifix.errors import DataError, UsageError
-from verifix.forms import unwrapped
 from verifix.options import CorrectOptions
 from verifix.progress import progress_bar
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, read_samples, split_folds
 from verifix.scoring import correct_or_not, predict
+from verifix.setup import Start, begin
+from verifix.stages import Context
 from verifix.strength import Strength
 
 OUTER_FOLDS = 5
-
-INNER_FOLDS = 3
-"""Folds inside each outer one. The choices that they make are those that are judged, so that fewer than the correction
-itself uses can make the proof a little cautious, and not too bold; they halve the time."""
+"""Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
+serve twice, and one pass over the samples gives the moments of all."""
 
 NOTES = {
     "nested": (
@@ -125,7 +128,7 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
 
     The verified samples are split into five folds. For each of them a correction is made from the other four, with its
     own moments, strengths and stages, and predicts the samples of the fold; the predictions of all folds are compared
-    with the uncorrected model's.
+    with the uncorrected model's. Its strengths are chosen by cross-fitting over those four.
 
     Parameters
     ----------
@@ -137,8 +140,8 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
         One weight per sample ``[n]``, in the order of the samples, if they are no random sample of what the model will
         meet; see `verifix.class_weights`.
     **settings
-        Those of `verifix.correct`, and as they were given to it. `folds` above three count as three here, to halve the
-        time.
+        Those of `verifix.correct`, and as they were given to it, but for `folds`, which has no effect; `budget` is that
+        of each of the five corrections.
 
     Returns
     -------
@@ -166,24 +169,81 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
     >>> len(proof.folds)
     5
     """
-    start = time.perf_counter()
-    options = _options(settings)
-    model = unwrapped(model)
-    check_model(model)
-    samples = read_samples(verified, options.batch_size, options.progress, settings.get("forward"))
+    began = time.perf_counter()
+    call = signature(correct).bind(model, verified, **settings)
+    call.apply_defaults()
+    given = call.arguments
+    options = CorrectOptions.of_arguments(given)
+    samples = read_samples(verified, options.batch_size, options.progress, given["forward"])
     check_provable(len(samples), "nested", options)
-    before = predicted(model, samples)
-    after, folds = torch.empty_like(before), []
-    inner = settings | {"folds": min(options.folds, INNER_FOLDS), "progress": False}
-    with progress_bar("proof", OUTER_FOLDS, options.progress, unit="fold") as bar:
-        for held_out in map(list, split_folds(samples, OUTER_FOLDS, options.seed)):
-            correction = correct(model, _without(samples, held_out), **inner)
-            after[held_out] = predicted(correction.model, samples, held_out)
-            folds.append(_fold(correction, before[held_out], after[held_out], samples.labels[held_out]))
-            bar.update()
+    more = {name: given[name] for name in ("moments", "forward", "suspects", "stored_as")}
+    with (
+        torch.inference_mode(False),
+        seeded(options.seed),
+        begin(model, samples, options, folds=OUTER_FOLDS, **more) as start,
+    ):
+        rules = Rules(replace(options, progress=False), _pace(start.whole, options), given["score"], given["loss"])
+        before = start.whole.predict(range(len(samples)), {})
+        after, folds = torch.empty_like(before), []
+        for course in _outer(start, rules, options.progress):
+            held_out = course.whole.outside
+            after[held_out] = course.whole.predict(held_out, {})
+            folds.append(_fold(course, before[held_out], after[held_out], samples.labels[held_out]))
     comparison = compare(before, after, samples.labels, weights=weights, seed=options.seed)
-    indices, seconds = tuple(range(len(samples))), time.perf_counter() - start
+    indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
+
+
+@dataclass
+class _Course:
+    """The correction of one outer fold's complement, on its way through the stages.
+
+    Attributes
+    ----------
+    whole
+        What it is fitted on: all samples but those of the outer fold.
+    parts
+        The same without each other fold, which choose the strengths; empty if there is nothing to choose.
+    strengths
+        What was chosen so far, by stage.
+    spent
+        Seconds.
+    """
+
+    whole: Context
+    parts: list[Context]
+    strengths: dict[str, Strength | None] = field(default_factory=dict)
+    spent: float = 0.0
+
+
+def _outer(start: Start, rules: Rules, show: bool) -> list[_Course]:
+    """Run a correction without each outer fold, and inside it choose by leaving out the other folds one by one."""
+    # All go through the stages together: what is fitted without two of the folds serves both corrections that lack one
+    # of them, for as long as they chose the same.
+    numbers, options = start.whole.folds, rules.options
+    pairs = {frozenset(pair): start.whole.without(pair[0]).without(pair[1]) for pair in combinations(numbers, 2)}
+    courses = [
+        _Course(start.whole.without(k), [pairs[frozenset((k, j))] for j in numbers if j != k and options.choosing])
+        for k in numbers
+    ]
+    with progress_bar("proof", len(start.stages) * len(courses), show, unit="stage") as bar:
+        for stage in start.stages:
+            last = stage is start.stages[-1]
+            for course in courses:
+                left = options.budget_seconds - course.spent
+                choice, course.whole, course.parts = run_stage(
+                    stage, course.whole, course.parts, rules, left, last=last
+                )
+                course.strengths[stage.name] = choice.strength
+                course.spent += choice.seconds or 0.0
+                bar.update()
+            start.whole.shared.clear()
+    return courses
+
+
+def _pace(context: Context, options: CorrectOptions) -> Pace:
+    """Return what the machine does per second, if anything depends on it."""
+    return measure(context) if options.budget is not None else Pace(math.inf, math.inf)
 
 
 def measured(
@@ -281,11 +341,13 @@ def estimated_seconds(correction: Correction, seconds: float, folds: int) -> flo
     Returns
     -------
     float
-        Seconds: five corrections, each from four fifths of the samples, and with fewer folds to choose in.
+        Seconds: one pass over the samples, and choosing, whose fits are each from three fifths of the samples. There
+        are ten of them if all folds choose alike, and twenty if no two do; the middle is taken.
     """
     choosing = sum(choice.seconds or 0.0 for choice in correction.choices.values())
-    share = (OUTER_FOLDS - 1) / OUTER_FOLDS
-    return OUTER_FOLDS * share * (max(seconds - choosing, 0.0) + choosing * min(folds, INNER_FOLDS) / folds)
+    pairs = math.comb(OUTER_FOLDS, 2)
+    share = (OUTER_FOLDS - 2) / OUTER_FOLDS / ((folds - 1) / folds)
+    return max(seconds - choosing, 0.0) + choosing * 1.5 * pairs * share / folds
 
 
 def predicted(
@@ -306,17 +368,6 @@ def predicted(
     return torch.cat(parts)
 
 
-def _without(samples: Samples, held_out: Sequence[int]) -> Samples:
-    left_out = set(map(int, held_out))
-    return samples.subset([i for i in range(len(samples)) if i not in left_out])
-
-
-def _options(settings: Mapping[str, Any]) -> CorrectOptions:
-    """Check the settings of a correction that can be checked without a model."""
-    known = {field.name for field in fields(CorrectOptions)} - {"include", "exclude", "moments", "suspects", "device"}
-    return CorrectOptions(**{name: value for name, value in settings.items() if name in known})
-
-
-def _fold(correction: Correction, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
+def _fold(course: _Course, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
     right = [100 * float(correct_or_not(logits, labels).mean()) for logits in (before, after)]
-    return Fold(correction.strengths, len(labels), *right)
+    return Fold(course.strengths, len(labels), *right)

@@ -4,26 +4,116 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import Forward, borrowed, copy_model, device_of, out_of_memory, run_model, to_device
+from verifix.borrow import (
+    Forward,
+    borrowed,
+    check_model,
+    copy_model,
+    device_of,
+    out_of_memory,
+    run_model,
+    to_device,
+)
 from verifix.capture import Layer, intercepting, selection_of
 from verifix.collect import Collected, SavedMoments, collect
+from verifix.correction import refuse_corrected
 from verifix.errors import DataError, NoLayersError, UsageError, VerifixError
+from verifix.forms import unwrapped
 from verifix.guards import check_contradictions, check_mapping, remark_on_colours, watching_first_norm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
 from verifix.probe import check_padding
+from verifix.provenance import describe
 from verifix.samples import DEFAULT_BATCH_SIZE, Samples, check_labels, read_samples, split_folds
-from verifix.scoring import device_named, logits_of, predict
-from verifix.stages import Context
+from verifix.scoring import device_named, logits_of, predict, tensors_of
+from verifix.stages import Context, Stage, stages_of
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """All that is there before the first choice.
+
+    Attributes
+    ----------
+    work
+        The working copy of the model, borrowed.
+    samples
+        The verified samples.
+    stages
+        The stages to run.
+    whole
+        The context of all samples.
+    provenance
+        What goes in, as plain data.
+    """
+
+    work: nn.Module
+    samples: Samples
+    stages: Sequence[Stage]
+    whole: Context
+    provenance: dict[str, Any]
+
+
+@contextmanager
+def begin(
+    model: nn.Module,
+    verified: Any,
+    options: CorrectOptions,
+    *,
+    folds: int | None,
+    moments: str | Path | SavedMoments | None = None,
+    forward: Forward | None = None,
+    suspects: Any = None,
+    stored_as: Mapping[str, torch.dtype] | None = None,
+) -> Iterator[Start]:
+    """Check what was given, and run a copy of the model once over the samples.
+
+    Parameters
+    ----------
+    model, verified, moments, forward, suspects, stored_as
+        As in `verifix.correct`.
+    options
+        Its settings.
+    folds
+        Into how many folds the samples are split; None if nothing will be chosen.
+
+    Yields
+    ------
+    Start
+        Copy, samples, stages and moments. The copy is lent until the end, and still has its weights then.
+    """
+    extra = {"affine": options.affine, "contrast": options.contrast}
+    stages = stages_of(options.stages, {"project": extra} if options.affine or suspects is not None else {})
+    model = unwrapped(model)
+    check_model(model)
+    refuse_corrected(tensors_of(model))
+    saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    samples = read_samples(verified, options.batch_size, options.progress, forward)
+    check_enough(samples, options)
+    suspected = read_suspects(suspects, samples, saved, options, forward)
+    with working_copy(model, options) as (work, where):
+        provenance = describe(work, samples, options, earlier=saved is not None)
+        provenance |= {
+            "suspects": 0 if suspected is None else len(suspected),
+            "suspects_sha256": None if suspected is None else suspected.digest(),
+        }
+        outputs = check_outputs(model, work, where, samples)
+        provenance["classes_without_samples"] = check_classes(samples, outputs, options)
+        provenance["notes"] = look_over(work, where, samples, options)
+        members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
+        digest, dtypes = provenance["model_sha256"], stored_as or {}
+        whole = prepare(work, where, samples, options, members, saved, digest, dtypes, suspected)
+        yield Start(work, samples, stages, whole, provenance)
 
 
 @contextmanager
@@ -80,11 +170,12 @@ def prepare(
     where: torch.device,
     samples: Samples,
     options: CorrectOptions,
+    folds: Sequence[Sequence[int]],
     saved: SavedMoments | None,
     digest: str,
     stored_as: Mapping[str, torch.dtype],
     suspects: Samples | None = None,
-) -> tuple[Context, list[Context]]:
+) -> Context:
     """Run the one pass over all samples.
 
     Parameters
@@ -95,6 +186,8 @@ def prepare(
         The verified samples.
     options
         The settings.
+    folds
+        Indices of the samples of each fold.
     saved
         Moments of earlier samples, or None.
     digest
@@ -106,22 +199,18 @@ def prepare(
 
     Returns
     -------
-    whole : Context
+    Context
         To fit on all samples.
-    parts : list of Context
-        For each fold, to fit on all samples but that fold; empty if there is nothing to choose.
 
     Raises
     ------
     NoLayersError
         If no layer can be corrected.
     """
-    choosing = options.choosing
-    folds: list[Any] = split_folds(samples, options.folds, options.seed) if choosing else [range(len(samples))]
     selection = selection_of(options.include, options.exclude)
 
     collected, size = collect_and_try(work, where, samples, folds, options)
-    if choosing and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
+    if len(folds) > 1 and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
         some = range(min(size, len(samples)))
         _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
     if not collected.layers:
@@ -133,14 +222,8 @@ def prepare(
         all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)
         collected = replace(collected, suspects=all_of_them.folds[0])
 
-    common: dict[str, Any] = {"stored_as": stored_as, "seed": options.seed, "shared": {}}
-
-    def context(without: int | None) -> Context:
-        kept = [k for k in range(len(folds)) if k != without]
-        run = (collected, earlier, size, where, selection, options.padding)
-        return Context(work, samples, folds, kept, *run, **common)
-
-    return context(None), [context(k) for k in range(len(folds))] if choosing else []
+    run = (collected, earlier, size, where, selection, options.padding)
+    return Context(work, samples, folds, range(len(folds)), *run, stored_as=stored_as, seed=options.seed)
 
 
 def read_suspects(

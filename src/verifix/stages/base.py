@@ -49,8 +49,8 @@ class Context:
     """Samples to fit on, and the model as the earlier stages left it.
 
     A context belongs to one subset of the verified samples: all of them for the correction itself, all but one fold
-    for cross-fitting. Its moments come from the shared first pass until a stage has changed weights; after that they
-    are captured again, from the changed model and this subset alone.
+    for cross-fitting, all but two for cross-fitting inside a proof. Its moments come from the shared first pass until
+    a stage has changed weights; after that they are captured again, from the changed model and this subset alone.
 
     Attributes
     ----------
@@ -99,7 +99,7 @@ class Context:
     update: Update = field(default_factory=dict)
     strengths: Mapping[str, Strength] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
-    learned: dict[str, Any] = field(default_factory=dict)
+    learned: dict[Any, Any] = field(default_factory=dict)
     shared: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -116,6 +116,16 @@ class Context:
     def labels(self) -> Tensor:
         """The labels of `indices`, ``[n]``."""
         return self.samples.labels[self.indices]
+
+    @property
+    def outside(self) -> list[int]:
+        """The samples that nothing here was fitted on, ascending: all that are not in `indices`."""
+        own = set(self.indices)
+        return [i for i in range(len(self.samples)) if i not in own]
+
+    def without(self, fold: int) -> Context:
+        """Return the context of all of these folds but one."""
+        return replace(self, folds=[k for k in self.folds if k != fold], memo={}, learned={})
 
     def samples_of(self, folds: Sequence[int]) -> list[int]:
         """Return the indices of the samples of some folds, ascending."""
@@ -150,8 +160,8 @@ class Context:
         value: T = self.memo[key]
         return value
 
-    def learn(self, key: str, make: Callable[[], T]) -> T:
-        """Return what `make` returns, made once per context and stage; for what is small."""
+    def learn(self, key: Any, make: Callable[[], T]) -> T:
+        """Return what `make` returns, made once per context and stage; for what is small, and the next context."""
         if key not in self.learned:
             self.learned[key] = make()
         value: T = self.learned[key]

@@ -125,7 +125,8 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     names = trainable(context)
     weights = {name: _precise(context.parameter(name)) for name in names}
     first = {name: weight.clone() for name, weight in weights.items()}
-    optimizer = torch.optim.Adam([{"params": [w], "lr": rate * _size(w)} for w in weights.values()])
+    fused = context.device.type in ("cpu", "cuda")  # a third of the time
+    optimizer = torch.optim.Adam([{"params": [w], "lr": rate * _size(w)} for w in weights.values()], fused=fused)
     generator = torch.Generator().manual_seed(context.seed)
     indices = context.indices
     size = batch_size(len(indices))
