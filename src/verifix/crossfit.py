@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from verifix.budget import Pace, duration, estimate
 from verifix.options import CorrectOptions
 from verifix.progress import progress_bar
-from verifix.scoring import Score, apply_score, correct_or_not, tempered_cross_entropy
+from verifix.scoring import Score, Update, apply_score, correct_or_not, tempered_cross_entropy
 from verifix.stages import Context, Stage
 from verifix.strength import Candidates, Choice, Scores, Strength, choose, given, not_tried
 
@@ -132,10 +133,15 @@ def cross_fit(
             with part.fresh() as fresh:
                 for strength in strengths:
                     if ("logits", strength) not in part.learned:
-                        update = stage.fit(fresh, strength)
-                        part.learned["logits", strength] = part.predict(part.outside, update)
+                        part.learned["logits", strength] = _predicted(part, stage.fit(fresh, strength))
                     bar.update()
     return [_in_order(whole, parts, strength) for strength in strengths]
+
+
+def _predicted(part: Context, update: Update) -> dict[int, Tensor]:
+    """Return the logits ``[outputs]`` of each sample that a part is asked for."""
+    outside = part.outside
+    return dict(zip(outside, part.predict(outside, update), strict=True))
 
 
 def _in_order(whole: Context, parts: Sequence[Context], strength: Strength | None) -> Tensor:
@@ -143,9 +149,6 @@ def _in_order(whole: Context, parts: Sequence[Context], strength: Strength | Non
     rows: dict[int, Tensor] = {}
     own = set(whole.indices)
     for part in parts:
-        outside = part.outside
-        if ("logits", strength) not in part.learned:  # no change, by the first stage
-            part.learned["logits", strength] = part.predict(outside, {})
-        logits = part.learned["logits", strength]
-        rows |= {i: row for i, row in zip(outside, logits, strict=True) if i in own}
+        found: dict[int, Tensor] = part.learn(("logits", strength), partial(_predicted, part, {}))
+        rows |= {i: row for i, row in found.items() if i in own}
     return torch.stack([rows[i] for i in whole.indices])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from inspect import signature
@@ -238,7 +239,18 @@ def _outer(start: Start, rules: Rules, show: bool) -> list[_Course]:
                 course.spent += choice.seconds or 0.0
                 bar.update()
             start.whole.shared.clear()
+            _ask_less(courses)
     return courses
+
+
+def _ask_less(courses: Sequence[_Course]) -> None:
+    """Let parts that only one correction is left with be scored on the fold that it lacks them for."""
+    owners = Counter(id(part) for course in courses for part in course.parts)
+    for course in courses:
+        course.parts = [
+            part if owners[id(part)] > 1 else replace(part, asked=sorted(set(course.whole.folds) - set(part.folds)))
+            for part in course.parts
+        ]
 
 
 def _pace(context: Context, options: CorrectOptions) -> Pace:

@@ -72,6 +72,8 @@ class Context:
         Dtypes, by parameter name, that new weights are rounded to where they are not those of the model.
     seed
         Seed of what a stage draws at random.
+    asked
+        Folds that fits of this context are scored on; None for all that they lack.
     update
         New weights by the stages so far.
     strengths
@@ -96,6 +98,7 @@ class Context:
     padding: bool = True
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     seed: int = 0
+    asked: Sequence[int] | None = None
     update: Update = field(default_factory=dict)
     strengths: Mapping[str, Strength] = field(default_factory=dict)
     memo: dict[str, Any] = field(default_factory=dict)
@@ -119,9 +122,10 @@ class Context:
 
     @property
     def outside(self) -> list[int]:
-        """The samples that nothing here was fitted on, ascending: all that are not in `indices`."""
-        own = set(self.indices)
-        return [i for i in range(len(self.samples)) if i not in own]
+        """The samples to score fits of this context on, ascending; none of them is in `indices`."""
+        own = set(self.folds)
+        asked = range(len(self.members)) if self.asked is None else self.asked
+        return self.samples_of([fold for fold in asked if fold not in own])
 
     def without(self, fold: int) -> Context:
         """Return the context of all of these folds but one."""
