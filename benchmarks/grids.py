@@ -1,0 +1,85 @@
+"""Which cells there are: the comparisons that docs/rivals.md shows, each a product of a few lists."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.cells import Cell
+from benchmarks.methods import METHODS
+
+NAMED = ("nothing", "verifix", "auto", "finetuning", "head_refit", "recalibration")
+"""The six that run where a network is large."""
+
+ALL = tuple(METHODS)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One comparison.
+
+    Attributes
+    ----------
+    title
+        What it shows.
+    task, architecture
+        As in `benchmarks.tasks`.
+    noises
+        Pairs of noise and rate.
+    sizes
+        Numbers of verified samples.
+    seeds
+        Seeds.
+    methods
+        Names of methods.
+    """
+
+    title: str
+    task: str
+    architecture: str
+    noises: Sequence[tuple[str, float]]
+    sizes: Sequence[int]
+    seeds: Sequence[int]
+    methods: Sequence[str] = ALL
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield its cells, those of one network after one another."""
+        products = itertools.product(self.noises, self.seeds, self.sizes, self.methods)
+        for (noise, rate), seed, size, method in products:
+            yield Cell(self.task, self.architecture, noise, rate, size, seed, method)
+
+
+KINDS = (("symmetric", 0.3), ("asymmetric", 0.4), ("hierarchical", 0.3), ("instance", 0.3))
+SPIRALS = (("symmetric", 0.2), ("asymmetric", 0.4), ("instance", 0.2))
+THREE, TWO = range(3), range(2)
+
+GRIDS: dict[str, Sequence[Grid]] = {
+    "digits": (
+        Grid("Kinds of noise", "digits", "mlp", KINDS, (200,), THREE),
+        Grid("Number of verified samples", "digits", "mlp", (("symmetric", 0.3),), (50, 100, 200, 400), THREE),
+        Grid(
+            "Share of wrong labels",
+            "digits",
+            "mlp",
+            tuple(("symmetric", rate) for rate in (0.0, 0.1, 0.2, 0.3, 0.45, 0.6)),
+            (200,),
+            THREE,
+        ),
+        Grid("A small vision transformer", "digits", "vit", (("symmetric", 0.3), ("instance", 0.3)), (200,), TWO),
+    ),
+    "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), THREE),),
+    "texts": (Grid("A small BERT", "texts", "bert", (("symmetric", 0.3), ("asymmetric", 0.4)), (200,), TWO),),
+    "cifar10": (
+        Grid("VGG11-BN", "cifar10", "vgg11_bn", (("symmetric", 0.25),), (200, 1000), (0,), NAMED),
+        Grid(
+            "A small ResNet",
+            "cifar10",
+            "resnet",
+            (("human", 0.172), ("symmetric", 0.3)),
+            (200, 1000),
+            (0,),
+        ),
+    ),
+}
+"""Task → its comparisons."""

@@ -1,0 +1,290 @@
+"""The tables and plots of docs/rivals.md, from the JSON files of the cells."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import FOLDER, Cell, read
+from benchmarks.grids import GRIDS, Grid
+from benchmarks.methods import METHODS
+
+PAGE, PLOTS = Path("docs/rivals.md"), Path("docs/rivals")
+BEGIN, END = "<!-- begin of the tables; python -m benchmarks report -->", "<!-- end of the tables -->"
+ABSENT, CANNOT = "absent", "cannot"
+BOUND, OURS = ("retrain", "published_oracle"), ("verifix", "auto")
+"""What nobody could do with the same information: not compared for the best. And the tool."""
+
+Column = tuple[str, float, int]
+Records = Mapping[Cell, Mapping[str, Any]]
+
+
+def write_page() -> None:
+    """Write everything between the marks of the page, and the plots."""
+    records = load(GRIDS)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(GRIDS, records)}\n\n{END}{after}", encoding="utf-8")
+    PLOTS.mkdir(exist_ok=True)
+    for name, draw in plots(GRIDS, records):
+        draw(PLOTS / name)
+
+
+def load(grids: Mapping[str, Sequence[Grid]], folder: Path = FOLDER) -> Records:
+    """Read the files of all cells that are there.
+
+    Parameters
+    ----------
+    grids
+        Task → its comparisons.
+    folder
+        Where the cells are.
+
+    Returns
+    -------
+    Mapping
+        Cell → its file.
+    """
+    cells = {cell for own in grids.values() for grid in own for cell in grid.cells()}
+    return {cell: read(cell.path(folder)) for cell in sorted(cells) if cell.path(folder).exists()}
+
+
+def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
+    """Render all comparisons as Markdown.
+
+    Parameters
+    ----------
+    grids
+        Task → its comparisons.
+    records
+        The cells that are there.
+
+    Returns
+    -------
+    str
+        One section per comparison.
+    """
+    sections = [_section(grid, task, number, records) for task, own in grids.items() for number, grid in enumerate(own)]
+    looks = sum(record["looks_at_unseen"] for record in records.values())
+    total = sum(1 for own in grids.values() for grid in own for _ in grid.cells())
+    there = sum(cell in records for own in grids.values() for grid in own for cell in grid.cells())
+    head = (
+        f"{there:,} of {total:,} places in these tables are filled, from {len(records):,} files. Unseen samples were "
+        f"looked at {looks:,} times, once for every run of a cell."
+    )
+    return "\n\n".join([head, *sections])
+
+
+def _section(grid: Grid, task: str, number: int, records: Records) -> str:
+    columns = _columns(grid)
+    seeds = f"{len(grid.seeds)} seeds, mean ± 95% interval" if len(grid.seeds) > 1 else "one seed"
+    lines = [f"## {task}, {grid.architecture}: {_lower(grid.title)}", ""]
+    lines += [f"Percent right on unseen samples; {seeds}.", ""]
+    lines += _accuracies(grid, columns, records)
+    lines += ["", f"Files: `{_pattern(grid)}`."]
+    plot = _plot_of(grid, task, number)
+    if plot is not None:
+        lines += ["", f"![{grid.title}](rivals/{plot})"]
+    return "\n".join(lines)
+
+
+def _lower(title: str) -> str:
+    return title[0].lower() + title[1:] if title[1:2].islower() else title
+
+
+def _columns(grid: Grid) -> list[Column]:
+    return [(noise, rate, size) for noise, rate in grid.noises for size in grid.sizes]
+
+
+def _heading(column: Column, grid: Grid) -> str:
+    noise, rate, size = column
+    words = [f"{noise} {100 * rate:g}%"] if len(grid.noises) > 1 or len(grid.sizes) == 1 else []
+    return ", ".join([*words, f"{size:,} verified"] if len(grid.sizes) > 1 else words)
+
+
+def _pattern(grid: Grid) -> str:
+    return f"{FOLDER}/{grid.task}/{grid.architecture}/NOISE/verified-N/seed-S/METHOD.json"
+
+
+def _accuracies(grid: Grid, columns: Sequence[Column], records: Records) -> list[str]:
+    names = [_heading(column, grid) for column in columns]
+    lines = [f"| method | {' | '.join(names)} | seconds | samples × passes | GB |"]
+    lines += [f"| --- |{' --- |' * (len(columns) + 3)}"]
+    best = {column: _best(grid, column, records) for column in columns}
+    for method in grid.methods:
+        places = [_place(_own(grid, column, method, records), len(grid.seeds)) for column in columns]
+        marked = [
+            f"**{place}**" if method == best[column] else place for place, column in zip(places, columns, strict=True)
+        ]
+        lines.append(f"| {METHODS[method].title} | {' | '.join([*marked, *_costs(grid, method, records)])} |")
+    return lines
+
+
+def _own(grid: Grid, column: Column, method: str, records: Records) -> list[Mapping[str, Any]]:
+    noise, rate, size = column
+    cells = [Cell(grid.task, grid.architecture, noise, rate, size, seed, method) for seed in grid.seeds]
+    return [records[cell] for cell in cells if cell in records]
+
+
+def _place(own: Sequence[Mapping[str, Any]], seeds: int) -> str:
+    """Write the mean of some cells, with a 95% interval by Student's t; fewer seeds than there should be are said."""
+    found = [record["after"] for record in own if record["after"] is not None]
+    if not found:
+        return CANNOT if own else ABSENT
+    mean = f"{statistics.fmean(found):.1f}"
+    if len(found) > 1:
+        mean += f" ± {half_width(found):.1f}"
+    return mean if len(found) == seeds else f"{mean} ({len(found)} of {seeds})"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95% interval of a mean, by Student's t.
+
+    Parameters
+    ----------
+    values
+        Two or more.
+
+    Returns
+    -------
+    float
+        In the unit of the values.
+    """
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def _best(grid: Grid, column: Column, records: Records) -> str | None:
+    """Return the method with the highest mean, among those that know no more than the verified samples tell."""
+    means = {}
+    for method in grid.methods:
+        found = [record["after"] for record in _own(grid, column, method, records) if record["after"] is not None]
+        if found and method not in BOUND:
+            means[method] = statistics.fmean(found)
+    return max(means, key=lambda method: means[method]) if means else None
+
+
+def _costs(grid: Grid, method: str, records: Records) -> list[str]:
+    """Return seconds, samples × passes and memory of a method, the mean over the comparison."""
+    own = [record for column in _columns(grid) for record in _own(grid, column, method, records)]
+    own = [record for record in own if record["after"] is not None]
+    if not own:
+        return ["", "", ""]
+    memory = [record["peak_gigabytes"] for record in own if record["peak_gigabytes"] is not None]
+    seconds, runs = (statistics.fmean(record[key] for record in own) for key in ("seconds", "runs"))
+    return [f"{seconds:.1f}", f"{runs:,.0f}", f"{max(memory):.1f}" if memory else ""]
+
+
+def _plot_of(grid: Grid, task: str, number: int) -> str | None:
+    """Return the name of a comparison's plot, if there is something to draw a curve over."""
+    return f"{task}-{number}.svg" if len(grid.sizes) > 2 or _rates(grid) else None
+
+
+def _rates(grid: Grid) -> bool:
+    return len(grid.noises) > 2 and len({noise for noise, _ in grid.noises}) == 1
+
+
+def plots(grids: Mapping[str, Sequence[Grid]], records: Records) -> Iterator[tuple[str, Any]]:
+    """Yield the name of each plot, and what draws it into a file.
+
+    Parameters
+    ----------
+    grids
+        Task → its comparisons.
+    records
+        The cells that are there.
+
+    Yields
+    ------
+    name : str
+        Of the file.
+    draw : callable
+        Path → nothing.
+    """
+    for task, own in grids.items():
+        for number, grid in enumerate(own):
+            name = _plot_of(grid, task, number)
+            if name is not None:
+                yield name, lambda path, grid=grid: _draw_curves(grid, records, path)
+        yield f"{task}-cost.svg", lambda path, own=own: _draw_costs(own, records, path)
+
+
+def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
+    """Draw accuracy over sizes, or over rates."""
+    label = "share of wrong labels, %" if _rates(grid) else "verified samples"
+    with _figure(path) as axes:
+        for i, method in enumerate(grid.methods):
+            points = []
+            for column in _columns(grid):
+                found = [r["after"] for r in _own(grid, column, method, records) if r["after"] is not None]
+                if found:
+                    place = 100 * column[1] if _rates(grid) else column[2]
+                    error = half_width(found) if len(found) > 1 else 0.0
+                    points.append((place, statistics.fmean(found), error))
+            if points:
+                x, y, error = zip(*points, strict=True)
+                axes.errorbar(x, y, yerr=error, label=METHODS[method].title, **_look(method, i))
+        axes.set(xlabel=label, ylabel="percent right on unseen samples")
+        if not _rates(grid):
+            axes.set_xscale("log")
+            axes.set_xticks(grid.sizes, [f"{size:,}" for size in grid.sizes], minor=False)
+            axes.minorticks_off()
+
+
+def _draw_costs(own: Iterable[Grid], records: Records, path: Path) -> None:
+    """Draw the gain over the samples × passes that it took, each a mean over all cells of a task."""
+    cells = {cell for grid in own for cell in grid.cells()}
+    with _figure(path) as axes:
+        for i, (method, entry) in enumerate(METHODS.items()):
+            found = [r for cell, r in records.items() if cell in cells and cell.method == method]
+            found = [record for record in found if record["after"] is not None]
+            if found and method != "nothing":
+                gain = statistics.fmean(record["after"] - record["before"] for record in found)
+                runs = statistics.fmean(max(record["runs"], 1) for record in found)
+                axes.errorbar([runs], [gain], label=entry.title, **_look(method, i))
+        axes.set(xlabel="samples × passes", ylabel="points gained on unseen samples", xscale="log")
+        axes.axhline(0, color="gray", linewidth=0.8)
+
+
+def _look(method: str, number: int) -> dict[str, Any]:
+    """Return how a method is drawn: the tool stands out, and so do the bounds."""
+    markers, colours = "osD^v<>pPX*hd8", [f"C{i}" for i in range(10)]
+    if method in OURS:
+        return {
+            "color": "black",
+            "linewidth": 2.4,
+            "marker": "o" if method == "auto" else "s",
+            "capsize": 2,
+            "zorder": 3,
+        }
+    dashed = method in BOUND or method == "nothing"
+    look = {"linestyle": "--" if dashed else "-", "linewidth": 1.0, "capsize": 2, "alpha": 0.85}
+    return look | {"color": colours[number % 10], "marker": markers[number % len(markers)], "markersize": 4}
+
+
+class _figure:  # noqa: N801 - used like a function
+    """Lend the axes of a plot, and save it in the end: the same bytes for the same points."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        self.settings = mpl.rc_context({"svg.hashsalt": "verifix", "font.size": 9})
+        self.settings.__enter__()
+        self.figure = Figure(figsize=(8, 4.4), layout="constrained")
+        self.axes = self.figure.subplots()
+        self.axes.grid(alpha=0.3)
+        return self.axes
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self.figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+            self.figure.savefig(self.path, metadata={"Date": None, "Creator": None})
+        self.settings.__exit__(None, None, None)

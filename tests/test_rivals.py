@@ -1,0 +1,233 @@
+"""The benchmark of rivals: its tuning, its files, its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as runner
+from benchmarks import cells, grids
+from benchmarks.cells import Cell, measured, read
+from benchmarks.grids import GRIDS, Grid
+from benchmarks.methods import METHODS
+from benchmarks.methods.base import Case, Rival, answered, contexts, tuned
+from benchmarks.rivals_page import BEGIN, BOUND, END, half_width, load, tables
+from tests.cases import small_data, small_net
+from tests.stage_cases import memorised
+from verifix.borrow import borrowed, copy_model
+from verifix.samples import read_samples, split_folds
+from verifix.strength import Listed
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def one_thread():
+    """What small cells are measured with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def case():
+    torch.manual_seed(0)
+    x, y = small_data(60)
+    model = memorised(small_net(), x, y)
+    samples = read_samples((x, y))
+    return Case(model, samples, samples, y, tuple(range(10)), lambda _: model, 3)
+
+
+class Shifted(Rival):
+    """Adds its setting to the bias of class 0, and notes which samples it was fitted on."""
+
+    name = "shifted"
+    settings = (0.0, 0.5, 50.0)
+
+    def __init__(self, case):
+        super().__init__(case)
+        self.fits = []
+
+    def candidates(self, context):
+        return Listed(tuple((s,) for s in self.settings))
+
+    def fit(self, context, strength):
+        self.fits.append((strength, tuple(context.indices)))
+        name = [name for name, _ in context.model.named_parameters()][-1]
+        bias = context.writable(name)
+        bias[0] += strength[0]
+        return {name: bias}
+
+
+def test_each_setting_is_scored_on_folds_that_its_fits_have_not_seen(case):
+    method, model = Shifted(case), copy_model(case.model)
+    with borrowed(model):
+        answer = tuned(method, case, model)
+    folds = [tuple(sorted(map(int, fold))) for fold in split_folds(case.verified, 5, 0)]
+    everything = tuple(range(60))
+    expected = [(s,) for s in method.settings]
+    for fold in folds:
+        rest = tuple(i for i in everything if i not in fold)
+        assert [s for s, own in method.fits if own == rest] == expected
+    assert method.fits[-1] == (answer.chosen, everything)
+    x = torch.stack([case.verified.source.dataset[i][0] for i in everything])
+    with torch.no_grad():
+        logits = case.model(x).double()
+    for setting in answer.tried:
+        shifted = logits + torch.tensor([setting.strength[0], 0, 0])
+        right = 100 * float((shifted.argmax(1) == case.verified.labels).double().mean())
+        assert setting.accuracy == pytest.approx(right)
+
+
+def test_most_right_wins_and_of_equals_the_lower_loss(case, monkeypatch):
+    method, model = Shifted(case), copy_model(case.model)
+    method.settings = (50.0, 1e-3, 0.0)
+    with borrowed(model):
+        answer = tuned(method, case, model)
+    accuracies = [setting.accuracy for setting in answer.tried]
+    assert accuracies[0] < accuracies[1] == accuracies[2]
+    best = min(answer.tried[1:], key=lambda setting: setting.loss)
+    assert answer.chosen == best.strength
+
+
+def test_the_folds_are_those_of_the_tool(case):
+    model = copy_model(case.model)
+    with borrowed(model), torch.no_grad():
+        whole, parts = contexts(case, model)
+    assert [list(map(int, fold)) for fold in split_folds(case.verified, 5, case.seed)] == list(whole.members)
+    assert [sorted(set(range(60)) - set(part.indices)) for part in parts] == [sorted(m) for m in whole.members]
+
+
+def test_what_a_method_runs_is_counted_and_the_network_stays_as_it_was(case):
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+    answer = answered(Shifted, case)
+    # Two samples to find the layers, then every sample once per setting.
+    assert answer.runs == 2 + 3 * 60
+    assert all(torch.equal(before[name], value) for name, value in case.model.state_dict().items())
+    assert answered("verifix", case).chosen.keys() == {"project"}
+
+
+def test_every_method_tries_eight_settings_or_has_none_to_set():
+    for cell, record in load(GRIDS, ROOT / cells.FOLDER).items():
+        if not isinstance(METHODS[cell.method].make, str) and not record["obstacle"]:
+            assert len(record["tried"]) >= 8 or not record["tried"], cell
+            if record["tried"]:
+                assert [s["strength"] for s in record["tried"]].count(record["chosen"]) == 1, cell
+
+
+def test_files_are_named_by_what_is_in_them():
+    records = load(GRIDS, ROOT / cells.FOLDER)
+    assert records
+    for cell, record in records.items():
+        assert cell == Cell(*(record[name] for name in Cell.__dataclass_fields__))
+    there = {path for path in (ROOT / cells.FOLDER).rglob("*.json")}
+    assert there == {cell.path(ROOT / cells.FOLDER) for cell in records}
+
+
+def test_all_methods_of_a_network_saw_the_same_samples():
+    groups: dict = {}
+    for cell, record in load(GRIDS, ROOT / cells.FOLDER).items():
+        key = (*cell.network, cell.verified)
+        groups.setdefault(key, set()).add((record["model_sha256"], record["verified_sha256"], record["unseen_sha256"]))
+    assert {len(found) for found in groups.values()} == {1}
+
+
+def test_the_page_is_made_from_the_files():
+    page = (ROOT / "docs/rivals.md").read_text(encoding="utf-8")
+    inside = page.split(BEGIN)[1].split(END)[0].strip()
+    assert inside == tables(GRIDS, load(GRIDS, ROOT / cells.FOLDER))
+
+
+def test_a_cell_of_the_digits_comes_out_again(one_thread):
+    cell = Cell("digits", "mlp", "symmetric", 0.3, 200, 0, "head_refit")
+    found, there = measured(cell), read(cell.path(ROOT / cells.FOLDER))
+    if found["model_sha256"] == there["model_sha256"]:
+        for key in ("before", "after", "chosen", "tried", "verified_sha256", "unseen_sha256", "transition_matrix"):
+            assert json.loads(json.dumps(found[key])) == there[key], key
+    else:  # another processor rounds otherwise, and the network is another one
+        assert found["verified_sha256"] == there["verified_sha256"]
+        assert found["after"] == pytest.approx(there["after"], abs=3)
+
+
+def test_on_clean_labels_the_tool_answers_no_change_or_loses_next_to_nothing():
+    found = [
+        record for cell, record in load(GRIDS, ROOT / cells.FOLDER).items() if cell.rate == 0 and cell.method == "auto"
+    ]
+    assert found
+    losses = [record["before"] - record["after"] for record in found]
+    assert sum(losses) / len(losses) <= 0.3
+
+
+def test_a_run_that_was_stopped_goes_on_and_again_counts_another_look(tmp_path, monkeypatch, capsys):
+    tiny = {"digits": (Grid("tiny", "digits", "mlp", (("symmetric", 0.3),), (50,), (0,), ("nothing", "knn", "rog")),)}
+    monkeypatch.setattr(runner, "GRIDS", tiny)
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "digits", "--workers", "1", "--cache", str(tmp_path / "cache")]
+    runner.main([*words, "--methods", "nothing"])
+    (first,) = tmp_path.rglob("nothing.json")
+    stamp = first.stat().st_mtime_ns
+
+    def broken(*_):
+        raise RuntimeError("no neighbours here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.methods.knn.NearestNeighbours.fit", broken)
+        runner.main(words)
+    assert "knn: RuntimeError: no neighbours here" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("knn.json"))  # absent, and not a result
+    assert first.stat().st_mtime_ns == stamp
+    runner.main(words)
+    assert len(list(tmp_path.rglob("knn.json"))) == 1
+    runner.main([*words, "--methods", "nothing", "--again"])
+    assert read(first)["looks_at_unseen"] == 2
+
+
+def test_what_is_absent_cannot_run_or_lacks_seeds_is_shown_as_such():
+    grid = Grid("Kinds", "digits", "mlp", (("symmetric", 0.3),), (200,), (0, 1), ("nothing", "knn", "rog", "retrain"))
+    costs = {"seconds": 1.0, "runs": 10, "peak_gigabytes": None, "looks_at_unseen": 1}
+
+    def cell(seed, method):
+        return Cell("digits", "mlp", "symmetric", 0.3, 200, seed, method)
+
+    records = {
+        cell(0, "nothing"): costs | {"after": 80.0},
+        cell(1, "nothing"): costs | {"after": 82.0},
+        cell(0, "knn"): costs | {"after": 85.0},
+        cell(0, "rog"): costs | {"after": None},
+        cell(0, "retrain"): costs | {"after": 99.0},
+        cell(1, "retrain"): costs | {"after": 99.0},
+    }
+    text = tables({"digits": (grid,)}, records)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1] for line in text.splitlines() if line[:1] == "|"}
+    assert rows[METHODS["nothing"].title] == f"81.0 ± {half_width([80.0, 82.0]):.1f}"
+    assert rows[METHODS["knn"].title] == "**85.0 (1 of 2)**"  # the bound above it is not compared
+    assert rows[METHODS["rog"].title] == "cannot"
+    assert rows[METHODS["retrain"].title] == "99.0 ± 0.0"
+    assert "6 of 8 places" in text
+    assert "retrain" in BOUND
+    assert "absent" in tables({"digits": (grid,)}, {cell(0, "knn"): records[cell(0, "knn")]})
+
+
+def test_the_interval_of_a_mean_is_that_of_student():
+    from scipy.stats import ttest_1samp
+
+    values = [80.0, 81.5, 86.0]
+    low, high = ttest_1samp(values, 0).confidence_interval()
+    assert half_width(values) == pytest.approx((high - low) / 2)
+
+
+def test_grids_name_only_what_there_is():
+    from benchmarks.tasks import TASKS
+
+    for task, own in grids.GRIDS.items():
+        for grid in own:
+            assert grid.task == task
+            row = TASKS[task]
+            for noise, _ in grid.noises:
+                assert noise in row.networks[grid.architecture]
+            assert max(grid.sizes) <= row.sizes[-1]
+            assert set(grid.methods) <= METHODS.keys()
