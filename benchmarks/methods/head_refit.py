@@ -1,0 +1,58 @@
+"""Last-layer retraining: the head fitted from scratch to the verified labels, as if the rest of the network were right.
+
+Kirichenko, Izmailov and Wilson, "Last layer re-training is sufficient for robustness to spurious correlations", ICLR
+2023 (arXiv 2204.02937). The penalty is L2 here; the paper's groups, which it balances, are not known for wrong labels.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.methods.base import Rival
+from benchmarks.methods.features import NO_HEAD, head_of
+from verifix.scoring import Update
+from verifix.stages import Context
+from verifix.stages.heads import fit_logistic
+from verifix.stages.refit import written
+from verifix.strength import Listed
+
+STRENGTHS = tuple(10.0 ** (-5 + 5 * i / 7) for i in range(8))
+"""λ from 10⁻⁵ to 1, relative to the features' scale: below is hardly a penalty, above hardly a fit."""
+
+
+class HeadRefit(Rival):
+    """Multinomial logistic regression on the features with an L2 penalty; its setting is λ."""
+
+    name = "head_refit"
+
+    def obstacle(self, context: Context) -> str:
+        """Say if there is no linear head."""
+        return "" if head_of(context) else NO_HEAD
+
+    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - λ means the same for every network
+        """Return the strengths of the penalty."""
+        return Listed(tuple((strength,) for strength in STRENGTHS))
+
+    def fit(self, context: Context, strength: tuple[float]) -> Update:
+        """Return the head that minimises the mean cross-entropy + λ / 2 · (s ‖W‖² + ‖b‖²), s the mean of ‖x‖².
+
+        Parameters
+        ----------
+        context
+            Where to take features and labels from.
+        strength
+            λ.
+
+        Returns
+        -------
+        Update
+            New weight, and bias if the head has one.
+        """
+        head = head_of(context)
+        assert head is not None  # `obstacle` has been asked
+        zeros = torch.zeros(len(head.offset), head.features.shape[1], dtype=torch.float64)
+        offset = head.beyond if head.bias else head.offset
+        fitted = fit_logistic(
+            head.features, context.labels, zeros, strength[0], free_bias=head.bias is not None, offset=offset
+        )
+        return written(context, head, *fitted)

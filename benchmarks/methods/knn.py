@@ -1,0 +1,74 @@
+"""The nearest verified samples vote in place of the head, by the cosine of the features that it sees.
+
+Cover and Hart, "Nearest neighbor pattern classification", IEEE Transactions on Information Theory 13, 1967.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.methods.base import Predictor, Rival
+from benchmarks.methods.features import NO_HEAD, Features, head_of
+from verifix.samples import Samples
+from verifix.stages import Context
+from verifix.strength import Listed
+
+NEIGHBOURS = (1, 3, 5, 10, 20, 40)
+WEIGHTS = ("uniform", "distance")
+
+
+class NearestNeighbours(Rival):
+    """k nearest neighbours; its settings are (k, 0 for equal votes or 1 for votes by inverse distance)."""
+
+    name = "knn"
+
+    def obstacle(self, context: Context) -> str:
+        """Say if there is no linear head, whose inputs are compared."""
+        return "" if head_of(context) else NO_HEAD
+
+    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+        """Return each number of neighbours with both ways to vote."""
+        votes = itertools.product(NEIGHBOURS, range(len(WEIGHTS)))
+        return Listed(tuple((float(count), float(weighting)) for count, weighting in votes))
+
+    def fit(self, context: Context, strength: tuple[float, float]) -> Predictor:
+        """Return log-probabilities: the neighbours' votes, smoothed by one vote that is shared by all classes.
+
+        Parameters
+        ----------
+        context
+            Where to take features and labels from.
+        strength
+            Number of neighbours, no more than there are samples, and index into `WEIGHTS`.
+
+        Returns
+        -------
+        callable
+            (samples, indices) → logits.
+        """
+        from sklearn.neighbors import KNeighborsClassifier
+
+        head = head_of(context)
+        assert head is not None  # `obstacle` has been asked
+        count, weights = min(int(strength[0]), len(context.indices)), WEIGHTS[int(strength[1])]
+        votes = KNeighborsClassifier(count, weights=weights, metric="cosine")
+        votes.fit(head.features.numpy(), context.labels.numpy())
+        features = context.remember("features", lambda: Features(context))
+        classes = self.case.classes
+
+        def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
+            return _smoothed(votes, features(samples, indices), count, classes)
+
+        return predict
+
+
+def _smoothed(votes: Any, features: Tensor, count: int, classes: int) -> Tensor:
+    """Return log-probabilities ``[n, classes]``; classes without a verified sample get no votes."""
+    shares = torch.zeros(len(features), classes, dtype=torch.float64)
+    shares[:, votes.classes_] = torch.from_numpy(votes.predict_proba(features.numpy()))
+    return torch.log((count * shares + 1 / classes) / (count + 1))

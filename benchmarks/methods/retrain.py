@@ -1,0 +1,34 @@
+"""What could be had if every label were known: the network trained anew on the true labels of all training samples."""
+
+from __future__ import annotations
+
+from benchmarks.methods.base import Predictor, Rival, predictor
+from verifix.stages import Context
+from verifix.strength import Listed
+
+
+class Retrain(Rival):
+    """A training on the true labels; an upper bound, as nobody has these labels."""
+
+    name = "retrain"
+
+    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - it is trained as the network was
+        """Return one setting."""
+        return Listed(((),))
+
+    def fit(self, context: Context, strength: tuple[float, ...]) -> Predictor:  # noqa: ARG002
+        """Return the new network's logits.
+
+        Parameters
+        ----------
+        context
+            Not used.
+        strength
+            Empty.
+
+        Returns
+        -------
+        callable
+            (samples, indices) → logits.
+        """
+        return predictor(self.case.train(self.case.truth), {})
