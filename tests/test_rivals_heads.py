@@ -6,8 +6,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from benchmarks.methods import METHODS, finetune
 from benchmarks.methods.base import Case, answered, predictor
 from benchmarks.methods.features import penultimate
@@ -18,6 +16,8 @@ from benchmarks.methods.nothing import Nothing
 from benchmarks.methods.recalibrate import Recalibration
 from benchmarks.methods.retrain import Retrain
 from benchmarks.methods.rog import COMPONENTS, RobustGenerative, components, concentrated, discriminant
+from torch import nn
+
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.gradients import gradients
