@@ -2,20 +2,28 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from benchmarks.methods import METHODS, finetune
 from benchmarks.methods.base import Case, answered, predictor
-from benchmarks.methods.features import penultimate
+from benchmarks.methods.features import Features, penultimate
 from benchmarks.methods.finetune import EPOCHS, RATES, FineTuning
 from benchmarks.methods.head_refit import HeadRefit
 from benchmarks.methods.knn import NEIGHBOURS, WEIGHTS, NearestNeighbours
 from benchmarks.methods.nothing import Nothing
 from benchmarks.methods.recalibrate import Recalibration
 from benchmarks.methods.retrain import Retrain
-from benchmarks.methods.rog import COMPONENTS, RobustGenerative, components, concentrated, discriminant
+from benchmarks.methods.rog import (
+    COMPONENTS,
+    RobustGenerative,
+    components,
+    concentrated,
+    discriminant,
+    shrunk_covariance,
+)
 from torch import nn
 
 from tests.cases import small_data, small_net
@@ -199,8 +207,16 @@ def test_a_head_without_a_bias_is_fitted_without_one(lend):
     x, y = small_data(150)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).double()
     case = case_of(memorised(model, x[:90].double(), y[:90]))
-    context, _ = context_for(lend, case)
-    assert HeadRefit(case).fit(context, (1e-2,)).keys() == {"2.weight"}
+    context, x = context_for(lend, case)
+    update = HeadRefit(case).fit(context, (1e-2,))
+    rows = case.model[:-1](x[context.indices])
+    weight = update["2.weight"].clone().requires_grad_()
+    assert update.keys() == {"2.weight"}
+    with torch.enable_grad():
+        loss = nn.functional.cross_entropy(rows @ weight.T, context.labels)
+        loss = loss + 1e-2 / 2 * rows.square().sum(1).mean() * weight.square().sum()
+        (slope,) = torch.autograd.grad(loss, weight)
+    assert float(slope.norm()) < 1e-3 * float(update["2.weight"].norm())
 
 
 @pytest.mark.parametrize("name", ["head_refit", "knn", "rog"])
@@ -250,19 +266,20 @@ def votes_by_hand(rows, labels, asked, count: int, weighting: str) -> torch.Tens
 @pytest.mark.parametrize("weighting", range(2))
 @pytest.mark.parametrize("count", [3, 10])
 def test_neighbours_vote_as_added_up_by_hand_with_one_vote_for_all_classes(lend, count, weighting):
-    case = trained_case()
+    case = case_of(nn.Linear(8, 3).double())  # its head sees the inputs, which say nothing about these labels
+    case = replace(case, verified=read_samples((torch.randn(60, 8).double(), case.verified.labels)))
     context, x = context_for(lend, case, folds=5, without=0)
-    asked = [7, 2, 40]
+    asked = [7, 2, *range(20, 60)]
     inputs = torch.stack([case.training.source.dataset[i][0] for i in asked])
     logits = NearestNeighbours(case).fit(context, (float(count), float(weighting)))(case.training, asked)
-    rows, others = case.model[:-1](x[context.indices]), case.model[:-1](inputs)
-    shares = votes_by_hand(rows, context.labels, others, count, WEIGHTS[weighting])
+    shares = votes_by_hand(x[context.indices], context.labels, inputs, count, WEIGHTS[weighting])
+    assert (shares.amax(1) < 1).any()
     torch.testing.assert_close(logits.exp(), (count * shares + 1 / 3) / (count + 1), rtol=1e-6, atol=1e-6)
 
 
 def test_more_neighbours_than_samples_are_all_samples_and_missing_classes_get_no_vote(lend):
     case = trained_case()
-    two = (case.verified.labels < 2).nonzero().flatten()[:20]
+    two = (case.verified.labels != 1).nonzero().flatten()[:20]
     case = Case(case.model, case.verified.subset(two.tolist()), case.training, case.truth, (), case.train, 3)
     context, _ = context_for(lend, case)
     assert max(NEIGHBOURS) > len(two)
@@ -277,6 +294,11 @@ def test_features_are_those_of_the_samples_asked_for_in_their_order(lend):
     expected = case.model[:-1](x)
     for some in ([7, 2, 40], [2], [50, 7]):
         torch.testing.assert_close(penultimate(context, case.verified, some), expected[some])
+    kept = Features(context)
+    trained = case.model[:-1](torch.stack([case.training.source.dataset[i][0] for i in (7, 2)]))
+    torch.testing.assert_close(kept(case.verified, [7, 2]), expected[[7, 2]])
+    torch.testing.assert_close(kept(case.training, [7, 2]), trained)
+    assert kept(case.training, [7, 2]) is kept(case.training, [7, 2])
 
 
 # ------------------------------------------------------------------------------------------------------------- RoG
@@ -321,6 +343,24 @@ def test_the_samples_kept_are_those_of_minimum_covariance_determinant_in_scikit_
             assert sizes[0] <= float(np.linalg.slogdet(np.cov(rows.T))[1]) - 1
 
 
+def test_concentration_steps_end_at_samples_that_are_the_nearest_by_their_own_covariance():
+    x, y, _ = clouds(20)
+    for k in range(3):
+        rows = x[y == k]
+        found = concentrated(rows, 0.6, 0.0).numpy()
+        spread = np.cov(found.T)
+        distances = [(row - found.mean(0)) @ np.linalg.inv(spread) @ (row - found.mean(0)) for row in rows.numpy()]
+        nearest = rows.numpy()[np.argsort(distances)[:60]]
+        assert {tuple(row) for row in nearest} == {tuple(row) for row in found}
+
+
+def test_outliers_that_lie_close_together_do_not_hide_in_the_start():
+    """40% in one place, in 20 dimensions: steps from the last samples, or from random ones, end among them."""
+    rows = torch.randn(100, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[60:] = 20 + rows[60:] / 100
+    assert float(concentrated(rows, 0.5, 0.01).max()) < 10
+
+
 def test_gross_outliers_move_plain_lda_and_not_the_robust_one():
     """Lee et al., theorem 1: the mean goes to (1 − δ) μ + δ μ_out, and that of the samples kept to μ."""
     x, y, means = clouds(200, n=1000)
@@ -345,6 +385,8 @@ def test_it_takes_fewer_samples_than_features_and_features_that_are_equal():
     x = torch.randn(30, 60, generator=generator, dtype=torch.float64)
     x[:, 3] = 1.0
     x[:10] = x[0]
+    same = concentrated(x[:10], 0.5, 0.1)
+    assert torch.linalg.slogdet(shrunk_covariance(same, 0.1)).logabsdet > -torch.inf
     weight, bias = discriminant(x, torch.arange(30) // 10, 3, 0.5, 0.1)
     assert torch.isfinite(weight).all()
     assert ((x @ weight.T + bias)[:10].argmax(1) == 0).all()
