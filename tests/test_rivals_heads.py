@@ -384,7 +384,7 @@ def test_it_takes_fewer_samples_than_features_and_features_that_are_equal():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 60, generator=generator, dtype=torch.float64)
     x[:, 3] = 1.0
-    x[:10] = x[0]
+    x[:10] = 1.0
     same = concentrated(x[:10], 0.5, 0.1)
     assert torch.linalg.slogdet(shrunk_covariance(same, 0.1)).logabsdet > -torch.inf
     weight, bias = discriminant(x, torch.arange(30) // 10, 3, 0.5, 0.1)
