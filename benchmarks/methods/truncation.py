@@ -1,0 +1,93 @@
+"""Hard truncation of the features' spectrum: "The Malignant Tail" (arXiv 2603.02293, withdrawn by its author in v2).
+
+What the head sees is projected on the d directions of most variance, and the trained head stays in place. With μ and
+U_d from the context's features, x ↦ W (μ + U_d U_dᵀ (x − μ)) + b, which is the head
+
+    W' = W U_d U_dᵀ,   b' = b + W (I − U_d U_dᵀ) μ.
+
+A head without a bias of its own has no place for μ: there the features are not centred, and U_d are the eigenvectors
+of their second moments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.methods.base import Rival
+from verifix.capture import read_matrix
+from verifix.scoring import Update
+from verifix.stages import Context
+from verifix.stages.heads import Head, find_head
+from verifix.stages.refit import written
+from verifix.strength import Listed
+
+VALUES = 16
+"""How many d are tried, in geometric steps; steps that round to the same d count once."""
+
+
+class Truncation(Rival):
+    """Keep the d directions of the head's input that vary most; its strength is (d,)."""
+
+    name = "truncation"
+
+    def obstacle(self, context: Context) -> str:
+        """Say if there is no linear layer whose products are the logits."""
+        return "" if _head(context) else "no linear layer that may be corrected gives the logits"
+
+    def candidates(self, context: Context) -> Listed:
+        """Return d from 1 to the number of features or of samples, whichever is less."""
+        head = _head(context)
+        assert head is not None
+        steps = np.geomspace(1, min(head.features.shape), VALUES).round()
+        return Listed(tuple((float(d),) for d in np.unique(steps)))
+
+    def fit(self, context: Context, strength: tuple[float]) -> Update:
+        """Return the head that reads d directions alone.
+
+        Parameters
+        ----------
+        context
+            Where to take features and weights from.
+        strength
+            d, 1 or more.
+
+        Returns
+        -------
+        Update
+            New weight, and bias if the head has one of its own.
+        """
+        head = _head(context)
+        assert head is not None
+        mean, directions = context.remember("directions", lambda: spread(head.features, centred=head.bias is not None))
+        weight = read_matrix(head.layer, context.parameter)[0].cpu()
+        kept = directions[:, : int(strength[0])]
+        truncated = weight @ kept @ kept.mT
+        return written(context, head, truncated, head.offset + (weight - truncated) @ mean)
+
+
+def spread(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Return the mean that is taken off features, and the eigenvectors of their covariance by falling variance.
+
+    Parameters
+    ----------
+    features
+        ``[n, d]``, float64.
+    centred
+        Whether a mean is taken off; else it is 0.
+
+    Returns
+    -------
+    mean : Tensor
+        ``[d]``.
+    directions : Tensor
+        ``[d, min(n, d)]``, one in each column.
+    """
+    mean = features.mean(dim=0) * centred
+    _, _, directions = torch.linalg.svd(features - mean, full_matrices=False)
+    return mean, directions.mT
+
+
+def _head(context: Context) -> Head | None:
+    return context.learn("head", lambda: find_head(context))
