@@ -273,7 +273,9 @@ def test_truncation_projects_the_features_before_the_head(count, fold):
 def test_truncation_takes_planted_noise_off(bias):
     model, generator = linear(bias, width=6), torch.Generator().manual_seed(8)
     basis, _ = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))
-    signal = 5 * torch.randn(30, 2, generator=generator, dtype=torch.float64) + (3.0 if bias else 0.0)
+    signal = 5 * torch.randn(30, 2, generator=generator, dtype=torch.float64) + 3.0
+    if not bias:
+        signal[:, 0] = 3.0  # a mean has a direction of its own, which only features that are not centred show
     apart, _ = torch.linalg.qr(torch.cat([torch.ones(30, 1), signal, torch.randn(30, 4, generator=generator)], dim=1))
     noise = 0.1 * apart[:, -4:]  # of mean 0, and uncorrelated with the signal
     x = signal @ basis[:, :2].T + noise @ basis[:, 2:].T
@@ -346,6 +348,9 @@ def test_rows_beyond_the_cap_are_drawn_evenly():
         for chunk in stream.split(7, dim=1):
             draw.add(chunk)
         kept = draw.rows.flatten().long()
+        generator = torch.Generator().manual_seed(seed)
+        keys = torch.cat([torch.rand(size, generator=generator, dtype=torch.float64) for size in (7, 7, 7, 7, 2)])
+        assert kept.tolist() == keys.argsort()[:10].sort().values.tolist()
         assert len(kept) == len(set(kept.tolist())) == 10
         counts[kept] += 1
     assert bool(((counts > 60) & (counts < 140)).all())  # 100 ± 5 standard deviations
