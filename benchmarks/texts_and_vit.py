@@ -163,20 +163,49 @@ def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def trained(task: Task, seed: int) -> nn.Module:
     """Train a network on wrong labels until it knows most of them by heart."""
+    noisy = wrong_labels(task.labels[task.training], WRONG, task.classes, seed)
+    model, inputs = built(task.build, seed), part(task.inputs, task.training)
+    return fit(model, inputs, noisy, epochs=task.epochs, rate=task.rate, batch=task.batch, seed=seed)
+
+
+def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Make a network whose first weights are drawn with a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = task.build()
-    noisy = wrong_labels(task.labels[task.training], WRONG, task.classes, seed)
-    steps = task.epochs * (len(noisy) // task.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, task.rate, total_steps=steps)
+        return build()
+
+
+def fit(
+    model: nn.Module, inputs: Inputs, labels: Tensor, *, epochs: int, rate: float, batch: int, seed: int
+) -> nn.Module:
+    """Train with AdamW on a one-cycle schedule, and return the model in eval mode.
+
+    Parameters
+    ----------
+    model
+        The network.
+    inputs, labels
+        Training samples.
+    epochs, rate, batch
+        Passes, peak learning rate, batch size.
+    seed
+        Seed of the order of samples.
+
+    Returns
+    -------
+    nn.Module
+        The same network.
+    """
+    steps = epochs * (len(labels) // batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for _ in range(task.epochs):
-        order = torch.randperm(len(noisy), generator=generator)
-        for index in order.split(task.batch)[: len(noisy) // task.batch]:
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator)
+        for index in order.split(batch)[: len(labels) // batch]:
             optimizer.zero_grad()
-            F.cross_entropy(logits_of(model, part(task.inputs, task.training[index])), noisy[index]).backward()
+            F.cross_entropy(logits_of(model, part(inputs, index)), labels[index]).backward()
             optimizer.step()
             schedule.step()
     return model.eval()
