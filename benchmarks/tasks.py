@@ -20,7 +20,7 @@ sizes, so sizes differ in nothing else. Training, verified and unseen samples sh
     45,000 images; `training` are 5,000 of them, drawn with the seed, to spare memory. It cannot be trained anew.
     ``resnet`` is a small residual network that is trained here on the first 10,000 training images.
 
-torchvision's transformer needs `benchmarks.coverage_models.declare_missing_operators` beside a CPU build of torch.
+The two transformers need `benchmarks.coverage_models.declare_missing_operators` first, beside a CPU build of torch.
 """
 
 from __future__ import annotations
