@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,7 +75,7 @@ def wanted(arguments: argparse.Namespace) -> list[Cell]:
     return sorted(chosen, key=lambda cell: (cell.network, cell.verified, list(METHODS).index(cell.method)))
 
 
-def _results(groups: Sequence[Sequence[Cell]], arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _results(groups: Sequence[Sequence[Cell]], arguments: argparse.Namespace) -> Iterator[int]:
     """Run groups of cells, and yield how many cells each one had."""
     common = [arguments.shared, arguments.cache]
     if arguments.workers == 1:
@@ -95,12 +95,16 @@ def _run(cells: Sequence[Cell], shared: Path, cache: Path | None) -> int:
 
     library = declare_missing_operators()
     for cell in cells:
-        try:
-            write(cell, measured(cell, shared, cache), FOLDER)
-        except Exception as error:  # noqa: BLE001 - the others can still be measured
-            sys.stderr.write(f"{cell}: {type(error).__name__}: {error}\n")
+        _run_one(cell, shared, cache)
     del library
     return len(cells)
+
+
+def _run_one(cell: Cell, shared: Path, cache: Path | None) -> None:
+    try:
+        write(cell, measured(cell, shared, cache), FOLDER)
+    except Exception as error:  # the others can still be measured
+        sys.stderr.write(f"{cell}: {type(error).__name__}: {error}\n")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class Grid:
 
 KINDS = (("symmetric", 0.3), ("asymmetric", 0.4), ("hierarchical", 0.3), ("instance", 0.3))
 SPIRALS = (("symmetric", 0.2), ("asymmetric", 0.4), ("instance", 0.2))
-THREE, TWO = range(3), range(2)
+THREE, TWO = (10, 11, 12), (10, 11)
+"""Seeds that nothing was developed on: neither the tool nor any rival's list of settings."""
 
 GRIDS: dict[str, Sequence[Grid]] = {
     "digits": (

@@ -226,8 +226,8 @@ def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
                     error = half_width(found) if len(found) > 1 else 0.0
                     points.append((place, statistics.fmean(found), error))
             if points:
-                x, y, error = zip(*points, strict=True)
-                axes.errorbar(x, y, yerr=error, label=METHODS[method].title, **_look(method, i))
+                x, y, errors = zip(*points, strict=True)
+                axes.errorbar(x, y, yerr=errors, label=METHODS[method].title, **_look(method, i))
         axes.set(xlabel=label, ylabel="percent right on unseen samples")
         if not _rates(grid):
             axes.set_xscale("log")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from benchmarks import __main__ as runner
 from benchmarks import cells, grids
 from benchmarks.cells import Cell, measured, read
@@ -15,6 +14,7 @@ from benchmarks.grids import GRIDS, Grid
 from benchmarks.methods import METHODS
 from benchmarks.methods.base import Case, Rival, answered, contexts, tuned
 from benchmarks.rivals_page import BEGIN, BOUND, END, half_width, load, tables
+
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.borrow import borrowed, copy_model
@@ -124,7 +124,7 @@ def test_files_are_named_by_what_is_in_them():
     assert records
     for cell, record in records.items():
         assert cell == Cell(*(record[name] for name in Cell.__dataclass_fields__))
-    there = {path for path in (ROOT / cells.FOLDER).rglob("*.json")}
+    there = set((ROOT / cells.FOLDER).rglob("*.json"))
     assert there == {cell.path(ROOT / cells.FOLDER) for cell in records}
 
 

@@ -8,7 +8,7 @@ large as in the tool's own training.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -21,6 +21,8 @@ from verifix.strength import Listed
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 EPOCHS = (2, 5, 20)
+MOST = 6000
+"""Samples seen in a training, at most; with many samples the long trainings are left out."""
 
 
 class FineTuning(Rival):
@@ -32,9 +34,10 @@ class FineTuning(Rival):
         """Say if no parameter may be changed."""
         return "" if trainable(context) else "no parameter may be changed"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
-        """Return each rate with every number of epochs."""
-        return Listed(tuple((rate, float(epochs)) for rate, epochs in itertools.product(RATES, EPOCHS)))
+    def candidates(self, context: Context) -> Listed:
+        """Return each rate with every number of epochs that is not too long, and the two shortest in any case."""
+        lengths = [epochs for epochs in EPOCHS if epochs in EPOCHS[:2] or epochs * len(context.indices) <= MOST]
+        return Listed(tuple((rate, float(epochs)) for rate, epochs in itertools.product(RATES, lengths)))
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the weights after so many epochs.
@@ -52,30 +55,32 @@ class FineTuning(Rival):
             New values of all parameters.
         """
         rate, epochs = strength
-        return context.remember(f"training at {rate}", lambda: _trained(context, rate))[int(epochs)]
+        kept: list[Update] = []
+        training, kept = context.remember(f"training at {rate}", lambda: (_epochs(context, rate), kept))
+        while len(kept) < epochs:
+            kept.append(next(training))
+        return kept[int(epochs) - 1]
 
 
-def _trained(context: Context, rate: float) -> Mapping[int, Update]:
-    """Train once, and return the weights after each number of epochs that may be asked for."""
+def _epochs(context: Context, rate: float) -> Iterator[Update]:
+    """Train, and yield the weights after every epoch."""
     names = trainable(context)
     generator = torch.Generator().manual_seed(context.seed)
-    kept: dict[int, Update] = {}
-    with context.corrected({name: context.parameter(name) for name in names}) as model:
-        parameters = dict(model.named_parameters())
-        live = {name: parameters[name] for name in names}
-        optimizer = torch.optim.Adam(live.values(), lr=rate)
-        for epoch in range(1, max(EPOCHS) + 1):
+    weights = {name: context.parameter(name).detach().clone() for name in names}
+    optimizer = torch.optim.Adam(weights.values(), lr=rate)
+    while True:
+        with context.corrected(weights) as model:
+            live = dict(model.named_parameters())
             for batch in _batches(context.indices, generator):
                 slopes = gradients(
                     model, context.samples, batch, names, batch_size=context.batch_size, device=context.device
                 )
-                for name, parameter in live.items():
-                    parameter.grad = slopes[name]
+                for name, weight in weights.items():
+                    weight.grad = slopes[name]
                 optimizer.step()
-            if epoch in EPOCHS:
-                kept[epoch] = {name: parameter.detach().clone() for name, parameter in live.items()}
-        optimizer.zero_grad()
-    return kept
+                for name, weight in weights.items():
+                    live[name].data.copy_(weight)
+        yield {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 def _batches(indices: Sequence[int], generator: torch.Generator) -> Iterator[list[int]]:
