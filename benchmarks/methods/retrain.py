@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks.methods.base import Predictor, Rival, predictor
 from verifix.stages import Context
 from verifix.strength import Listed
@@ -31,4 +33,5 @@ class Retrain(Rival):
         callable
             (samples, indices) → logits.
         """
-        return predictor(self.case.train(self.case.truth), {})
+        with torch.enable_grad():
+            return predictor(self.case.train(self.case.truth), {})
