@@ -67,7 +67,11 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
     str
         One section per comparison.
     """
-    sections = [_section(grid, task, number, records) for task, own in grids.items() for number, grid in enumerate(own)]
+    sections = []
+    for task, own in grids.items():
+        sections += [_section(grid, task, number, records) for number, grid in enumerate(own)]
+        if any(cell in records for grid in own for cell in grid.cells()):
+            sections.append(f"## {task}: what it costs\n\n![Gain over samples × passes](rivals/{task}-cost.svg)")
     looks = sum(record["looks_at_unseen"] for record in records.values())
     total = sum(1 for own in grids.values() for grid in own for _ in grid.cells())
     there = sum(cell in records for own in grids.values() for grid in own for cell in grid.cells())
@@ -86,7 +90,7 @@ def _section(grid: Grid, task: str, number: int, records: Records) -> str:
     lines += _accuracies(grid, columns, records)
     lines += ["", f"Files: `{_pattern(grid)}`."]
     plot = _plot_of(grid, task, number)
-    if plot is not None:
+    if plot is not None and any(cell in records for cell in grid.cells()):
         lines += ["", f"![{grid.title}](rivals/{plot})"]
     return "\n".join(lines)
 
@@ -208,9 +212,10 @@ def plots(grids: Mapping[str, Sequence[Grid]], records: Records) -> Iterator[tup
     for task, own in grids.items():
         for number, grid in enumerate(own):
             name = _plot_of(grid, task, number)
-            if name is not None:
+            if name is not None and any(cell in records for cell in grid.cells()):
                 yield name, lambda path, grid=grid: _draw_curves(grid, records, path)
-        yield f"{task}-cost.svg", lambda path, own=own: _draw_costs(own, records, path)
+        if any(cell in records for grid in own for cell in grid.cells()):
+            yield f"{task}-cost.svg", lambda path, own=own: _draw_costs(own, records, path)
 
 
 def _draw_curves(grid: Grid, records: Records, path: Path) -> None:

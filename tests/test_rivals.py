@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import __main__ as runner
-from benchmarks import cells, grids
+from benchmarks import cells, grids, runner
 from benchmarks.cells import Cell, measured, read
 from benchmarks.grids import GRIDS, Grid
 from benchmarks.methods import METHODS
