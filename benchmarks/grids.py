@@ -52,24 +52,24 @@ class Grid:
 
 KINDS = (("symmetric", 0.3), ("asymmetric", 0.4), ("hierarchical", 0.3), ("instance", 0.3))
 SPIRALS = (("symmetric", 0.2), ("asymmetric", 0.4), ("instance", 0.2))
-THREE, TWO = (10, 11, 12), (10, 11)
+FIVE, TWO = (10, 11, 12, 13, 14), (10, 11)
 """Seeds that nothing was developed on: neither the tool nor any rival's list of settings."""
 
 GRIDS: dict[str, Sequence[Grid]] = {
     "digits": (
-        Grid("Kinds of noise", "digits", "mlp", KINDS, (200,), THREE),
-        Grid("Number of verified samples", "digits", "mlp", (("symmetric", 0.3),), (50, 100, 200, 400), THREE),
+        Grid("Kinds of noise", "digits", "mlp", KINDS, (200,), FIVE),
+        Grid("Number of verified samples", "digits", "mlp", (("symmetric", 0.3),), (50, 100, 200, 400), FIVE),
         Grid(
             "Share of wrong labels",
             "digits",
             "mlp",
             tuple(("symmetric", rate) for rate in (0.0, 0.1, 0.2, 0.3, 0.45, 0.6)),
             (200,),
-            THREE,
+            FIVE,
         ),
         Grid("A small vision transformer", "digits", "vit", (("symmetric", 0.3), ("instance", 0.3)), (200,), TWO),
     ),
-    "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), THREE),),
+    "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), FIVE),),
     "texts": (Grid("A small BERT", "texts", "bert", (("symmetric", 0.3), ("asymmetric", 0.4)), (200,), TWO),),
     "cifar10": (
         Grid("VGG11-BN", "cifar10", "vgg11_bn", (("symmetric", 0.25),), (200, 1000), (0,), NAMED),
