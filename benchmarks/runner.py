@@ -31,6 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
     run.add_argument("--architectures", nargs="+", help="only these")
     run.add_argument("--methods", nargs="+", choices=list(METHODS), metavar="METHOD", help=", ".join(METHODS))
     run.add_argument("--seeds", nargs="+", type=int, help="only these")
+    run.add_argument("--sizes", nargs="+", type=int, help="only these numbers of verified samples")
     run.add_argument("--again", action="store_true", help="also those that are there")
     run.add_argument("--workers", type=int, default=2, help="processes of one thread each; 1 uses all threads")
     run.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and networks")
@@ -70,6 +71,7 @@ def wanted(arguments: argparse.Namespace) -> list[Cell]:
         if (not arguments.architectures or cell.architecture in arguments.architectures)
         and (not arguments.methods or cell.method in arguments.methods)
         and (arguments.seeds is None or cell.seed in arguments.seeds)
+        and (arguments.sizes is None or cell.verified in arguments.sizes)
         and (arguments.again or not cell.path().exists())
     }
     return sorted(chosen, key=lambda cell: (cell.network, cell.verified, list(METHODS).index(cell.method)))
