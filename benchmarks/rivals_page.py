@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -79,7 +80,35 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
         f"{there:,} of {total:,} places in these tables are filled, from {len(records):,} files. Unseen samples were "
         f"looked at {looks:,} times, once for every run of a cell."
     )
-    return "\n\n".join([head, *sections])
+    return "\n\n".join([head, _where_behind(grids, records), *sections])
+
+
+def _where_behind(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
+    """List the columns in which another method has a higher mean than the whole tool."""
+    places: dict[tuple[str, str, Column], str | None] = {}
+    for grid in itertools.chain(*grids.values()):
+        for column in _columns(grid):
+            means = _means(grid, column, records)
+            if "auto" in means and len(means) > 2:
+                best = max(means, key=lambda method: means[method])
+                ahead = means[best] - means["auto"]
+                found = f"{means['auto']:.1f} against {means[best]:.1f} of {METHODS[best].title}" if ahead > 0 else None
+                places[grid.task, grid.architecture, column] = found
+    behind = [
+        f"- {task}, {architecture}, {noise} {100 * rate:g}%, {size:,} verified: {found}"
+        for (task, architecture, (noise, rate, size)), found in places.items()
+        if found
+    ]
+    return "\n".join(
+        [
+            "## Where the tool is not the best",
+            "",
+            f"Of {len(places)} different comparisons, `auto` has the highest mean, alone or shared, in "
+            f"{len(places) - len(behind)}. In the others it is behind:",
+            "",
+            *behind,
+        ]
+    )
 
 
 def _section(grid: Grid, task: str, number: int, records: Records) -> str:
@@ -164,12 +193,18 @@ def half_width(values: Sequence[float]) -> float:
 
 def _best(grid: Grid, column: Column, records: Records) -> str | None:
     """Return the method with the highest mean, among those that know no more than the verified samples tell."""
+    means = _means(grid, column, records)
+    return max(means, key=lambda method: means[method]) if means else None
+
+
+def _means(grid: Grid, column: Column, records: Records) -> dict[str, float]:
+    """Return the mean accuracy of every method that knows no more than the verified samples tell."""
     means = {}
     for method in grid.methods:
         found = [record["after"] for record in _own(grid, column, method, records) if record["after"] is not None]
         if found and method not in BOUND:
             means[method] = statistics.fmean(found)
-    return max(means, key=lambda method: means[method]) if means else None
+    return means
 
 
 def _costs(grid: Grid, method: str, records: Records) -> list[str]:
