@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,9 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
     sections = []
     for task, own in grids.items():
         sections += [_section(grid, task, number, records) for number, grid in enumerate(own)]
-        if any(cell in records for grid in own for cell in grid.cells()):
-            sections.append(f"## {task}: what it costs\n\n![Gain over samples × passes](rivals/{task}-cost.svg)")
+        if any(cell in records for cell in own[0].cells()):
+            title = f"## {task}, {own[0].architecture}: what it costs, {_lower(own[0].title)} together"
+            sections.append(f"{title}\n\n![Gain over samples × passes](rivals/{task}-cost.svg)")
     looks = sum(record["looks_at_unseen"] for record in records.values())
     total = sum(1 for own in grids.values() for grid in own for _ in grid.cells())
     there = sum(cell in records for own in grids.values() for grid in own for cell in grid.cells())
@@ -249,8 +250,8 @@ def plots(grids: Mapping[str, Sequence[Grid]], records: Records) -> Iterator[tup
             name = _plot_of(grid, task, number)
             if name is not None and any(cell in records for cell in grid.cells()):
                 yield name, lambda path, grid=grid: _draw_curves(grid, records, path)
-        if any(cell in records for grid in own for cell in grid.cells()):
-            yield f"{task}-cost.svg", lambda path, own=own: _draw_costs(own, records, path)
+        if any(cell in records for cell in own[0].cells()):  # other comparisons lack some methods
+            yield f"{task}-cost.svg", lambda path, grid=own[0]: _draw_costs(grid, records, path)
 
 
 def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
@@ -275,9 +276,9 @@ def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
             axes.minorticks_off()
 
 
-def _draw_costs(own: Iterable[Grid], records: Records, path: Path) -> None:
-    """Draw the gain over the samples × passes that it took, each a mean over all cells of a task."""
-    cells = {cell for grid in own for cell in grid.cells()}
+def _draw_costs(grid: Grid, records: Records, path: Path) -> None:
+    """Draw the gain over the samples × passes that it took, each a mean over a comparison."""
+    cells = set(grid.cells())
     with _figure(path) as axes:
         for i, (method, entry) in enumerate(METHODS.items()):
             found = [r for cell, r in records.items() if cell in cells and cell.method == method]
