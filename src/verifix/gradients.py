@@ -56,7 +56,7 @@ def gradients(
     """
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in names}
-    total = {name: torch.zeros_like(p) for name, p in wanted.items()}
+    total: dict[str, Tensor] = {}
     with _differentiable(parameters, wanted):
         for batch in samples.batches(indices, batch_size):
             output = run_model(model, to_device(batch.inputs, device), samples.forward)
@@ -71,8 +71,9 @@ def gradients(
             loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
             found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
             for name, gradient in zip(wanted, found, strict=True):
-                if gradient is not None:
-                    total[name] += gradient
+                if gradient is not None:  # not in place: two parameters may have been given one tensor
+                    total[name] = total[name] + gradient if name in total else gradient
+    total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in wanted.items()}
     broken = next((name for name, gradient in total.items() if not _finite(gradient)), None)
     if broken is not None:
         raise DataError(f"the gradient of {broken!r} contains NaN or Inf; correct the model in float32")

@@ -140,7 +140,7 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
                     model, context.samples, batch, names, batch_size=context.batch_size, device=context.device
                 )
                 for name, weight in weights.items():
-                    weight.grad = slopes[name].to(weight.dtype) + PULL * (weight - first[name])
+                    weight.grad = (weight - first[name]).mul_(PULL).add_(slopes[name])
                 optimizer.step()
                 for name, weight in weights.items():
                     live[name].data.copy_(weight)

@@ -231,7 +231,7 @@ def _gradient(
     slopes = []
     for layer, table in half.matrices.items():
         slope = _of_matrix(layer, found, update).to(table)
-        slopes.append(torch.stack([(slope * matrix).sum() for matrix in table]).double().cpu())
+        slopes.append((table.flatten(1) @ slope.flatten()).double().cpu())
     with torch.enable_grad():
         (result,) = torch.autograd.grad((mixes * torch.stack(slopes)).sum(), numbers)
     return result
