@@ -17,9 +17,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.cells import FOLDER, Cell, measured, write
+from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.grids import GRIDS
 from benchmarks.methods import METHODS
 from verifix.progress import progress_bar
+
+WITH_TORCHVISION = ("vit", "bert")
+"""Architectures whose libraries import torchvision."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -93,9 +97,7 @@ def _one_thread() -> None:
 
 def _run(cells: Sequence[Cell], shared: Path, cache: Path | None) -> int:
     """Run the cells of one network; one that fails is said, and stays absent."""
-    from benchmarks.coverage_models import declare_missing_operators
-
-    library = declare_missing_operators()
+    library = declare_missing_operators() if any(cell.architecture in WITH_TORCHVISION for cell in cells) else None
     for cell in cells:
         _run_one(cell, shared, cache)
     del library
