@@ -114,3 +114,14 @@ def test_figures_are_those_of_the_committed_measurements():
         digit, power = f"{error:.0e}".split("e")
         assert f"{digit}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}" in method
     assert f"{permuted['plain']} of {permuted['runs']} runs" in " ".join(method.split())
+
+
+def test_the_proof_of_the_real_network_is_told_as_it_was_measured():
+    record = json.loads((ROOT / "benchmarks" / "results" / "cifar10_proof.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "proof.md").read_text(encoding="utf-8").split())
+    gain = record["comparison"]["gain"]
+    assert f"its proof took {record['seconds'] / 60:.0f} minutes and {record['peak_gigabytes']:.1f} GB" in page
+    assert (
+        f"{record['comparison']['verdict']}, {gain['estimate']:+.1f} points ({gain['low']:+.1f} to {gain['high']:+.1f})"
+        in page
+    )
