@@ -49,6 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     cells = wanted(arguments)
     groups = [list(own) for _, own in itertools.groupby(cells, key=lambda cell: cell.network)]
+    groups = [[cell] for cell in cells] if arguments.workers == 1 else groups  # nothing to share out, more to see
     with progress_bar("cells", len(cells), show=True, unit="cell") as bar:
         for done in _results(groups, arguments):
             bar.update(done)
