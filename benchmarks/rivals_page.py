@@ -71,7 +71,7 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
     sections = []
     for task, own in grids.items():
         sections += [_section(grid, task, number, records) for number, grid in enumerate(own)]
-        if any(cell in records for cell in own[0].cells()):
+        if _begun(own[0], records):
             title = f"## {task}, {own[0].architecture}: what it costs, {_lower(own[0].title)} together"
             sections.append(f"{title}\n\n![Gain over samples × passes](rivals/{task}-cost.svg)")
     looks = sum(record["looks_at_unseen"] for record in records.values())
@@ -120,7 +120,7 @@ def _section(grid: Grid, task: str, number: int, records: Records) -> str:
     lines += _accuracies(grid, columns, records)
     lines += ["", f"Files: `{_pattern(grid)}`."]
     plot = _plot_of(grid, task, number)
-    if plot is not None and any(cell in records for cell in grid.cells()):
+    if plot is not None and _begun(grid, records):
         lines += ["", f"![{grid.title}](rivals/{plot})"]
     return "\n".join(lines)
 
@@ -163,9 +163,18 @@ def _own(grid: Grid, column: Column, method: str, records: Records) -> list[Mapp
     return [records[cell] for cell in cells if cell in records]
 
 
+def _accuracy(own: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the accuracies of some cells, without those whose method could not run."""
+    return [record["after"] for record in own if record["after"] is not None]
+
+
+def _begun(grid: Grid, records: Records) -> bool:
+    return any(cell in records for cell in grid.cells())
+
+
 def _place(own: Sequence[Mapping[str, Any]], seeds: int) -> str:
     """Write the mean of some cells, with a 95% interval by Student's t; fewer seeds than there should be are said."""
-    found = [record["after"] for record in own if record["after"] is not None]
+    found = _accuracy(own)
     if not found:
         return CANNOT if own else ABSENT
     mean = f"{statistics.fmean(found):.1f}"
@@ -202,7 +211,7 @@ def _means(grid: Grid, column: Column, records: Records) -> dict[str, float]:
     """Return the mean accuracy of every method that knows no more than the verified samples tell."""
     means = {}
     for method in grid.methods:
-        found = [record["after"] for record in _own(grid, column, method, records) if record["after"] is not None]
+        found = _accuracy(_own(grid, column, method, records))
         if found and method not in BOUND:
             means[method] = statistics.fmean(found)
     return means
@@ -248,9 +257,9 @@ def plots(grids: Mapping[str, Sequence[Grid]], records: Records) -> Iterator[tup
     for task, own in grids.items():
         for number, grid in enumerate(own):
             name = _plot_of(grid, task, number)
-            if name is not None and any(cell in records for cell in grid.cells()):
+            if name is not None and _begun(grid, records):
                 yield name, lambda path, grid=grid: _draw_curves(grid, records, path)
-        if any(cell in records for cell in own[0].cells()):  # other comparisons lack some methods
+        if _begun(own[0], records):  # other comparisons lack some methods
             yield f"{task}-cost.svg", lambda path, grid=own[0]: _draw_costs(grid, records, path)
 
 
@@ -261,7 +270,7 @@ def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
         for i, method in enumerate(grid.methods):
             points = []
             for column in _columns(grid):
-                found = [r["after"] for r in _own(grid, column, method, records) if r["after"] is not None]
+                found = _accuracy(_own(grid, column, method, records))
                 if found:
                     place = 100 * column[1] if _rates(grid) else column[2]
                     error = half_width(found) if len(found) > 1 else 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -151,7 +151,6 @@ class Answer:
     obstacle: str = ""
     seconds: float = 0.0
     runs: int = 0
-    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context, list[Context]]:
@@ -178,13 +177,9 @@ def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context,
     few = [range(min(2, len(samples)))]  # layers and biases; no moments
     found = collect(model, samples, few, batch_size=2, device=device, selection=selection, show=False, padding=False)
     size = samples.batch_size or DEFAULT_BATCH_SIZE
-    common: dict[str, Any] = {"seed": case.seed, "shared": {}}
-
-    def context(without: int | None) -> Context:
-        kept = [k for k in range(folds) if k != without]
-        return Context(model, samples, members, kept, found, {}, size, device, selection, False, **common)
-
-    return context(None), [context(k) for k in range(folds)]
+    numbers = range(folds)
+    whole = Context(model, samples, members, numbers, found, {}, size, device, selection, False, seed=case.seed)
+    return whole, [whole.without(fold) for fold in numbers]
 
 
 def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
@@ -227,8 +222,7 @@ def _tried(
     count = len(case.verified)
     logits = torch.empty(len(strengths), count, case.classes, dtype=torch.float64)
     for part in parts:
-        seen = set(part.indices)
-        held_out = [i for i in range(count) if i not in seen]
+        held_out = part.outside
         with part.fresh() as fresh:
             for i, strength in enumerate(strengths):
                 logits[i, held_out] = predictor(model, method.fit(fresh, strength))(case.verified, held_out)
@@ -284,11 +278,7 @@ def by_verifix(recipe: str, case: Case) -> Answer:
         What it made of them.
     """
     correction = correct(case.model, case.verified, recipe=recipe, seed=case.seed, progress=False)
-
-    def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
-        return predicted(correction.model, samples, indices)
-
-    return Answer(predict, chosen=correction.strengths)
+    return Answer(predictor(correction.model, {}), chosen=correction.strengths)
 
 
 def answered(make: Callable[[Case], Method] | str, case: Case) -> Answer:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import Rival
+from benchmarks.methods.features import head_of
 from verifix.capture import read_matrix
 from verifix.scoring import Update
 from verifix.stages import Context
-from verifix.stages.heads import Head, find_head
 from verifix.stages.refit import written
 from verifix.strength import Listed
 
@@ -34,11 +34,11 @@ class Truncation(Rival):
 
     def obstacle(self, context: Context) -> str:
         """Say if there is no linear layer whose products are the logits."""
-        return "" if _head(context) else "no linear layer that may be corrected gives the logits"
+        return "" if head_of(context) else "no linear layer that may be corrected gives the logits"
 
     def candidates(self, context: Context) -> Listed:
         """Return d from 1 to the number of features or of samples, whichever is less."""
-        head = _head(context)
+        head = head_of(context)
         assert head is not None
         steps = np.geomspace(1, min(head.features.shape), VALUES).round()
         return Listed(tuple((float(d),) for d in np.unique(steps)))
@@ -58,7 +58,7 @@ class Truncation(Rival):
         Update
             New weight, and bias if the head has one of its own.
         """
-        head = _head(context)
+        head = head_of(context)
         assert head is not None
         mean, directions = context.remember("directions", lambda: spread(head.features, centred=head.bias is not None))
         weight = read_matrix(head.layer, context.parameter)[0].cpu()
@@ -87,7 +87,3 @@ def spread(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
     mean = features.mean(dim=0) * centred
     _, _, directions = torch.linalg.svd(features - mean, full_matrices=False)
     return mean, directions.mT
-
-
-def _head(context: Context) -> Head | None:
-    return context.learn("head", lambda: find_head(context))
