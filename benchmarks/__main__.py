@@ -1,6 +1,8 @@
 """``python -m benchmarks``: see `benchmarks.runner`."""
 
+import sys
+
 from benchmarks.runner import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

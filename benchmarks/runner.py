@@ -1,7 +1,8 @@
 """``python -m benchmarks run TASK …`` measures what is missing; ``python -m benchmarks report`` writes docs/rivals.md.
 
 What is there already is not run again, so that a run that was stopped goes on where it was. ``--again`` runs it all the
-same, and counts one more look at the unseen samples.
+same, and counts one more look at the unseen samples. A cell that fails is named, stays absent, and makes the run end
+with exit code 1; the others are measured.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ WITH_TORCHVISION = ("vit", "bert")
 """Architectures whose libraries import torchvision."""
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Run or report."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run or report; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="measure the cells of some tasks that are missing")
@@ -46,13 +47,18 @@ def main(words: Sequence[str] | None = None) -> None:
         from benchmarks.rivals_page import write_page
 
         write_page()
-        return
+        return 0
     cells = wanted(arguments)
     groups = [list(own) for _, own in itertools.groupby(cells, key=lambda cell: cell.network)]
     groups = [[cell] for cell in cells] if arguments.workers == 1 else groups  # nothing to share out, more to see
     with progress_bar("cells", len(cells), show=True, unit="cell") as bar:
-        for done in _results(groups, arguments):
-            bar.update(done)
+        failed = 0
+        for group, failures in zip(groups, _results(groups, arguments), strict=True):
+            bar.update(len(group))
+            failed += failures
+    if failed:
+        sys.stderr.write(f"{failed} of {len(cells)} cells failed and are absent\n")
+    return 1 if failed else 0
 
 
 def wanted(arguments: argparse.Namespace) -> list[Cell]:
@@ -83,7 +89,7 @@ def wanted(arguments: argparse.Namespace) -> list[Cell]:
 
 
 def _results(groups: Sequence[Sequence[Cell]], arguments: argparse.Namespace) -> Iterator[int]:
-    """Run groups of cells, and yield how many cells each one had."""
+    """Run groups of cells, and yield how many cells of each one failed."""
     common = [arguments.shared, arguments.cache]
     if arguments.workers == 1:
         yield from (_run(group, *common) for group in groups)
@@ -97,16 +103,18 @@ def _one_thread() -> None:
 
 
 def _run(cells: Sequence[Cell], shared: Path, cache: Path | None) -> int:
-    """Run the cells of one network; one that fails is said, and stays absent."""
+    """Run the cells of one network, and return how many of them failed."""
     library = declare_missing_operators() if any(cell.architecture in WITH_TORCHVISION for cell in cells) else None
-    for cell in cells:
-        _run_one(cell, shared, cache)
+    failed = sum(not _run_one(cell, shared, cache) for cell in cells)
     del library
-    return len(cells)
+    return failed
 
 
-def _run_one(cell: Cell, shared: Path, cache: Path | None) -> None:
+def _run_one(cell: Cell, shared: Path, cache: Path | None) -> bool:
+    """Measure a cell, and tell whether that went well."""
     try:
         write(cell, measured(cell, shared, cache), FOLDER)
     except Exception as error:  # the others can still be measured
         sys.stderr.write(f"{cell}: {type(error).__name__}: {error}\n")
+        return False
+    return True

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from verifix.files import write_together
+
 NET = """
 import torch
 from torch import nn
@@ -156,3 +158,8 @@ def ties(content: Mapping[tuple[Any, ...], Any]) -> set[frozenset[tuple[Any, ...
         if isinstance(value, torch.Tensor):
             groups.setdefault(value.data_ptr(), set()).add(place)
     return {frozenset(group) for group in groups.values() if len(group) > 1}
+
+
+def write_with(checkpoint, out, update, provenance=(), *, force: bool = False) -> None:
+    """Write a copy of a checkpoint with new values for some tensors, by itself."""
+    write_together([checkpoint.output(out, update, dict(provenance))[0]], force=force)

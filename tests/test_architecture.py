@@ -16,6 +16,11 @@ SOURCE = Path(verifix.__file__).parent
 
 ORDER = [
     "errors",
+    "options.checks",
+    "options.correct",
+    "options.trust",
+    "options.inputs",
+    "options.commands",
     "options",
     "progress",
     "forms",

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import verifix
-from tests.checkpoint_cases import ALPHA, NAMES, arguments, flat, same, samples, some_net, ties, write_world
+from tests.checkpoint_cases import ALPHA, NAMES, arguments, flat, same, samples, some_net, ties, write_with, write_world
 from verifix.cli import main
 from verifix.io.checkpoints import read_checkpoint
 
@@ -601,7 +601,7 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
     if moment == "rename":  # as on a file system that cannot exchange two folders
         monkeypatch.setattr("verifix.staging.exchange", lambda *_: False)
     with pytest.raises(verifix.VerifixError, match="does not read back" if moment == "read back" else "disk full"):
-        checkpoint.save("fixed", {"classifier.bias": torch.ones(3)}, {}, force=there)
+        write_with(checkpoint, "fixed", {"classifier.bias": torch.ones(3)}, force=there)
     monkeypatch.undo()
     os.chdir(here)
     assert {str(p): p.read_bytes() for p in here.rglob("*") if p.is_file() and p.suffix != ".pyc"} == before

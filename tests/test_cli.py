@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import verifix
+from tests.checkpoint_cases import write_with
 from verifix.cli import main
 from verifix.io.checkpoints import read_checkpoint
 from verifix.io.datasets import open_data
@@ -649,7 +650,7 @@ def test_suspects_that_are_verified_or_written_to_are_refused(world, tmp_path, c
 def test_tied_entries_of_a_checkpoint_stay_tied(tmp_path):
     weight = torch.randn(4, 4)
     torch.save({"a": weight, "b": weight}, tmp_path / "t.pt")
-    read_checkpoint(tmp_path / "t.pt").save(tmp_path / "u.pt", {"a": torch.ones(4, 4)}, {}, force=False)
+    write_with(read_checkpoint(tmp_path / "t.pt"), tmp_path / "u.pt", {"a": torch.ones(4, 4)})
     content = torch.load(tmp_path / "u.pt", weights_only=True)
     assert content["a"].data_ptr() == content["b"].data_ptr()
     assert content["b"].sum() == 16

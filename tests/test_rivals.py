@@ -154,11 +154,12 @@ def test_a_cell_of_the_digits_comes_out_again(one_thread):
 
 def test_on_clean_labels_the_tool_answers_no_change_or_loses_next_to_nothing():
     found = [
-        record for cell, record in load(GRIDS, ROOT / cells.FOLDER).items() if cell.rate == 0 and cell.method == "auto"
+        record
+        for cell, record in load(GRIDS, ROOT / cells.FOLDER).items()
+        if cell.rate == 0 and cell.method in ("auto", "verifix")
     ]
-    assert found
-    losses = [record["before"] - record["after"] for record in found]
-    assert sum(losses) / len(losses) <= 0.3
+    assert len({record["task"] for record in found}) > 1
+    assert max(record["before"] - record["after"] for record in found) <= 0.3
 
 
 def test_a_run_that_was_stopped_goes_on_and_again_counts_another_look(tmp_path, monkeypatch, capsys):
@@ -166,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on_and_again_counts_another_look(tmp_path, 
     monkeypatch.setattr(runner, "GRIDS", tiny)
     monkeypatch.chdir(tmp_path)
     words = ["run", "digits", "--workers", "1", "--cache", str(tmp_path / "cache")]
-    runner.main([*words, "--methods", "nothing"])
+    assert runner.main([*words, "--methods", "nothing"]) == 0
     (first,) = tmp_path.rglob("nothing.json")
     stamp = first.stat().st_mtime_ns
 
@@ -175,13 +176,15 @@ def test_a_run_that_was_stopped_goes_on_and_again_counts_another_look(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr("benchmarks.methods.knn.NearestNeighbours.fit", broken)
-        runner.main(words)
-    assert "knn: RuntimeError: no neighbours here" in capsys.readouterr().err
+        assert runner.main(words) == 1
+    said = capsys.readouterr().err
+    assert "knn: RuntimeError: no neighbours here" in said
+    assert "1 of 2 cells failed and are absent" in said
     assert not list(tmp_path.rglob("knn.json"))  # absent, and not a result
     assert first.stat().st_mtime_ns == stamp
-    runner.main(words)
+    assert runner.main(words) == 0
     assert len(list(tmp_path.rglob("knn.json"))) == 1
-    runner.main([*words, "--methods", "nothing", "--again"])
+    assert runner.main([*words, "--methods", "nothing", "--again"]) == 0
     assert read(first)["looks_at_unseen"] == 2
 
 

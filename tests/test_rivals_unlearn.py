@@ -14,7 +14,7 @@ from benchmarks.methods.cuts import RATE, TaskSpace, corrupted_labels
 from benchmarks.methods.published import ALPHAS, Draw, Published, PublishedOracle, drawn_rows
 from benchmarks.methods.scrub import MAX_EPOCHS, Scrub, divergence, obedience
 from benchmarks.methods.ssd import MOST, SelectiveDampening, some
-from benchmarks.methods.steps import LONGEST, MOMENTUM, Steps, Training
+from benchmarks.methods.steps import LONGEST, MOMENTUM, Steps, trained
 from benchmarks.methods.truncation import Truncation
 from torch import nn
 
@@ -26,6 +26,7 @@ from verifix.collect import collect
 from verifix.projection import project
 from verifix.samples import read_samples
 from verifix.scoring import cross_entropy
+from verifix.stages.finetune import Training
 
 CLASSES, WIDTH = 3, 5
 RIVALS = (SelectiveDampening, Scrub, TaskSpace, Truncation, Published, PublishedOracle)
@@ -188,7 +189,7 @@ def test_a_training_that_runs_off_ends_before_it_does():
         assert same(Scrub(case).fit(context, (1e9, 4.0)), dict(context.model.named_parameters()))
         steps = Steps(context, 0.1)
         late = (0.0, 1.0, 2.0, math.nan, math.inf, 0.0)
-        training = Training(steps, lambda number: steps.weights["0.bias"].fill_(late[number]))
+        training = Training(trained(steps, lambda number: steps.weights["0.bias"].fill_(late[number])))
         assert training.after(3)["0.bias"].tolist() == training.after(6)["0.bias"].tolist() == [2.0, 2.0, 2.0]
 
 
@@ -202,12 +203,34 @@ def test_long_gradients_are_cut():
         assert float(moved.norm()) == pytest.approx(LONGEST, rel=1e-6)
 
 
+class TwoBiases(nn.Module):
+    """The gradients of its two parameters are one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.zeros(CLASSES, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return x[:, :CLASSES] + (self.first + self.second)
+
+
+def test_a_gradient_that_two_parameters_share_is_cut_once():
+    case = case_of(linear())
+    with lent(case) as context:
+        model = TwoBiases()
+        steps = Steps(replace(context, model=model, update={}), 1.0)
+        steps.epoch(context.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
+        assert [float(w.norm()) for w in steps.weights.values()] == pytest.approx([LONGEST / 2**0.5] * 2, rel=1e-6)
+
+
 def test_a_rate_of_zero_trains_nothing_and_flags_come_back():
     case = case_of(network())
     with lent(case) as context:
         context.model[0].weight.requires_grad_(False)
         steps = Steps(context, 0.0)
-        training = Training(steps, lambda _: steps.epoch(context.samples, context.indices, lambda z, _: z.sum()))
+        training = Training(
+            trained(steps, lambda _: steps.epoch(context.samples, context.indices, lambda z, _: z.sum()))
+        )
         assert same(training.after(2), {name: p.detach() for name, p in context.model.named_parameters()})
         assert [p.requires_grad for p in context.model.parameters()] == [False] + 7 * [True]
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import verifix
-from tests.checkpoint_cases import arguments, flat, same, samples, some_net, write_world
+from tests.checkpoint_cases import arguments, flat, same, samples, some_net, write_with, write_world
 from verifix.cli import main
 from verifix.io.checkpoints import read_checkpoint
 from verifix.io.layouts import entries
@@ -248,7 +248,7 @@ def test_a_corrected_pt_is_known_wherever_it_goes_and_torch_does_not_mind(here, 
 def test_a_mark_too_long_for_an_archive_is_shortened(here):
     torch.save(state(), "c.pt")
     checkpoint = read_checkpoint("c.pt")
-    checkpoint.save("f.pt", {"head.bias": torch.ones(3)}, {"verifix": "1", "include": ["x" * 70_000]}, force=False)
+    write_with(checkpoint, "f.pt", {"head.bias": torch.ones(3)}, {"verifix": "1", "include": ["x" * 70_000]})
     again = read_checkpoint("f.pt")
     assert json.loads(again.metadata["verifix"]) == {"verifix": "1"}
     with pytest.raises(verifix.CheckpointError, match="corrected already"):
@@ -304,7 +304,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(suffix, here):
     checkpoint = read_checkpoint(f"c{suffix}")
     (save_file if suffix == ".safetensors" else torch.save)(state(2), f"c{suffix}")
     with pytest.raises(verifix.CheckpointError, match="was changed after it was read; run again"):
-        checkpoint.save(f"f{suffix}", {"head.bias": torch.ones(3)}, {}, force=False)
+        write_with(checkpoint, f"f{suffix}", {"head.bias": torch.ones(3)})
     assert not Path(f"f{suffix}").exists()
 
 

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import Rival
-from benchmarks.methods.steps import Steps, Training
+from benchmarks.methods.steps import Steps, trained
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
+from verifix.stages.finetune import Training
 from verifix.strength import Listed
 
 RATE = 0.01
@@ -68,7 +69,7 @@ class TaskSpace(Rival):
         def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:
             return cross_entropy(logits, wrong[list(indices)].to(logits.device)).mean()
 
-        return Training(steps, lambda _: steps.epoch(context.samples, context.indices, loss))
+        return Training(trained(steps, lambda _: steps.epoch(context.samples, context.indices, loss)))
 
 
 def corrupted_labels(labels: Tensor, classes: int, seed: int) -> Tensor:

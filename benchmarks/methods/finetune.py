@@ -8,7 +8,7 @@ large as in the tool's own training.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -16,7 +16,7 @@ from benchmarks.methods.base import Rival
 from verifix.gradients import gradients
 from verifix.scoring import Update
 from verifix.stages import Context
-from verifix.stages.finetune import batch_size, trainable
+from verifix.stages.finetune import Training, batch_size, trainable
 from verifix.strength import Listed
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -55,15 +55,12 @@ class FineTuning(Rival):
             New values of all parameters.
         """
         rate, epochs = strength
-        kept: list[Update] = []
-        training, kept = context.remember(f"training at {rate}", lambda: (_epochs(context, rate), kept))
-        while len(kept) < epochs:
-            kept.append(next(training))
-        return kept[int(epochs) - 1]
+        training: Training = context.remember(f"training at {rate}", lambda: Training(_epochs(context, rate)))
+        return training.after(int(epochs))
 
 
-def _epochs(context: Context, rate: float) -> Iterator[Update]:
-    """Train, and yield the weights after every epoch."""
+def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
+    """Train, and yield after every epoch what returns the weights then."""
     names = trainable(context)
     generator = torch.Generator().manual_seed(context.seed)
     weights = {name: context.parameter(name).detach().clone() for name in names}
@@ -80,7 +77,7 @@ def _epochs(context: Context, rate: float) -> Iterator[Update]:
                 optimizer.step()
                 for name, weight in weights.items():
                     live[name].data.copy_(weight)
-        yield {name: weight.detach().clone() for name, weight in weights.items()}
+        yield lambda: {name: weight.clone() for name, weight in weights.items()}
 
 
 def _batches(indices: Sequence[int], generator: torch.Generator) -> Iterator[list[int]]:

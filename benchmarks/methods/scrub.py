@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.methods.base import Rival
-from benchmarks.methods.steps import Steps, Training
+from benchmarks.methods.steps import Steps, trained
 from verifix.samples import Samples
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
+from verifix.stages.finetune import Training
 from verifix.strength import Listed
 
 RATES = (3e-3, 1e-2, 3e-2, 1e-1)
@@ -92,7 +93,7 @@ class Scrub(Rival):
                 steps.epoch(forgotten.samples, forgotten.indices, disobey)
             steps.epoch(kept.samples, kept.indices, obey)
 
-        return Training(steps, epoch)
+        return Training(trained(steps, epoch))
 
 
 def obedience(

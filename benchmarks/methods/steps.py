@@ -7,13 +7,14 @@ not been, and ends the training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from verifix.borrow import run_model, to_device
+from verifix.gradients import differentiable
 from verifix.samples import Samples
 from verifix.scoring import Update, logits_in
 from verifix.stages import Context
@@ -60,17 +61,25 @@ class Steps:
         """
         order = [indices[i] for i in torch.randperm(len(indices), generator=self.generator).tolist()]
         device = self.context.device
-        with self.context.corrected(self.weights) as model, differentiable(model, self.weights) as live:
-            for batch in samples.batches(order, batch_size(len(order))):
-                output = run_model(model, to_device(batch.inputs, device), samples.forward)
-                lowered = loss(logits_in(output, len(batch.labels)), batch.indices)
-                slopes = torch.autograd.grad(lowered, list(live.values()), allow_unused=True)
-                for weight, slope in zip(self.weights.values(), slopes, strict=True):
-                    weight.grad = slope
-                torch.nn.utils.clip_grad_norm_(self.weights.values(), LONGEST)
-                self.optimizer.step()
-                for name, weight in self.weights.items():
-                    live[name].data.copy_(weight)
+        with self.context.corrected(self.weights) as model:
+            parameters = dict(model.named_parameters())
+            live = {name: parameters[name] for name in self.weights}
+            with differentiable(parameters, live):
+                for batch in samples.batches(order, batch_size(len(order))):
+                    output = run_model(model, to_device(batch.inputs, device), samples.forward)
+                    lowered = loss(logits_in(output, len(batch.labels)), batch.indices)
+                    slopes = torch.autograd.grad(lowered, list(live.values()), allow_unused=True)
+                    self._step(slopes)
+                    for name, weight in self.weights.items():
+                        live[name].data.copy_(weight)
+
+    def _step(self, slopes: Sequence[Tensor | None]) -> None:
+        """Take one step along gradients, those of all weights cut to `LONGEST` together."""
+        length = torch.nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
+        cut = (LONGEST / (length + 1e-6)).clamp(max=1.0)
+        for weight, slope in zip(self.weights.values(), slopes, strict=True):
+            weight.grad = None if slope is None else slope * cut  # not in place: two may be one tensor
+        self.optimizer.step()
 
     def sane(self) -> bool:
         """Tell whether what the network makes of the context's first samples still looks like logits."""
@@ -81,8 +90,8 @@ class Steps:
             return bool((logits_in(output, len(batch.labels)).abs() <= LARGEST).all())
 
 
-class Training:
-    """A training that goes on as far as it is asked to, and keeps the weights of the epochs that were asked for.
+def trained(steps: Steps, epoch: Callable[[int], None]) -> Iterator[Callable[[], Update]]:
+    """Train, and yield after every epoch what returns the weights then (see `verifix.stages.finetune.Training`).
 
     Parameters
     ----------
@@ -90,80 +99,20 @@ class Training:
         The weights.
     epoch
         Takes the steps of one epoch, given its number from 0.
-    """
-
-    def __init__(self, steps: Steps, epoch: Callable[[int], None]) -> None:
-        self.steps = steps
-        self.epoch = epoch
-        self.done = 0
-        self.over = False
-        self.asked: dict[int, Update] = {}
-
-    def after(self, epochs: int) -> Update:
-        """Return the weights after so many epochs.
-
-        Parameters
-        ----------
-        epochs
-            How many; in ascending order, or one that has been asked for before.
-
-        Returns
-        -------
-        Update
-            The weights, in the dtype they will have.
-
-        Raises
-        ------
-        ValueError
-            If the training has gone past them, and they were not kept.
-        """
-        if epochs in self.asked:
-            return self.asked[epochs]
-        if epochs < self.done:
-            raise ValueError(f"training has gone on to epoch {self.done}, and epoch {epochs} was not kept")
-        while self.done < epochs:
-            self._go_on()
-            self.done += 1
-        context = self.steps.context
-        self.asked[epochs] = {name: context.writable(name).copy_(w) for name, w in self.steps.weights.items()}
-        return self.asked[epochs]
-
-    def _go_on(self) -> None:
-        """Take one more epoch, unless that leads nowhere."""
-        if self.over:
-            return
-        weights = self.steps.weights
-        before = {name: weight.clone() for name, weight in weights.items()}
-        self.epoch(self.done)
-        if not self.steps.sane():
-            self.over = True
-            for name, weight in weights.items():
-                weight.copy_(before[name])
-
-
-@contextmanager
-def differentiable(model: nn.Module, names: Mapping[str, object]) -> Iterator[dict[str, Tensor]]:
-    """Let gradients reach some parameters of a model and no others; their flags come back in any case.
-
-    Parameters
-    ----------
-    model
-        The model.
-    names
-        Names of its parameters.
 
     Yields
     ------
-    dict
-        The parameters, in the order of their names.
+    callable
+        Once an epoch has led nowhere, that of the last one that has not.
     """
-    parameters = dict(model.named_parameters())
-    flags = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in names)
-        with torch.enable_grad():
-            yield {name: parameters[name] for name in names}
-    finally:
-        for name, flag in flags.items():
-            parameters[name].requires_grad_(flag)
+    context, weights = steps.context, steps.weights
+    over = False
+    for number in itertools.count():
+        if not over:
+            before = {name: weight.clone() for name, weight in weights.items()}
+            epoch(number)
+            over = not steps.sane()
+        if over:
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+        yield lambda: {name: context.writable(name).copy_(weight) for name, weight in weights.items()}

@@ -57,7 +57,7 @@ def gradients(
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in names}
     total: dict[str, Tensor] = {}
-    with _differentiable(parameters, wanted):
+    with differentiable(parameters, wanted):
         for batch in samples.batches(indices, batch_size):
             output = run_model(model, to_device(batch.inputs, device), samples.forward)
             logits = logits_in(output, len(batch.labels))
@@ -91,8 +91,20 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 @contextmanager
-def _differentiable(parameters: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let gradients reach the wanted parameters alone; give every parameter its flag back."""
+def differentiable(parameters: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gradients reach the wanted parameters alone; give every parameter its flag back.
+
+    Parameters
+    ----------
+    parameters
+        All parameters of a model, by name.
+    wanted
+        Those to differentiate by.
+
+    Yields
+    ------
+    None
+    """
     # Those of a scripted part are no leaves, once copied: their flags cannot be set, and gradients reach them anyway.
     flags = {name: parameter.requires_grad for name, parameter in parameters.items() if parameter.is_leaf}
     try:

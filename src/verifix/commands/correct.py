@@ -28,6 +28,7 @@ from verifix.options import CorrectCommand, CorrectOptions
 from verifix.progress import tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
 from verifix.report import SCHEMA, as_json, model_card, render
+from verifix.report.result import fill_text
 from verifix.samples import Samples, Source, check_labels, read_samples
 from verifix.scoring import predict
 from verifix.select import Trusted, trust
@@ -316,11 +317,7 @@ def output_of_moments(moments: SavedMoments, path: str) -> Output:
 def _about(result: dict[str, Any], command: CorrectCommand) -> list[Output]:
     """Return the files that tell what was found, as far as they were asked for."""
     wanted = ((command.result, as_json), (command.report, render), (command.card, model_card))
-    return [Output(Path(path), partial(_fill_text, text=spell(result))) for path, spell in wanted if path is not None]
-
-
-def _fill_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    return [Output(Path(path), partial(fill_text, text=spell(result))) for path, spell in wanted if path is not None]
 
 
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: dict[str, Any]) -> str:

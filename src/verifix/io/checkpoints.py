@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from verifix.borrow import tied_names
 from verifix.correction import Correction, Record, tensor_digest
 from verifix.errors import CheckpointError, UsageError, VerifixError
-from verifix.files import Output, check_apart, check_folder_output, check_outputs, file_digest, write_together
+from verifix.files import Output, check_apart, check_folder_output, check_outputs, file_digest
 from verifix.io.fit import Fit, choose_fit, few, fits, listed, place
 from verifix.io.folders import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
 from verifix.io.parts import SUFFIXES, TORCH, Part, read_part
@@ -287,30 +287,6 @@ class Checkpoint:
             for name in groups.get(own, [own])  # buffers are not tied
             if name in keys
         }
-
-    def save(
-        self, out: str | Path, update: Mapping[str, Tensor], provenance: Mapping[str, Any], *, force: bool
-    ) -> Path:
-        """Write a copy with new values for some tensors, read it back, and compare.
-
-        Parameters
-        ----------
-        out
-            Where to: a file, or a folder if the checkpoint has one.
-        update
-            New values by key; rounded to the dtype that the checkpoint has.
-        provenance
-            Plain data for the mark of files with changed tensors.
-        force
-            Whether what is there may be replaced.
-
-        Returns
-        -------
-        Path
-            The path.
-        """
-        write_together([self.output(out, update, provenance)[0]], force=force)
-        return Path(out)
 
     def output(
         self,

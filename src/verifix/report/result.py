@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,9 @@ def write_result(path: str | Path, result: Mapping[str, Any], force: bool = Fals
 
 def write_text(path: str | Path, text: str, force: bool = False) -> Path:
     """Write a text in UTF-8, atomically and with its own line ends; see `write_atomically`."""
+    return write_atomically(path, partial(fill_text, text=text), force=force)
 
-    def fill(temporary: Path) -> None:
-        temporary.write_bytes(text.encode())
 
-    return write_atomically(path, fill, force=force)
+def fill_text(path: Path, text: str) -> None:
+    """Put a text into a file that another function makes, in UTF-8 and with its own line ends."""
+    path.write_bytes(text.encode())

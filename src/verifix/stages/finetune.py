@@ -62,7 +62,7 @@ class FineTune:
             New values of all trained parameters.
         """
         rate, epochs = strength
-        training: _Training = context.remember(f"training at {rate}", lambda: _Training(context, rate))
+        training: Training = context.remember(f"training at {rate}", lambda: Training(_epochs(context, rate)))
         return training.after(int(epochs))
 
     def layers(
@@ -92,25 +92,39 @@ def batch_size(count: int) -> int:
     return min(max(count // STEPS, SMALLEST), LARGEST)
 
 
-class _Training:
-    """One training, which goes on from epoch to epoch as far as it is asked to.
+class Training:
+    """A training that goes on as far as it is asked to, and keeps the weights of the epochs that were asked for.
 
     Parameters
     ----------
-    context
-        Where to take samples and weights from.
-    rate
-        Learning rate.
+    epochs
+        Goes on by one epoch at a time, and yields what returns the weights then.
     """
 
-    def __init__(self, context: Context, rate: float) -> None:
-        self.epochs = _epochs(context, rate)
+    def __init__(self, epochs: Iterator[Callable[[], Update]]) -> None:
+        self.epochs = epochs
         self.asked: dict[int, Update] = {}
         self.done = 0
 
     def after(self, epochs: int) -> Update:
-        """Return the weights after so many epochs; ask in ascending order, or for what has been asked before."""
-        if epochs < self.done and epochs not in self.asked:
+        """Return the weights after so many epochs.
+
+        Parameters
+        ----------
+        epochs
+            How many, from 1; in ascending order, or one that has been asked for before.
+
+        Returns
+        -------
+        Update
+            The weights, in the dtype they will have.
+
+        Raises
+        ------
+        ValueError
+            If the training has gone past them, and they were not kept.
+        """
+        if epochs <= self.done and epochs not in self.asked:
             raise ValueError(f"training has gone on to epoch {self.done}, and epoch {epochs} was not kept")
         while epochs not in self.asked:
             weights = next(self.epochs)
