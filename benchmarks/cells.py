@@ -6,6 +6,7 @@ A cell is named by everything that decides it, and its file by the cell:
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 from collections.abc import Iterator
@@ -87,7 +88,6 @@ def measured(cell: Cell, shared: Path | None = None, cache: Path | None = None) 
     where = (cell.task, cell.architecture, cell.noise, cell.rate, cell.verified, cell.seed)
     problem, unseen = case(*where, shared, cache)
     labels = realised(problem.truth, problem.training.labels, problem.classes)
-    gc.collect()
     with peak_memory() as peak:
         answer = answered(METHODS[cell.method].make, problem)
     record: dict[str, Any] = {
@@ -154,7 +154,11 @@ def peak_memory() -> Iterator[dict[str, float | None]]:
     found: dict[str, float | None] = {"gigabytes": None}
     process = Path("/proc/self")
     known = (process / "clear_refs").exists()
+    gc.collect()
     if known:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)  # what is free goes back to the system, and does not count
         (process / "clear_refs").write_text("5")  # begins a new peak
     yield found
     if known:

@@ -67,7 +67,7 @@ GRIDS: dict[str, Sequence[Grid]] = {
             (200,),
             FIVE,
         ),
-        Grid("A small vision transformer", "digits", "vit", (("symmetric", 0.3), ("instance", 0.3)), (200,), TWO),
+        Grid("A small vision transformer", "digits", "vit", (("symmetric", 0.3), ("instance", 0.3)), (200,), FIVE),
     ),
     "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), FIVE),),
     "texts": (Grid("A small BERT", "texts", "bert", (("symmetric", 0.3), ("asymmetric", 0.4)), (200,), TWO),),

@@ -195,7 +195,7 @@ def case(
     UsageError
         If there is no such case.
     """
-    _check(task, architecture, noise, rate, verified, seed, shared)
+    check_case(task, architecture, noise, rate, verified, seed, shared)
     data = _data(task, architecture, seed, shared)
     model, training, truth = _trained(task, architecture, noise, rate, seed, shared, cache)
     inputs, labels = data.verified
@@ -213,10 +213,10 @@ def case(
     ), data.unseen
 
 
-def _check(
+def check_case(
     task: str, architecture: str, noise: str, rate: float, verified: int, seed: int, shared: Path | None
 ) -> None:
-    """Refuse what does not exist."""
+    """Refuse what does not exist; the arguments are those of `case`."""
     if task not in TASKS:
         raise UsageError(f"task is {task!r}; it must be one of {', '.join(TASKS)}")
     row = TASKS[task]

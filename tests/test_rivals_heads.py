@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.methods import METHODS, finetune
-from benchmarks.methods.base import Case, answered, predictor
+from benchmarks.methods.base import NO_CHANGE, Case, answered, predictor
 from benchmarks.methods.features import Features, penultimate
-from benchmarks.methods.finetune import EPOCHS, RATES, FineTuning
+from benchmarks.methods.finetune import BATCH, MOST, RATES, FineTuning
 from benchmarks.methods.head_refit import HeadRefit
 from benchmarks.methods.knn import NEIGHBOURS, WEIGHTS, NearestNeighbours
 from benchmarks.methods.nothing import Nothing
@@ -30,6 +30,8 @@ from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.gradients import gradients
 from verifix.samples import read_samples
+
+LENGTHS = (2, 5, 20)
 
 OWN = {
     "nothing": Nothing,
@@ -105,9 +107,32 @@ def test_every_method_answers_after_the_network_was_given_back(name):
     assert torch.isfinite(logits).all()
     assert all(torch.equal(value, before[key]) for key, value in case.model.state_dict().items())
     if name not in ("nothing", "retrain"):
-        right = (answer.predict(case.verified, range(60)).argmax(1) == case.verified.labels).double().mean()
-        assert right > 0.9
-        assert answer.chosen in [setting.strength for setting in answer.tried]
+        assert answer.chosen == min(answer.tried, key=lambda setting: setting.loss).strength
+        assert answer.tried[0].strength == NO_CHANGE
+
+
+@pytest.mark.parametrize("name", sorted(OWN.keys() - {"nothing", "retrain"}))
+def test_neighbours_are_other_settings_that_can_be_fitted(lend, name):
+    context, _ = context_for(lend, case := trained_case())
+    method = METHODS[name].make(case)
+    for strength in method.candidates(context).strengths:
+        for near in method.neighbours(context, strength):
+            assert len(near) == len(strength)
+            assert sum(a != b for a, b in zip(near, strength, strict=True)) == 1
+    best = method.candidates(context).strengths[0]
+    (near, *_) = method.neighbours(context, best)
+    assert predictor(context.model, method.fit(context, near))(case.verified, [0]).shape == (1, 3)
+
+
+def test_a_training_can_become_longer_as_long_as_it_sees_so_many_samples(lend):
+    context, _ = context_for(lend, case := trained_case())  # 60 samples
+    method = FineTuning(case)
+    lengths = {epochs for _, epochs in method.candidates(context).strengths}
+    assert lengths == {7.0, 28.0}
+    assert [near[1] for near in method.neighbours(context, (1e-3, 28.0)) if near[0] == 1e-3] == [7.0, 112.0]
+    assert [near[1] for near in method.neighbours(context, (1e-3, 112.0)) if near[0] == 1e-3] == [28.0]
+    assert 112 * 60 <= MOST < 448 * 60
+    assert [near[0] for near in method.neighbours(context, (1e-3, 7.0)) if near[1] == 7.0] == [3.2e-4, 3.2e-3]
 
 
 # ------------------------------------------------------------------------------------------- no change, and retrained
@@ -147,7 +172,7 @@ def adam_by_hand(weight, bias, x, y, rate: float, steps: int):
     return values
 
 
-@pytest.mark.parametrize("epochs", EPOCHS)
+@pytest.mark.parametrize("epochs", LENGTHS)
 def test_fine_tuning_of_a_linear_model_in_full_batches_is_adam_by_hand(lend, epochs):
     case = case_of(nn.Linear(8, 3).double(), 30)
     context, x = context_for(lend, case)
@@ -172,9 +197,9 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
         return gradients(model, samples, batch, *arguments, **settings)
 
     monkeypatch.setattr(finetune, "gradients", noted)
-    kept = [FineTuning(case).fit(context, (RATES[0], float(epochs))) for epochs in EPOCHS]
-    steps = -(-len(context.indices) // 32)
-    assert len(calls) == max(EPOCHS) * steps
+    kept = [FineTuning(case).fit(context, (RATES[0], float(epochs))) for epochs in LENGTHS]
+    steps = -(-len(context.indices) // BATCH)
+    assert len(calls) == max(LENGTHS) * steps
     epochs = [list(itertools.chain(*calls[i : i + steps])) for i in range(0, len(calls), steps)]
     assert all(sorted(order) == context.indices for order in epochs)
     assert epochs[0] != epochs[1]

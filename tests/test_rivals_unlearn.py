@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks.methods.base import Case, answered, contexts, counted, predictor
-from benchmarks.methods.cuts import RATE, TaskSpace, corrupted_labels
+from benchmarks.methods.base import NO_CHANGE, Case, answered, contexts, counted, predictor
+from benchmarks.methods.cuts import RATE, TaskSpace, corrupted_labels, mistakes
 from benchmarks.methods.published import ALPHAS, Draw, Published, PublishedOracle, drawn_rows
 from benchmarks.methods.scrub import MAX_EPOCHS, Scrub, divergence, obedience
 from benchmarks.methods.ssd import MOST, SelectiveDampening, some
 from benchmarks.methods.steps import LONGEST, MOMENTUM, Steps, trained
-from benchmarks.methods.truncation import Truncation
+from benchmarks.methods.truncation import SOURCES, Truncation
 from torch import nn
 
 from tests.cases import slow_projection
@@ -94,12 +94,12 @@ def test_the_forgotten_are_the_checked_samples_with_wrong_labels():
 @pytest.mark.parametrize("fold", [None, 2])
 def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fold):
     case = case_of(linear())
-    x, y = data(30, 1)
-    wrong = torch.tensor(case.known_wrong)
-    forgotten = fisher_by_hand(case.model, data(20, 2)[0][wrong], case.training.labels[wrong])
+    x, given = data(20, 2)[0], case.training.labels
+    wrong, checked = torch.tensor(case.known_wrong), list(case.checked)
+    forgotten = fisher_by_hand(case.model, x[wrong], given[wrong])
+    kept = fisher_by_hand(case.model, x[checked], given[checked])
     with lent(case, fold) as context:
-        kept = fisher_by_hand(case.model, x[context.indices], y[context.indices])
-        found = SelectiveDampening(case).fit(context, (alpha, share))
+        found = SelectiveDampening(case).fit(context, (alpha, share / alpha))
     changed = 0
     for name, keep, forget in zip(("0.weight", "0.bias"), kept, forgotten, strict=True):
         expected = case.model.get_parameter(name).detach().clone()
@@ -112,9 +112,13 @@ def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fol
 
 
 def test_ssd_runs_at_most_so_many_samples():
-    case = case_of(linear(), verified=MOST + 50, training=30)
+    case = case_of(linear(), training=2 * MOST + 100)
     with lent(case) as context, counted(nn.Sequential) as runs:
         SelectiveDampening(case).fit(context, (1.0, 1.0))
+        assert runs[0] == 3 * (len(case.known_wrong) + MOST)
+        with context.fresh() as again:
+            SelectiveDampening(case).fit(again, (2.0, 0.1))  # the importances are those of before
+    assert len(case.known_wrong) < MOST < len(case.checked)
     assert runs[0] == 3 * (len(case.known_wrong) + MOST)
     drawn = some(range(100, 200), 40, seed=1)
     assert drawn == sorted(set(drawn))
@@ -244,7 +248,7 @@ def test_cuts_goes_back_what_training_on_wrong_labels_goes_forward(epochs, scale
     with lent(case, fold) as context:
         found = TaskSpace(case).fit(context, (float(epochs), scale))
         x = data(30, 1)[0][context.indices]
-        wrong = corrupted_labels(case.verified.labels, CLASSES, 0)[context.indices]
+        wrong = corrupted_labels(case.verified.labels, mistakes(case), 0)[context.indices]
     if scale == 0:
         assert same(found, before)
     step = (x.numpy(), lambda p: p - np.eye(CLASSES)[wrong.numpy()])
@@ -262,22 +266,40 @@ def test_cuts_goes_back_what_training_on_wrong_labels_goes_forward(epochs, scale
 
 def test_corrupted_labels_are_all_wrong_and_even():
     labels = torch.arange(4).repeat(3000)
-    wrong = corrupted_labels(labels, 4, seed=5)
+    even = (torch.ones(4, 4) - torch.eye(4)) / 3
+    wrong = corrupted_labels(labels, even, seed=5)
     table = torch.bincount(4 * labels + wrong, minlength=16).reshape(4, 4)
     assert bool((table.diagonal() == 0).all())
     assert int(table[~torch.eye(4, dtype=torch.bool)].min()) > 900
     assert int(table.max()) < 1100
-    assert not torch.equal(wrong, corrupted_labels(labels, 4, seed=6))
+    assert not torch.equal(wrong, corrupted_labels(labels, even, seed=6))
+
+
+def test_the_proxy_goes_wrong_as_the_checked_labels_do():
+    case = case_of(linear(), training=60)
+    counts = np.zeros((CLASSES, CLASSES))
+    for i in case.checked:
+        counts[int(case.truth[i]), int(case.training.labels[i])] += 1
+    shares = mistakes(case)
+    for y in range(CLASSES):
+        others = [k for k in range(CLASSES) if k != y]
+        total = sum(counts[y, others]) + 1
+        assert shares[y, others].tolist() == pytest.approx([(counts[y, k] + 0.5) / total for k in others])
+        assert shares[y, y] == 0
+    assert float(shares.max()) > 0.8  # wrong labels of this case are all one class on
+    wrong = corrupted_labels(torch.arange(CLASSES).repeat(500), shares, seed=0)
+    assert float((wrong == (torch.arange(CLASSES).repeat(500) + 1) % CLASSES).double().mean()) > 0.8
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("fold", [None, 3])
-def test_truncation_projects_the_features_before_the_head(count, fold):
+@pytest.mark.parametrize("source", SOURCES)
+def test_truncation_projects_the_features_before_the_head(count, fold, source):
     model = network()
     case = case_of(memorised(model, *data(30, 1)))
     with lent(case, fold) as context:
-        found = Truncation(case).fit(context, (float(count),))
-        seen = inputs_of(context.model, data(30, 1)[0][context.indices])["5.weight"]
+        found = Truncation(case).fit(context, (float(count), float(source)))
+        seen = inputs_of(context.model, data(20, 2)[0] if source else data(30, 1)[0][context.indices])["5.weight"]
         new = data(40, 9)[0]
         features = inputs_of(context.model, new)["5.weight"]
         plain = context.model(new)
@@ -305,7 +327,7 @@ def test_truncation_takes_planted_noise_off(bias):
     case = case_of(model, width=6)
     case = replace(case, verified=read_samples((x, torch.arange(30) % CLASSES)))
     with lent(case) as context:
-        found = Truncation(case).fit(context, (2.0,))
+        found = Truncation(case).fit(context, (2.0, 0.0))
         clean = torch.randn(9, 2, generator=generator, dtype=torch.float64) @ basis[:, :2].T
         loud = clean + 100 * torch.randn(9, 4, generator=generator, dtype=torch.float64) @ basis[:, 2:].T
         logits = predictor(context.model, found)(read_samples((loud, torch.arange(9) % 3)), range(9))
@@ -417,9 +439,9 @@ def test_the_oracle_takes_the_best_alpha_for_the_true_labels_of_the_training_sam
                     new = project(weight, moments[layer], alpha)
                     twin.get_parameter(layer.parameter).data.copy_(new[0])
                 right.append(int((twin(data(60, 2)[0]).argmax(dim=1) == case.truth).sum()))
-            assert oracle.alpha == Wide.alphas[right.index(max(right))]
-            assert same(found, Published(case).fit(context, (oracle.alpha,)))
-        chosen.add(oracle.alpha)
+            assert oracle.settled == Wide.alphas[right.index(max(right))]
+            assert same(found, Published(case).fit(context, (oracle.settled,)))
+        chosen.add(oracle.settled)
     assert len(chosen) > 1
 
 
@@ -433,10 +455,10 @@ def test_every_rival_runs_from_end_to_end_and_leaves_the_network_alone(rival):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     answer = answered(rival, case)
     assert answer.obstacle == ""
-    assert len(answer.tried) >= (0 if rival is PublishedOracle else 8)
+    assert len(answer.tried) >= (0 if rival is PublishedOracle else 9)
     logits = answer.predict(case.training, range(20))
     assert logits.shape == (20, CLASSES)
-    assert not torch.equal(logits, model(z.float()).double())
+    assert torch.equal(logits, model(z.float()).double()) == (answer.chosen == NO_CHANGE)
     assert same(before, model.state_dict())
 
 

@@ -3,13 +3,19 @@
 A method follows the stage protocol of the library (`verifix.stages.base.Stage`): `fit(context, strength)` sees the
 samples of one context and nothing else. Its strength is a tuple of settings. What it gives back is new weights, or,
 where it leaves the network's form, a function that predicts.
+
+How settings are chosen. A coarse list is scored on folds of the verified samples; then the neighbours of the best, for
+as long as one of them is better, at most `ROUNDS` times: so a list that ends too early costs a rival nothing. "No
+change" is scored with them. The lowest loss on held-out samples wins, as in the tool.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +33,14 @@ from verifix.stages.base import Cost
 from verifix.strength import Listed
 
 FOLDS = 5
+
+ROUNDS = 4
+"""How often neighbours of the best settings are tried, at most."""
+
+NO_CHANGE = "no change"
+"""The setting that leaves the network as it is."""
+
+HALF_A_DECADE = math.sqrt(10)
 
 Predictor = Callable[[Samples, Sequence[int]], Tensor]
 """(samples, indices) → logits ``[n, classes]``, float64 on the CPU."""
@@ -78,12 +92,16 @@ class Method(Protocol):
     """A rival: a stage of the library whose strength is a tuple of settings, and which may leave the network's form."""
 
     name: str
+    settled: Any
 
     def obstacle(self, context: Context) -> str:
         """Say what keeps it from running here; empty if nothing does."""
 
     def candidates(self, context: Context) -> Listed:
-        """Return the settings to choose from: 8 or more, unless there is nothing to set."""
+        """Return the settings to begin with: 8 or more, unless there is nothing to set."""
+
+    def neighbours(self, context: Context, best: Any) -> Sequence[Any]:
+        """Return the settings next to the best so far, in an order in which they can be fitted."""
 
     def fit(self, context: Context, strength: Any) -> Fitted:
         """Return new weights, or what predicts, fitted on the context's samples."""
@@ -96,9 +114,15 @@ class Rival:
     ----------
     case
         The network and what there is to correct it with.
+
+    Attributes
+    ----------
+    settled
+        What the last fit has chosen by itself, other than by folds; None if nothing.
     """
 
     name = ""
+    settled: Any = None
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -106,6 +130,10 @@ class Rival:
     def obstacle(self, context: Context) -> str:  # noqa: ARG002 - most can always run
         """Return nothing: it can run."""
         return ""
+
+    def neighbours(self, context: Context, best: Any) -> Sequence[Any]:  # noqa: ARG002
+        """Return nothing: the settings to begin with are all there are."""
+        return ()
 
     def layers(self, context: Context, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002
         """Return nothing: the layers are not told apart."""
@@ -120,7 +148,7 @@ class Rival:
 class Setting:
     """Settings that were tried, and what they reached on the folds that they did not see: percent right, and loss."""
 
-    strength: tuple[float, ...] | float
+    strength: tuple[float, ...] | str
     accuracy: float
     loss: float
 
@@ -134,9 +162,9 @@ class Answer:
     predict
         (samples, indices) → logits.
     chosen
-        Its settings, or by stage; None if there was nothing to choose.
+        Its settings, or by stage; `NO_CHANGE` if no settings were better than that; None if there is nothing to set.
     tried
-        All that were tried on folds.
+        All that were tried on folds, `NO_CHANGE` first; empty if there was nothing to choose.
     obstacle
         Why it could not run; empty if it did.
     seconds
@@ -185,8 +213,8 @@ def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context,
 def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
     """Choose a method's settings on the folds of the verified samples, and fit it with them on all.
 
-    Of all settings the one that gets the most held-out samples right is taken; of equals that with the least loss, at
-    its best temperature.
+    Of all settings, "no change" among them, the one with the least loss on held-out samples is taken, at its best
+    temperature.
 
     Parameters
     ----------
@@ -207,17 +235,61 @@ def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
         obstacle = method.obstacle(whole)
         if obstacle:
             return Answer(predictor(model, {}), obstacle=obstacle)
-        strengths = method.candidates(whole).strengths
-        tried = _tried(method, case, model, parts, strengths) if len(strengths) > 1 else ()
-        best = max(tried, key=lambda s: (s.accuracy, -s.loss)).strength if tried else strengths[0]
+        first = method.candidates(whole).strengths
+        tried = _searched(method, whole, first, partial(_tried, method, case, model, parts)) if len(first) > 1 else []
+        best = _best(tried).strength if tried else first[0]
         with whole.fresh() as fresh:
-            fitted = method.fit(fresh, best)
-    return Answer(predictor(model, fitted), chosen=best, tried=tried)
+            fitted = {} if best == NO_CHANGE else method.fit(fresh, best)
+    return Answer(predictor(model, fitted), chosen=best or method.settled, tried=tuple(tried))
+
+
+def _best(tried: Sequence[Setting]) -> Setting:
+    return min(tried, key=lambda setting: setting.loss)
+
+
+def _searched(
+    method: Method, whole: Context, first: Sequence[Any], score: Callable[[Sequence[Any]], list[Setting]]
+) -> list[Setting]:
+    """Score no change and the first settings, and then neighbours of the best ones until none is better."""
+    tried = score([NO_CHANGE, *first])
+    for _ in range(ROUNDS):
+        known = {setting.strength for setting in tried}
+        around = [near for near in method.neighbours(whole, _best(tried[1:]).strength) if near not in known]
+        if not around:
+            break
+        tried += score(around)
+    return tried
+
+
+def nearby(
+    value: float, factor: float, lowest: float = 0.0, highest: float = math.inf, *, whole: bool = False
+) -> list[float]:
+    """Return the numbers next to a setting, on either side.
+
+    Parameters
+    ----------
+    value
+        The setting.
+    factor
+        Between neighbours, above 1.
+    lowest, highest
+        Bounds; beyond them there are none.
+    whole
+        Whether settings are whole numbers; others are rounded to two digits, so that steps forth and back meet.
+
+    Returns
+    -------
+    list of float
+        None, one or two, in ascending order.
+    """
+    steps = (value / factor, value * factor)
+    found = [float(round(step)) if whole else float(f"{step:.2g}") for step in steps]
+    return [step for step in found if lowest <= step <= highest and step != value]
 
 
 def _tried(
     method: Method, case: Case, model: nn.Module, parts: Sequence[Context], strengths: Sequence[Any]
-) -> tuple[Setting, ...]:
+) -> list[Setting]:
     """Score settings: each fold is predicted by fits that have not seen it."""
     count = len(case.verified)
     logits = torch.empty(len(strengths), count, case.classes, dtype=torch.float64)
@@ -225,16 +297,17 @@ def _tried(
         held_out = part.outside
         with part.fresh() as fresh:
             for i, strength in enumerate(strengths):
-                logits[i, held_out] = predictor(model, method.fit(fresh, strength))(case.verified, held_out)
+                fitted = {} if strength == NO_CHANGE else method.fit(fresh, strength)
+                logits[i, held_out] = predictor(model, fitted)(case.verified, held_out)
     labels = case.verified.labels
-    return tuple(
+    return [
         Setting(
             strength,
             100 * float(correct_or_not(found, labels).mean()),
             float(tempered_cross_entropy(found, labels).mean()),
         )
         for strength, found in zip(strengths, logits, strict=True)
-    )
+    ]
 
 
 def predictor(model: nn.Module, fitted: Fitted) -> Predictor:

@@ -5,8 +5,8 @@ did to it; the way that its weights go is then taken back from the trained ones:
 
     τ = θ_corrupted − θ,   θ' = θ − s τ.
 
-The proxy here are the verified samples of the context, every one with a wrong label drawn evenly from the other
-classes: the kind of noise that these benchmarks add, and that the paper's proxies reflect as well. The paper
+The proxy here are the verified samples of the context, every one with a wrong label, drawn as the labels of those
+training samples are wrong that were checked: a proxy shall have the kind of noise that is suspected. The paper
 calibrates s by a criterion of its own; here the folds choose it, as they choose everything. Further training is SGD
 with momentum, in eval mode (see `benchmarks.methods.steps`).
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
 from benchmarks.methods.steps import Steps, trained
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
@@ -39,6 +39,13 @@ class TaskSpace(Rival):
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
         """Return every length of the proxy's training with every s."""
         return Listed(tuple((float(epochs), scale) for epochs, scale in itertools.product(EPOCHS, SCALES)))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+        """Return trainings a third and three times as long, and s half a decade away."""
+        epochs, scale = best
+        lengths = [(near, scale) for near in nearby(epochs, 3, 1, 30, whole=True)]
+        scales = [(epochs, near) for near in nearby(scale, HALF_A_DECADE, 1e-3)]
+        return sorted(lengths + scales)  # one training has them all
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return θ − s τ.
@@ -64,7 +71,8 @@ class TaskSpace(Rival):
         return update
 
     def _training(self, context: Context) -> Training:
-        steps, wrong = Steps(context, RATE), corrupted_labels(context.samples.labels, self.case.classes, context.seed)
+        steps = Steps(context, RATE)
+        wrong = corrupted_labels(context.samples.labels, mistakes(self.case), context.seed)
 
         def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:
             return cross_entropy(logits, wrong[list(indices)].to(logits.device)).mean()
@@ -72,7 +80,28 @@ class TaskSpace(Rival):
         return Training(trained(steps, lambda _: steps.epoch(context.samples, context.indices, loss)))
 
 
-def corrupted_labels(labels: Tensor, classes: int, seed: int) -> Tensor:
-    """Return for each label ``[n]`` one of the other classes, drawn evenly."""
+def mistakes(case: Case) -> Tensor:
+    """Return how the labels of a class go wrong, by the checked training samples and one more for all other classes.
+
+    Parameters
+    ----------
+    case
+        The network and what there is to correct it with.
+
+    Returns
+    -------
+    Tensor
+        Shares ``[true class, other class]``; rows add up to 1, the diagonal is 0.
+    """
+    checked, classes = list(case.checked), case.classes
+    counts = torch.full((classes, classes), 1 / (classes - 1), dtype=torch.float64)
+    pairs = case.truth[checked], case.training.labels[checked]
+    counts.index_put_(pairs, torch.ones(len(checked), dtype=torch.float64), accumulate=True)
+    counts.fill_diagonal_(0)
+    return counts / counts.sum(dim=1, keepdim=True)
+
+
+def corrupted_labels(labels: Tensor, shares: Tensor, seed: int) -> Tensor:
+    """Return for each label ``[n]`` another one, drawn from its row of `shares` ``[classes, classes]``."""
     generator = torch.Generator().manual_seed(seed)
-    return (labels + torch.randint(1, classes, labels.shape, generator=generator)) % classes
+    return torch.multinomial(shares[labels], 1, generator=generator).flatten()

@@ -1,8 +1,7 @@
 """Fine-tuning as practitioners do it: Adam on the cross-entropy of the verified samples, over all parameters.
 
 BatchNorm stays in eval mode, as a few hundred samples say little about its statistics. There is no pull and no weight
-decay: the training ends early instead. The optimiser is that of Kingma and Ba (arXiv 1412.6980); the batches are as
-large as in the tool's own training.
+decay: the training ends early instead. The optimiser is that of Kingma and Ba (arXiv 1412.6980), its rate constant.
 """
 
 from __future__ import annotations
@@ -12,17 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from verifix.gradients import gradients
 from verifix.scoring import Update
 from verifix.stages import Context
-from verifix.stages.finetune import Training, batch_size, trainable
+from verifix.stages.finetune import Training, trainable
 from verifix.strength import Listed
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-EPOCHS = (2, 5, 20)
-MOST = 6000
-"""Samples seen in a training, at most; with many samples the long trainings are left out."""
+RATES = (1e-5, 1e-4, 1e-3, 1e-2)
+SEEN = 400
+"""Samples seen in the shortest training to begin with; the long one is four times as long."""
+
+MOST = 16_000
+"""Samples seen in the longest training, unless one epoch has more."""
+
+BATCH = 32
 
 
 class FineTuning(Rival):
@@ -35,9 +38,16 @@ class FineTuning(Rival):
         return "" if trainable(context) else "no parameter may be changed"
 
     def candidates(self, context: Context) -> Listed:
-        """Return each rate with every number of epochs that is not too long, and the two shortest in any case."""
-        lengths = [epochs for epochs in EPOCHS if epochs in EPOCHS[:2] or epochs * len(context.indices) <= MOST]
-        return Listed(tuple((rate, float(epochs)) for rate, epochs in itertools.product(RATES, lengths)))
+        """Return each rate with a short and a long training."""
+        shortest = max(1, round(SEEN / len(context.indices)))
+        return Listed(tuple((rate, float(count)) for rate, count in itertools.product(RATES, (shortest, 4 * shortest))))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+        """Return the rates half a decade away, and trainings a quarter and four times as long."""
+        rate, epochs = best
+        longest = max(4, MOST // len(context.indices))
+        lengths = nearby(epochs, 4, 1, longest, whole=True)
+        return [(near, epochs) for near in nearby(rate, HALF_A_DECADE, 1e-7, 1.0)] + [(rate, near) for near in lengths]
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the weights after so many epochs.
@@ -47,7 +57,7 @@ class FineTuning(Rival):
         context
             Where to take samples and weights from.
         strength
-            Learning rate and epochs, one of `EPOCHS`.
+            Learning rate and epochs.
 
         Returns
         -------
@@ -83,6 +93,5 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
 def _batches(indices: Sequence[int], generator: torch.Generator) -> Iterator[list[int]]:
     """Yield all indices once, in an order of chance."""
     order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
-    size = batch_size(len(order))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, head_of
 from verifix.scoring import Update
 from verifix.stages import Context
@@ -16,8 +16,8 @@ from verifix.stages.heads import fit_logistic
 from verifix.stages.refit import written
 from verifix.strength import Listed
 
-STRENGTHS = tuple(10.0 ** (-5 + 5 * i / 7) for i in range(8))
-"""λ from 10⁻⁵ to 1, relative to the features' scale: below is hardly a penalty, above hardly a fit."""
+STRENGTHS = tuple(10.0**exponent for exponent in range(-7, 1))
+"""λ from 10⁻⁷ to 1, relative to the features' scale."""
 
 
 class HeadRefit(Rival):
@@ -32,6 +32,10 @@ class HeadRefit(Rival):
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - λ means the same for every network
         """Return the strengths of the penalty."""
         return Listed(tuple((strength,) for strength in STRENGTHS))
+
+    def neighbours(self, context: Context, best: tuple[float]) -> list[tuple[float]]:  # noqa: ARG002
+        """Return half a decade more and less."""
+        return [(near,) for near in nearby(best[0], HALF_A_DECADE, 1e-12)]
 
     def fit(self, context: Context, strength: tuple[float]) -> Update:
         """Return the head that minimises the mean cross-entropy + λ / 2 · (s ‖W‖² + ‖b‖²), s the mean of ‖x‖².

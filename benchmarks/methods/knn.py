@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Predictor, Rival
+from benchmarks.methods.base import Predictor, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, Features, head_of
 from verifix.samples import Samples
 from verifix.stages import Context
@@ -35,6 +35,10 @@ class NearestNeighbours(Rival):
         """Return each number of neighbours with both ways to vote."""
         votes = itertools.product(NEIGHBOURS, range(len(WEIGHTS)))
         return Listed(tuple((float(count), float(weighting)) for count, weighting in votes))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+        """Return half and twice as many."""
+        return [(near, best[1]) for near in nearby(best[0], 2, 1, len(context.indices), whole=True)]
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Predictor:
         """Return log-probabilities: the neighbours' votes, smoothed by one vote that is shared by all classes.

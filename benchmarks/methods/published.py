@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Case, Rival, predictor
+from benchmarks.methods.base import Rival, predictor
 from verifix.borrow import run_model, to_device
 from verifix.capture import Layer, Selection, intercepting, read_matrix, write_matrix
 from verifix.projection import importance
@@ -107,18 +107,9 @@ class PublishedOracle(Published):
     ----------
     case
         The network and what there is to correct it with.
-
-    Attributes
-    ----------
-    alpha
-        What the last fit took; None before it.
     """
 
     name = "published_oracle"
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self.alpha: float | None = None
 
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
         """Return one empty setting."""
@@ -139,8 +130,8 @@ class PublishedOracle(Published):
         Update
             New weights.
         """
-        self.alpha = max(self.alphas, key=lambda alpha: self._right(context, self._projected(context, alpha)))
-        return self._projected(context, self.alpha)
+        self.settled = max(self.alphas, key=lambda alpha: self._right(context, self._projected(context, alpha)))
+        return self._projected(context, self.settled)
 
     def _right(self, context: Context, update: Update) -> float:
         """Return the share of training samples that new weights get right."""

@@ -7,7 +7,7 @@ batch, so that later layers see what they would see.
 
 from __future__ import annotations
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import Rival, nearby
 from verifix.scoring import Update
 from verifix.stages import Context
 from verifix.stages.recalibrate import Recalibrate
@@ -28,6 +28,10 @@ class Recalibration(Rival):
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
         """Return the shares of the new statistics."""
         return Listed(tuple((share,) for share in SHARES))
+
+    def neighbours(self, context: Context, best: tuple[float]) -> list[tuple[float]]:  # noqa: ARG002
+        """Return half and twice as much."""
+        return [(near,) for near in nearby(best[0], 2, 1e-3, 1.0)]
 
     def fit(self, context: Context, strength: tuple[float]) -> Update:
         """Return the mixed statistics.

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Fitted, Rival
+from benchmarks.methods.base import HALF_A_DECADE, Fitted, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, Features, head_of, penultimate
 from verifix.samples import Samples
 from verifix.stages import Context
@@ -57,6 +57,10 @@ class RobustGenerative(Rival):
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
         """Return each share with every shrinkage."""
         return Listed(tuple(itertools.product(SUPPORTS, SHRINKAGES)))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+        """Return half a decade more and less shrinkage."""
+        return [(best[0], near) for near in nearby(best[1], HALF_A_DECADE, 1e-6, 1.0)]
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Fitted:
         """Return the head that LDA gives, or where the head has no bias of its own what predicts.

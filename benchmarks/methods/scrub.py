@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from benchmarks.methods.steps import Steps, trained
 from verifix.samples import Samples
 from verifix.scoring import Update, cross_entropy
@@ -31,10 +31,10 @@ from verifix.stages import Context
 from verifix.stages.finetune import Training
 from verifix.strength import Listed
 
-RATES = (3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-3, 1e-2, 1e-1)
 
 SEEN, FEWEST, MOST = 4800, 12, 24
-"""Kept samples seen in the longest training, and bounds on its epochs."""
+"""Kept samples seen in the longest training to begin with, and bounds on its epochs."""
 
 MAX_EPOCHS = 3
 """Epochs that hold max-steps."""
@@ -54,9 +54,15 @@ class Scrub(Rival):
 
     def candidates(self, context: Context) -> Listed:
         """Return every rate with a quarter, half and all of the longest training."""
-        longest = min(max(round(SEEN / len(context.indices)), FEWEST), MOST)
+        longest = _longest(context)
         epochs = (longest // 4, longest // 2, longest)
         return Listed(tuple((rate, float(count)) for rate, count in itertools.product(RATES, epochs)))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+        """Return the rates half a decade away, and trainings half and twice as long."""
+        rate, epochs = best
+        lengths = nearby(epochs, 2, 1, 4 * _longest(context), whole=True)
+        return [(near, epochs) for near in nearby(rate, HALF_A_DECADE, 1e-6, 1.0)] + [(rate, near) for near in lengths]
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the student's weights.
@@ -94,6 +100,10 @@ class Scrub(Rival):
             steps.epoch(kept.samples, kept.indices, obey)
 
         return Training(trained(steps, epoch))
+
+
+def _longest(context: Context) -> int:
+    return min(max(round(SEEN / len(context.indices)), FEWEST), MOST)
 
 
 def obedience(

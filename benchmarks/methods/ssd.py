@@ -5,10 +5,9 @@ of (∂ log p(y | x) / ∂θ)². With I_D for what the network shall keep and I_
 
     θ ← β θ where I_f > α I_D,  β = min(λ I_D / I_f, 1).
 
-Forgotten are the training samples that are known to have wrong labels, with these labels. The paper takes I_D from
-the whole training set, whose labels cannot be trusted here: it is taken from the verified samples of the context. A
-network that has memorised its wrong labels is sure of them, and their gradients are small beside those of samples that
-it has never seen. So α reaches far below the paper's, which are around 10.
+Forgotten are the training samples that are known to have wrong labels, with these labels. I_D is, as in the paper, that
+of the training set, those to be forgotten included; here of a part of it, the samples whose labels were checked, with
+the labels that the network was trained on. So the verified samples only choose α and λ.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Rival
+from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from verifix.gradients import gradients
 from verifix.samples import Samples
 from verifix.scoring import Update
@@ -27,11 +26,11 @@ from verifix.stages import Context
 from verifix.stages.finetune import trainable
 from verifix.strength import Listed
 
-SELECTIONS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+SELECTIONS = (0.1, 1.0, 10.0, 100.0)
 """α: how much more than for the rest a parameter must matter for what is forgotten."""
 
-DAMPENINGS = (0.1, 1.0, 10.0)
-"""λ, relative to α: λ = λ' α, so that β is at most λ' where a parameter is just selected."""
+DAMPENINGS = (0.01, 0.1, 1.0)
+"""λ' = λ / α, up to 1: β is λ' where a parameter is just selected. The paper's own α and λ are 10 and 1."""
 
 MOST = 500
 """Samples that a Fisher information is the mean over, at most: each takes a backward pass of its own."""
@@ -40,7 +39,7 @@ Importance = Mapping[str, Tensor]
 
 
 class SelectiveDampening(Rival):
-    """Shrink the parameters that matter for samples with wrong labels; its strength is (α, λ)."""
+    """Shrink the parameters that matter for samples with wrong labels; its strength is (α, λ')."""
 
     name = "ssd"
 
@@ -49,8 +48,14 @@ class SelectiveDampening(Rival):
         return "" if self.case.known_wrong else "no training sample is known to have a wrong label"
 
     def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
-        """Return every α with every λ."""
-        return Listed(tuple((alpha, alpha * share) for alpha, share in itertools.product(SELECTIONS, DAMPENINGS)))
+        """Return every α with every λ'."""
+        return Listed(tuple(itertools.product(SELECTIONS, DAMPENINGS)))
+
+    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+        """Return half a decade more and less of both."""
+        alpha, share = best
+        shares = [(alpha, near) for near in nearby(share, HALF_A_DECADE, 1e-4, 1.0)]
+        return [(near, share) for near in nearby(alpha, HALF_A_DECADE)] + shares
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the dampened parameters.
@@ -58,37 +63,31 @@ class SelectiveDampening(Rival):
         Parameters
         ----------
         context
-            Where to take weights and what is kept from.
+            Where to take weights from.
         strength
-            α and λ.
+            α and λ'.
 
         Returns
         -------
         Update
             New values of all parameters that may be trained.
         """
-        alpha, share = strength
-        kept, forgotten = context.remember("importances", lambda: self._importances(context))
+        alpha, share = strength[0], strength[0] * strength[1]
+        kept, forgotten = self._importances(context)
         update = {name: context.writable(name) for name in kept}
         for name, target in update.items():
             target.copy_(dampened(context.parameter(name).double(), kept[name], forgotten[name], alpha, share))
         return update
 
     def _importances(self, context: Context) -> tuple[Importance, Importance]:
-        """Return I_D and I_f; what folds have in common is worked out once for all contexts."""
-        names, shared = trainable(context), context.shared
-        wrong = some(self.case.known_wrong, MOST, context.seed)
-        if "ssd forgotten" not in shared:
-            shared["ssd forgotten"] = squares(context, self.case.training, wrong, names)
-        kept, count = {name: torch.zeros_like(x) for name, x in shared["ssd forgotten"].items()}, 0
-        for fold in context.folds:
-            members = some(context.members[fold], MOST // len(context.members), context.seed)
-            if ("ssd kept", fold) not in shared:
-                shared["ssd kept", fold] = squares(context, context.samples, members, names)
-            for name, total in shared["ssd kept", fold].items():
-                kept[name] += total
-            count += len(members)
-        return {n: x / count for n, x in kept.items()}, {n: x / len(wrong) for n, x in shared["ssd forgotten"].items()}
+        """Return I_D and I_f: they come from training samples, and so are the same for all folds."""
+        shared, names = context.shared, trainable(context)
+        for key, indices in (("ssd kept", self.case.checked), ("ssd forgotten", self.case.known_wrong)):
+            if key not in shared:
+                drawn = some(indices, MOST, context.seed)
+                total = squares(context, self.case.training, drawn, names)
+                shared[key] = {name: x / len(drawn) for name, x in total.items()}
+        return shared["ssd kept"], shared["ssd forgotten"]
 
 
 def dampened(weight: Tensor, kept: Tensor, forgotten: Tensor, alpha: float, share: float) -> Tensor:
