@@ -88,44 +88,74 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
 
 
 def _standing(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
-    """Compare the whole tool with the best rival of every column, seed by seed."""
-    rows: dict[tuple[str, str, Column], tuple[str, str]] = {}
-    for grid in itertools.chain(*grids.values()):
-        for column in _columns(grid):
-            means = {method: mean for method, mean in _means(grid, column, records).items() if method not in OURS[:1]}
-            if "auto" in means and len(means) > 2:
-                rows[grid.task, grid.architecture, column] = _against_best(grid, column, means, records)
-    lines = [
-        f"| {task}, {architecture}, {noise} {100 * rate:g}%, {size:,} verified | {row} |"
-        for (task, architecture, (noise, rate, size)), (row, _) in rows.items()
-    ]
-    counts = {verdict: sum(found == verdict for _, found in rows.values()) for verdict in ("ahead", "behind", "open")}
+    """Compare the whole tool with the others: with the best of every comparison, and with each over all of them."""
+    places = _comparisons(grids, records)
+    rows, verdicts = [], []
+    others: dict[str, list[tuple[float, str]]] = {}
+    for (task, architecture, (noise, rate, size)), (grid, means) in places.items():
+        column = (noise, rate, size)
+        against = {method: _apart(grid, column, method, records) for method in means if method != "auto"}
+        for method, apart in against.items():
+            others.setdefault(method, []).append((statistics.fmean(apart), _verdict(apart)))
+        best = max(against, key=lambda method: means[method])
+        verdicts.append(_verdict(against[best]))
+        place = f"{task}, {architecture}, {noise} {100 * rate:g}%, {size:,} verified"
+        figures = f"{means['auto']:.1f} | {means[best]:.1f}, {METHODS[best].title}"
+        rows.append(f"| {place} | {figures} | {_spread(against[best], '+.1f')} |")
     return "\n".join(
         [
             "## Where the tool is ahead, and where it is not",
             "",
             f"The whole tool (`auto`) against the best of the others. Of {len(rows)} comparisons, it is ahead in "
-            f"{counts['ahead']}, behind in {counts['behind']}, and neither in {counts['open']}: there the 95% interval "
-            "of the paired difference holds 0, or there are fewer than three seeds. The best of the others is named by "
-            "the figures that it is then judged by, which flatters it.",
+            f"{verdicts.count('ahead')}, behind in {verdicts.count('behind')}, and neither in "
+            f"{verdicts.count('open')}: there the 95% interval of the paired difference holds 0, or there are fewer "
+            "than three seeds. The best of the others is named by the figures that it is then judged by, which is "
+            "in its favour.",
             "",
             "| comparison | `auto` | best of the others | difference |",
             "| --- | --- | --- | --- |",
-            *lines,
+            *rows,
+            "",
+            "The same against each of the others, over all comparisons that it has:",
+            "",
+            "| method | comparisons | `auto` ahead | behind | neither | mean difference | worst for `auto` |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(_against(METHODS[method].title, others[method]) for method in METHODS if method in others),
         ]
     )
 
 
-def _against_best(grid: Grid, column: Column, means: Mapping[str, float], records: Records) -> tuple[str, str]:
-    """Return the cells of a row of `_standing`, and whether the tool is ahead, behind, or neither."""
-    best = max((method for method in means if method != "auto"), key=lambda method: means[method])
-    ours, theirs = (_accuracy(_own(grid, column, method, records)) for method in ("auto", best))
-    apart = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-    difference = _spread(apart, "+.1f")
-    row = f"{means['auto']:.1f} | {means[best]:.1f}, {METHODS[best].title} | {difference}"
+def _comparisons(
+    grids: Mapping[str, Sequence[Grid]], records: Records
+) -> dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]]:
+    """Return every different column with the means of its methods, as far as the tool and two others are there."""
+    found = {}
+    for grid in itertools.chain(*grids.values()):
+        for column in _columns(grid):
+            means = _means(grid, column, records)
+            if "auto" in means and len(means) > 2:
+                found[grid.task, grid.architecture, column] = grid, means
+    return found
+
+
+def _apart(grid: Grid, column: Column, method: str, records: Records) -> list[float]:
+    """Return how much more the whole tool gets right than another method, seed by seed."""
+    ours, theirs = (_accuracy(_own(grid, column, name, records)) for name in ("auto", method))
+    return [mine - other for mine, other in zip(ours, theirs, strict=True)]
+
+
+def _verdict(apart: Sequence[float]) -> str:
+    """Say whether the tool is ahead or behind by paired differences, or neither."""
     if len(apart) < ENOUGH or abs(statistics.fmean(apart)) <= half_width(apart):
-        return row, "open"
-    return row, "ahead" if statistics.fmean(apart) > 0 else "behind"
+        return "open"
+    return "ahead" if statistics.fmean(apart) > 0 else "behind"
+
+
+def _against(title: str, found: Sequence[tuple[float, str]]) -> str:
+    """Write the row of one of the others."""
+    differences, verdicts = zip(*found, strict=True)
+    counts = " | ".join(str(verdicts.count(verdict)) for verdict in ("ahead", "behind", "open"))
+    return f"| {title} | {len(found)} | {counts} | {statistics.fmean(differences):+.1f} | {min(differences):+.1f} |"
 
 
 def _spread(values: Sequence[float], form: str = ".1f") -> str:
@@ -150,7 +180,7 @@ def _section(grid: Grid, task: str, number: int, records: Records) -> str:
 
 
 def _lower(title: str) -> str:
-    return title[0].lower() + title[1:] if title[1:2].islower() else title
+    return title[0].lower() + title[1:] if title[1:2] == " " or title[1:2].islower() else title
 
 
 def _columns(grid: Grid) -> list[Column]:

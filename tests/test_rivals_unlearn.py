@@ -358,7 +358,8 @@ def test_published_is_the_projection_in_float32(alpha, fold):
                 weight = read_matrix(layer, context.parameter)
                 expected = project(weight, moments[layer], alpha)
                 new = read_matrix(layer, found.__getitem__)
-                assert float((new - weight).norm()) > 1e-6 or alpha > 10
+                # A large α keeps next to everything; that it still changes something is seen where it changes most.
+                assert float((new - weight).norm()) > 1e-6 or alpha == ALPHAS[-1]
                 torch.testing.assert_close(new, expected, rtol=0, atol=2e-5 * float(weight.abs().max()))
 
 

@@ -112,7 +112,7 @@ def trained(steps: Steps, epoch: Callable[[int], None]) -> Iterator[Callable[[],
             before = {name: weight.clone() for name, weight in weights.items()}
             epoch(number)
             over = not steps.sane()
-        if over:
-            for name, weight in weights.items():
-                weight.copy_(before[name])
+            if over:
+                for name, weight in weights.items():
+                    weight.copy_(before[name])
         yield lambda: {name: context.writable(name).copy_(weight) for name, weight in weights.items()}
