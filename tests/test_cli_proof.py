@@ -149,3 +149,32 @@ def test_what_cannot_prove_anything_is_refused_in_one_line(world, tmp_path, caps
     assert words in err
     assert len(err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_stay_with_their_samples_when_copies_are_left_out_of_the_test(world, tmp_path, capsys):
+    parts = {}
+    with np.load(world / "unseen.npz") as unseen, np.load(world / "verified.npz") as verified:
+        for name in ("x", "y"):
+            parts[name] = np.concatenate([verified[name][:40], unseen[name]])
+    np.savez(tmp_path / "leaky.npz", **parts)
+    weights = np.random.default_rng(0).uniform(0.1, 9, 40 + 597)
+    np.save(tmp_path / "all.npy", weights)
+    np.save(tmp_path / "clean.npy", weights[40:])
+    found = []
+    for test, file in ((tmp_path / "leaky.npz", "all.npy"), (world / "unseen.npz", "clean.npy")):
+        more = ["--test", str(test), "--weights-file", str(tmp_path / file), "--alpha", "1000", "--json", "--force"]
+        code, text, err = run(world, tmp_path, capsys, *more)
+        assert code == 0, err
+        found.append(json.loads(text)["proof"]["comparison"])
+    assert found[0] == found[1]
+    assert found[0]["weighted"] is True
+
+
+@pytest.mark.parametrize("more", [["--test", "unseen.npz"], ["--proof", "split"], []])
+def test_another_number_of_weights_than_samples_is_refused(world, tmp_path, capsys, monkeypatch, more):
+    monkeypatch.chdir(world)
+    np.save(tmp_path / "w.npy", np.ones(700))
+    code, text, err = run(world, tmp_path, capsys, *more, "--weights-file", str(tmp_path / "w.npy"), "--alpha", "1000")
+    assert (code, text) == (5, "")
+    assert f"w.npy has 700 weights for {597 if '--test' in more else 200} samples" in err
+    assert not (tmp_path / "fixed.safetensors").exists()

@@ -457,10 +457,12 @@ def test_samples_of_earlier_moments_are_left_out_of_the_test_too(world, tmp_path
 def test_leaks_are_found_by_input_or_by_pixels():
     x, y = torch.randn(20, 4), torch.arange(20) % 2
     verified, test = read_samples((x[:12], y[:12])), read_samples((x[8:], y[8:]))
-    left = without_leaks(test, [verified])
+    kept = without_leaks(test, [verified])
+    left = test.subset(kept)
+    assert kept == list(range(4, 12))
     assert torch.equal(next(left.batches(range(8), 8)).inputs, x[12:])
     assert (left.labels.tolist(), left.digests) == (y[12:].tolist(), test.digests[4:])
-    assert without_leaks(left, [verified]) is left
+    assert without_leaks(left, [verified]) == list(range(8))
     assert len(without_leaks(test, [], frozenset(read_samples((x[19:], y[19:])).digests))) == 11
     prints = replace(verified, digests=(b"",) * 12, prints=verified.digests)
     assert len(without_leaks(test, [prints])) == 8
@@ -488,6 +490,20 @@ def test_moments_say_how_their_samples_were_prepared(world, tmp_path, capsys):
     silent.save(tmp_path / "silent.safetensors")
     assert verifix.SavedMoments.load(tmp_path / "silent.safetensors").preparation is None
     assert correct(world, tmp_path, world / "test.npz", "--moments", tmp_path / "silent.safetensors") == 0
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "code"), [("trusted", "unseen", 5), ("training", "unseen", 5), ("unseen", "training", 0)]
+)
+def test_moments_of_lesser_samples_do_not_count_with_better_ones(world, tmp_path, capsys, then, now, code):
+    moments = tmp_path / "m.safetensors"
+    said = ["--verified-from", then, "--save-moments", moments]
+    assert correct(world, tmp_path, world / "verified.npz", *said) == 0
+    capsys.readouterr()
+    said = ["--verified-from", now, "--moments", moments]
+    assert correct(world, tmp_path, world / "test.npz", *said) == code
+    refused = f"moments of samples with verified_from '{then}', and now it is '{now}'" in capsys.readouterr().err
+    assert refused == (code == 5)
 
 
 # Labels

@@ -77,8 +77,8 @@ def correct(
         (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
         that strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples).
     recipe
-        Stages to run, in order: "auto" is all of `verifix.STAGES`, each kept only if the verified samples clearly
-        support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas.
+        Stages to run, in order: "auto" is all of `verifix.stages.STAGES`, each kept only if the verified samples
+        clearly support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas.
     budget
         Time that choosing may take: seconds, or a text such as "5min". A stage that is expected to take longer than
         what is left is not tried, and `Correction.summary` says so. The first pass over the samples is not counted.

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 2 usage, 3 no gain and nothing written, 4 no layers, 5 data and model do not fit.
+        Exit code: 0 done, 1 a fault of the program, 2 usage, 3 no gain and no corrected checkpoint written, 4 no
+        layers, 5 data and model do not fit, 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):

@@ -21,6 +21,7 @@ from verifix.finite import check_finite, first_tensor
 from verifix.following import BatchNorm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
+from verifix.options import VERIFIED_FROM
 from verifix.progress import progress_bar
 from verifix.samples import Batch, Samples, tensor_bytes
 
@@ -288,6 +289,7 @@ class SavedMoments:
                 table[_layer(entry)] = _loaded(tensors, i, entry)
             digests = frozenset(map(bytes.fromhex, about["samples"]))
             said = (about.get("preparation"), about.get("verified_from"))  # not in files of earlier versions
+            _require(said[1] in (None, *VERIFIED_FROM), "verified_from")
             return cls(table, about["model"], digests, *said, origin=str(path))
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
@@ -311,6 +313,27 @@ class SavedMoments:
             raise DataError(
                 f"{self.origin or 'the saved moments'} holds moments of samples prepared in another way "
                 f"({self.preparation}) than now ({preparation}); prepare both alike, or collect the moments again"
+            )
+
+    def check_origin(self, verified_from: str) -> None:
+        """Refuse moments of samples that are worth less than what the samples of now are said to be.
+
+        Parameters
+        ----------
+        verified_from
+            Where the samples of now come from, as in `verifix.correct`.
+
+        Raises
+        ------
+        DataError
+            If they are. Moments of which nobody said where they come from are taken as they are.
+        """
+        worth = VERIFIED_FROM.index
+        if self.verified_from is not None and worth(self.verified_from) > worth(verified_from):
+            raise DataError(
+                f"{self.origin or 'the saved moments'} holds moments of samples with verified_from "
+                f"{self.verified_from!r}, and now it is {verified_from!r}; both together are worth no more than "
+                f"{self.verified_from!r}: give that, or leave the moments out"
             )
 
     def checked(self, path: object, model: str, collected: Collected, device: torch.device) -> dict[Layer, Moments]:

@@ -430,8 +430,8 @@ def check_contradictions(samples: Samples) -> int:
     return len(samples) - len(first)
 
 
-def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[bytes] = frozenset()) -> Samples:
-    """Leave those samples out of a test set that the correction has used.
+def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[bytes] = frozenset()) -> list[int]:
+    """Find the samples of a test set that the correction has not used.
 
     Parameters
     ----------
@@ -444,8 +444,8 @@ def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[byt
 
     Returns
     -------
-    Samples
-        The test samples that are not among them, by pixels or by input.
+    list of int
+        Indices of the test samples that are not among them, by pixels or by input.
 
     Raises
     ------
@@ -460,4 +460,4 @@ def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[byt
             f"all {len(test)} test samples are among those that the correction is made from; give --test samples that "
             "neither training nor the correction uses"
         )
-    return test if len(kept) == len(test) else test.subset(kept)
+    return kept

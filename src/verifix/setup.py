@@ -217,6 +217,7 @@ def prepare(
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
+        saved.check_origin(options.verified_from)
         earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
     if suspects is not None:
         all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)

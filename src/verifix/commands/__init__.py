@@ -14,6 +14,7 @@ from verifix.commands.inspect import run_inspect
 from verifix.commands.score import run_score
 from verifix.commands.undo import run_undo
 from verifix.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
+from verifix.report.result import plain_data
 
 
 def run(command: Any) -> int:
@@ -39,7 +40,9 @@ def run(command: Any) -> int:
     }
     with contextlib.redirect_stdout(sys.stderr):
         code, result, text = runners[type(command)](command)
-    sys.stdout.write((json.dumps(result, indent=2) if command.json else text) + "\n")
+    if command.json:
+        text = json.dumps(plain_data(result, "the result"), indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
     return code
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -87,14 +88,46 @@ def figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None) -> Any:
-    """Return how much each sample counts ``[n]``, or None if all count the same."""
+def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None, used: Sequence[int]) -> Any:
+    """Return how much each sample counts ``[n]``, or None if all count the same.
+
+    Parameters
+    ----------
+    options
+        Class shares, or a file of weights, one for each sample.
+    labels
+        Of all samples ``[n]``.
+    names
+        Class names; None if there are none.
+    used
+        Which samples are used: among these the classes shall have their shares, and others count nothing.
+
+    Returns
+    -------
+    array or None
+        The weights.
+
+    Raises
+    ------
+    UsageError
+        If a share names no class, or a class twice.
+    DataError
+        If a class has no share, or there are not as many weights as samples.
+    """
     if options.weights_file is not None:
-        return read_numbers(options.weights_file, "weight")
+        weights = read_numbers(options.weights_file, "weight")
+        if len(weights) != len(labels):
+            raise DataError(
+                f"{options.weights_file} has {len(weights)} weights for {len(labels)} samples; give one for each, in "
+                "their order"
+            )
+        return weights
     shares = options.shares
     if shares is None:
         return None
     numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
     if len(set(numbers)) < len(numbers):
         raise UsageError("--class-shares names a class twice; name each class once")
-    return class_weights(labels, dict(zip(numbers, shares.values(), strict=True)))
+    weights, chosen = np.zeros(len(labels)), list(used)
+    weights[chosen] = class_weights(labels[chosen], dict(zip(numbers, shares.values(), strict=True)))
+    return weights

@@ -19,7 +19,7 @@ def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
     """Compare two checkpoints or files of predictions; see `CompareCommand`."""
     answers, labels, about = _answers(command)
     names = about["class_names"]
-    weights = weights_of(command, labels, names)
+    weights = weights_of(command, labels, names, range(len(labels)))
     comparison = compare(answers[0], answers[1], labels, weights=weights, seed=command.seed)
     compared: dict[str, Any] = {
         "before": command.before,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +52,8 @@ class _Inputs:
         How they were picked; None for verified ones.
     test
         The test samples; None if there are none.
+    kept
+        Which of them to use: those that the correction is not made from.
     earlier
         Moments of earlier samples; None if there are none.
     notes
@@ -63,6 +66,7 @@ class _Inputs:
     verified: Samples
     trusted: Trusted | None
     test: Samples | None
+    kept: Sequence[int]
     earlier: SavedMoments | None
     notes: list[str]
 
@@ -105,8 +109,8 @@ def _read(command: CorrectCommand) -> _Inputs:
     test = None if command.test is None else _read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
     verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
-    test, notes = (None, []) if test is None else _without_leaks(test, verified, earlier)
-    return _Inputs(checkpoint, model, preparation, verified, trusted, test, earlier, notes)
+    kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
+    return _Inputs(checkpoint, model, preparation, verified, trusted, test, kept, earlier, notes)
 
 
 def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, command: CorrectCommand) -> dict[str, Any]:
@@ -147,18 +151,20 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
     kind, seed, show = command.proves_by, command.seed, command.progress
     model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
-    judged = verified if test is None else test
-    weights = weights_of(command, judged.labels, inputs.preparation.class_names)
+    names = inputs.preparation.class_names
     if test is not None:
+        weights = weights_of(command, test.labels, names, inputs.kept)
         correction = correct(model, verified, **settings)
-        return correction, measured("test", model, correction, test, range(len(test)), weights, seed=seed, show=show)
+        return correction, measured("test", model, correction, test, inputs.kept, weights, seed=seed, show=show)
     if kind == "none":
         return correct(model, verified, **settings), None
     check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, seed)
+        weights = weights_of(command, verified.labels, names, proving)
         correction = correct(model, verified.subset(correcting), **settings)
         return correction, measured("split", model, correction, verified, proving, weights, seed=seed, show=show)
+    weights = weights_of(command, verified.labels, names, range(len(verified)))
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
     if not correction.changed:
@@ -233,17 +239,17 @@ def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments 
     return earlier
 
 
-def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[Samples, list[str]]:
+def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[list[int], list[str]]:
     """Leave test samples out that are verified as well, and say so."""
-    left = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
-    if len(left) == len(test):
-        return test, []
+    kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
+    if len(kept) == len(test):
+        return kept, []
     text = (
-        f"{len(test) - len(left)} of the {len(test)} test samples are among those that the correction is made from, "
+        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from, "
         "and were left out of the test."
     )
     note(text)
-    return left, [text]
+    return kept, [text]
 
 
 def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:

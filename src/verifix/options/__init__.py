@@ -9,13 +9,14 @@ from verifix.options.commands import (
     ScoreCommand,
     UndoCommand,
 )
-from verifix.options.correct import CorrectOptions
+from verifix.options.correct import VERIFIED_FROM, CorrectOptions
 from verifix.options.inputs import DataOptions, ModelOptions, PredictOptions, WeightOptions
 from verifix.options.trust import TRUST_METHODS, TRUSTED_COUNT, check_trust
 
 __all__ = [
     "TRUSTED_COUNT",
     "TRUST_METHODS",
+    "VERIFIED_FROM",
     "CompareCommand",
     "CorrectCommand",
     "CorrectOptions",

@@ -131,7 +131,7 @@ class CorrectCommand(CorrectOptions, WeightOptions, DataOptions, ModelOptions):
                 f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
             )
 
-        if self.weights_file is not None and (self.limit, self.trusted) != (None, None):
+        if self.weights_file is not None and self.test is None and (self.limit, self.trusted) != (None, None):
             raise UsageError(
                 "--weights-file has one weight per sample, and --limit and --trusted take some of them only"
             )

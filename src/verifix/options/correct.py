@@ -13,6 +13,7 @@ from verifix.errors import UsageError
 from verifix.options.checks import check_seed, patterns, whole
 
 VERIFIED_FROM = ("unseen", "training", "trusted")
+"""What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
 
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""

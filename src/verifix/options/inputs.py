@@ -1,4 +1,4 @@
-"""Which model, which samples, and how much each of them counts."""
+"""Which model, which samples, how the model runs over them, and how much each of them counts."""
 
 from __future__ import annotations
 

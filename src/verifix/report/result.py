@@ -28,7 +28,7 @@ def plain(result: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     result
-        What `verifix correct --json` prints, from memory or read from a file.
+        What `verifix correct` has found, from memory or read from a file.
 
     Returns
     -------
@@ -44,20 +44,21 @@ def plain(result: Mapping[str, Any]) -> dict[str, Any]:
     version = result.get("schema", SCHEMA)
     if version != SCHEMA:
         raise UsageError(f"the result has the schema {version!r}; this version of verifix reads {SCHEMA!r}")
-    return {"schema": SCHEMA, **{str(key): _plain(value, str(key)) for key, value in result.items()}}
+    return {"schema": SCHEMA, **{str(key): plain_data(value, str(key)) for key, value in result.items()}}
 
 
-def _plain(value: Any, place: str) -> Any:
+def plain_data(value: Any, place: str) -> Any:
+    """Turn anything that is data into what JSON can hold; see `plain`. `place` names it in an error message."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner, f"{place}.{key}") for key, inner in value.items()}
+        return {str(key): plain_data(inner, f"{place}.{key}") for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner, place) for inner in value]
+        return [plain_data(inner, place) for inner in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist(), place)
+        return plain_data(value.tolist(), place)
     if isinstance(value, Path):
         return str(value)
     raise UsageError(f"{place} of the result is a {type(value).__name__}; it must be plain data, as JSON has it")
@@ -76,7 +77,7 @@ def write_result(path: str | Path, result: Mapping[str, Any], force: bool = Fals
     path
         Where to.
     result
-        What `verifix correct --json` prints.
+        What `verifix correct` has found.
     force
         Replace a file that exists.
 
