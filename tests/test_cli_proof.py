@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 import verifix
 from verifix.cli import main
 from verifix.demo import digits
+from verifix.proof import halves
 from verifix.report import schema
+from verifix.samples import read_samples
 
 NET = """
 from verifix.demo.training import mlp
@@ -40,9 +42,15 @@ def world(tmp_path_factory) -> Path:
 
 def run(world: Path, out: Path, capsys, *more: str, verified: str = "verified") -> tuple[int, str, str]:
     given = ["--model", f"py:{world / 'net.py'}:build", "--checkpoint", str(world / "net.safetensors")]
-    given += ["--verified", str(world / f"{verified}.npz"), "--no-progress", "--out", str(out / "fixed.safetensors")]
-    origin = [] if "--verified-from" in more else ["--verified-from", "unseen"]
-    code = main(["correct", *given, *origin, *more])
+    given += ["--no-progress", "--out", str(out / "fixed.safetensors")]
+    samples = str(world / f"{verified}.npz")
+    if "--trusted" in more:
+        given += ["--trusted", samples]
+        more = tuple(word for word in more if word != "--trusted")
+    else:
+        given += ["--verified", samples]
+        given += [] if "--verified-from" in more else ["--verified-from", "unseen"]
+    code = main(["correct", *given, *more])
     return code, *capsys.readouterr()
 
 
@@ -141,6 +149,8 @@ def test_class_shares_weigh_the_proof(world, tmp_path, capsys):
         ([], "few", 5, "60 verified samples, but a nested proof needs at least 63"),
         (["--proof", "maybe"], "verified", 2, "--proof"),
         (["--class-shares", "0.5,0.5"], "verified", 5, "class 2 has"),
+        (["--class-shares", "0.5,0.5", "--proof", "none"], "verified", 2, "--proof none measures none"),
+        (["--weights-file", "w.npy", "--proof", "none"], "verified", 2, "--proof none measures none"),
     ],
 )
 def test_what_cannot_prove_anything_is_refused_in_one_line(world, tmp_path, capsys, more, verified, code, words):
@@ -176,5 +186,92 @@ def test_another_number_of_weights_than_samples_is_refused(world, tmp_path, caps
     np.save(tmp_path / "w.npy", np.ones(700))
     code, text, err = run(world, tmp_path, capsys, *more, "--weights-file", str(tmp_path / "w.npy"), "--alpha", "1000")
     assert (code, text) == (5, "")
-    assert f"w.npy has 700 weights for {597 if '--test' in more else 200} samples" in err
+    assert f"w.npy: weights have the shape [700] for {597 if '--test' in more else 200} samples" in err
     assert not (tmp_path / "fixed.safetensors").exists()
+
+
+@pytest.fixture
+def leaky(world, tmp_path):
+    """Test samples of which the first 40 are verified, and class 0 is among those alone."""
+    with np.load(world / "unseen.npz") as unseen, np.load(world / "verified.npz") as verified:
+        first = np.argsort(verified["y"], kind="stable")[:40]
+        others = unseen["y"] != 0
+        x, y = (np.concatenate([verified[name][first], unseen[name][others]]) for name in ("x", "y"))
+    np.savez(tmp_path / "leaky.npz", x=x, y=y)
+    return tmp_path / "leaky.npz", y
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w[:, None], "weights have the shape [{n}, 1] for {n} samples"),
+        (lambda w: w.sum(), "weights have the shape [] for {n} samples"),
+        (lambda w: np.where(np.arange(len(w)) == 50, -1.0, w), "the weight of sample 50 is -1.0"),
+        (lambda w: np.where(np.arange(len(w)) == 5, np.nan, w), "the weight of sample 5 is nan"),
+        (lambda w: np.where(np.arange(len(w)) < 40, w, 0.0), "only samples on which the gain is not measured"),
+        (lambda w: w.astype(str), "holds text; it must hold one number per sample"),
+    ],
+)
+def test_weights_are_checked_as_they_stand_in_the_file_before_the_correction(
+    world, leaky, tmp_path, capsys, monkeypatch, change, words
+):
+    monkeypatch.setattr("verifix.commands.correct.correct", lambda *_, **__: pytest.fail("corrected"))
+    path, y = leaky
+    np.save(tmp_path / "w.npy", change(np.ones(len(y)) + np.arange(len(y)) % 2))
+    code, text, err = run(world, tmp_path, capsys, "--test", str(path), "--weights-file", str(tmp_path / "w.npy"))
+    assert (code, text) == (5, "")
+    assert words.format(n=len(y)) in err.splitlines()[-1]
+
+
+def test_a_class_of_which_no_sample_is_left_to_measure_is_named(world, leaky, tmp_path, capsys):
+    path, y = leaky
+    more = ["--test", str(path), "--alpha", "1000", "--class-shares", ",".join(["0.1"] * 10)]
+    code, text, err = run(world, tmp_path, capsys, *more)
+    kept = len(y) - 40
+    assert (code, text) == (5, "")
+    assert f"class 0 has the share 0.1, but none of its samples is among the {kept} of {len(y)} on which" in err
+
+
+def test_shares_and_examples_count_what_is_left_of_the_test(world, leaky, tmp_path, capsys):
+    path, y = leaky
+    shares = [0.0, 0.2, *[0.1] * 8]
+    more = ["--class-shares", ",".join(map(str, shares)), "--result", str(tmp_path / "r.json")]
+    code, text, err = run(world, tmp_path, capsys, "--test", str(path), *more, "--alpha", "1000", "--json", "--force")
+    assert code == 0, err
+    result = json.loads(text)
+    rows = result["proof"]["comparison"]["per_class"]
+    expected = sum(share * row["after"] for share, row in zip(shares, rows, strict=True) if share)
+    assert result["proof"]["comparison"]["after"]["accuracy"] == pytest.approx(expected)
+    assert result["proof"]["samples"] == len(y) - 40
+    assert result["examples"]
+    assert all(y[example["index"]] == example["label"] and example["index"] >= 40 for example in result["examples"])
+
+
+def test_shares_are_those_of_the_half_that_proves(world, tmp_path, capsys):
+    shares = [0.55, *[0.05] * 9]
+    more = ["--proof", "split", "--class-shares", ",".join(map(str, shares)), "--alpha", "1000", "--json", "--force"]
+    code, text, err = run(world, tmp_path, capsys, *more)
+    assert code == 0, err
+    comparison = json.loads(text)["proof"]["comparison"]
+    expected = sum(share * row["after"] for share, row in zip(shares, comparison["per_class"], strict=True))
+    assert comparison["after"]["accuracy"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("choice", [["--limit", "100"], ["--trusted", "--trusted-count", "100"]])
+def test_weights_of_test_samples_go_with_a_choice_of_the_others(world, tmp_path, capsys, choice):
+    np.save(tmp_path / "w.npy", np.arange(1.0, 598.0))
+    more = ["--test", str(world / "unseen.npz"), "--weights-file", str(tmp_path / "w.npy"), "--alpha", "1000"]
+    code, text, err = run(world, tmp_path, capsys, *more, *choice, "--json", "--force")
+    assert code == 0, err
+    comparison = json.loads(text)["proof"]["comparison"]
+    assert (comparison["weighted"], comparison["samples"]) == (True, 597)
+
+
+def test_the_half_that_corrects_has_enough_samples_whenever_all_are_enough(world):
+    with np.load(world / "verified.npz") as verified:
+        x, y = verified["x"], verified["y"]
+    for seed in range(30):
+        some = np.random.default_rng(seed).choice(len(y), 101, replace=False)
+        correcting, proving = halves(read_samples((torch.from_numpy(x[some]), torch.from_numpy(y[some]))), seed)
+        assert sorted([*correcting, *proving]) == list(range(101))
+        assert len(correcting) >= 51

@@ -522,6 +522,7 @@ def files(tmp_path_factory) -> Path:
         optimizer.step()
     torch.save(model.state_dict(), root / "b.pt")
     np.save(root / "labels.npy", labels)
+    np.save(root / "one.npy", np.array(1.0))
     np.savez(root / "data.npz", x=pixels, y=labels)
     (root / "labels.csv").write_text("label\n" + "\n".join(map(str, labels)) + "\n")
     names = np.array(["ant", "bee", "cow"])
@@ -662,7 +663,9 @@ def test_arrays_with_code_in_them_are_not_run(files, tmp_path, capsys):
         (["a.npy", "b.npy", "labels.npy", "--class-shares", "a=b"], 2, "--class-shares has 'a=b'"),
         (["a.npy", "b.npy", "labels.npy", "--class-shares", "none.txt"], 2, "none.txt does not exist"),
         (["a.npy", "b.npy", "labels.npy", "--class-shares", "1", "--weights-file", "w.npy"], 2, "give one of them"),
-        (["a.npy", "b.npy", "labels.npy", "--weights-file", "a.npy"], 5, "weights have the shape"),
+        (["a.npy", "b.npy", "labels.npy", "--weights-file", "a.npy"], 5, "a.npy: weights have the shape"),
+        (["a.npy", "b.npy", "labels.npy", "--weights-file", "one.npy"], 5, "one.npy: weights have the shape []"),
+        (["a.npy", "b.npy", "one.npy"], 5, "labels are torch.float64 of shape []"),
         (["a.npy", "b.npy", "labels.npy", "--seed", "-1"], 2, "seed is -1"),
         (["a.npy", "b.npy", "named.csv"], 5, "give --classes"),
         (["a.npy", "b.npy"], 2, "--data"),

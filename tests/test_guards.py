@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import verifix
 from tests import tiny
+from tests.cases import small_data, small_net
+from tests.stage_cases import memorised
 from verifix import DataError, UsageError
 from verifix.cli import main
 from verifix.guards import check_contradictions, find_remapping, watching_first_norm, without_leaks
@@ -504,6 +506,31 @@ def test_moments_of_lesser_samples_do_not_count_with_better_ones(world, tmp_path
     assert correct(world, tmp_path, world / "test.npz", *said) == code
     refused = f"moments of samples with verified_from '{then}', and now it is '{now}'" in capsys.readouterr().err
     assert refused == (code == 5)
+
+
+def test_moments_of_picked_samples_do_not_count_with_verified_ones(monkeypatch):
+    x, y = small_data(200)
+    model = memorised(small_net(), x, y, steps=20)
+    trusted = verifix.trust(model, (x[:100], y[:100]), count=60, progress=False)
+    moments = verifix.collect_moments(model, trusted.source, progress=False)
+    assert moments.verified_from == "trusted"
+    monkeypatch.setattr("verifix.setup.collect_and_try", lambda *_: pytest.fail("collected"))
+    for call in (verifix.correct, verifix.prove):
+        with pytest.raises(DataError, match="verified_from 'trusted', and now it is 'unseen'"):
+            call(model, (x[100:], y[100:]), verified_from="unseen", moments=moments, progress=False)
+    with pytest.raises(UsageError, match="verified_from is 'unseen', but these samples were picked by low-loss"):
+        verifix.collect_moments(model, trusted.source, verified_from="unseen", progress=False)
+
+
+def test_what_nobody_knows_of_is_no_origin_of_moments(tmp_path):
+    x, _ = small_data(20)
+    moments = verifix.collect_moments(small_net(), (x, torch.arange(20) % 3), verified_from="training", progress=False)
+    with pytest.raises(UsageError, match="the saved moments has verified_from 'elsewhere'; it must be one of 'unseen'"):
+        replace(moments, verified_from="elsewhere")
+    object.__setattr__(moments, "verified_from", "elsewhere")  # as a later version may write
+    moments.save(tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match=r"m.safetensors has verified_from 'elsewhere'"):
+        verifix.SavedMoments.load(tmp_path / "m.safetensors")
 
 
 # Labels

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from verifix.borrow import run_model, to_device
 from verifix.capture import Account, Bias, Census, Layer, Selection, intercepting
-from verifix.errors import CheckpointError, DataError
+from verifix.errors import CheckpointError, DataError, UsageError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.finite import check_finite, first_tensor
 from verifix.following import BatchNorm
@@ -224,6 +224,14 @@ class SavedMoments:
     verified_from: str | None = None
     origin: str = field(default="", compare=False)
 
+    def __post_init__(self) -> None:
+        """Check that it is known what samples from there are worth."""
+        if self.verified_from not in (None, *VERIFIED_FROM):
+            raise UsageError(
+                f"{self.origin or 'the saved moments'} has verified_from {self.verified_from!r}; it must be one of "
+                f"{', '.join(map(repr, VERIFIED_FROM))}, or None if nobody knows"
+            )
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write to a safetensors file.
 
@@ -278,6 +286,8 @@ class SavedMoments:
         ------
         CheckpointError
             If it is not such a file, or damaged.
+        UsageError
+            If its samples are from where this version knows nothing of.
         """
         tensors, metadata = read_safetensors(path)
         try:
@@ -289,12 +299,12 @@ class SavedMoments:
                 table[_layer(entry)] = _loaded(tensors, i, entry)
             digests = frozenset(map(bytes.fromhex, about["samples"]))
             said = (about.get("preparation"), about.get("verified_from"))  # not in files of earlier versions
-            _require(said[1] in (None, *VERIFIED_FROM), "verified_from")
-            return cls(table, about["model"], digests, *said, origin=str(path))
+            model = about["model"]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
             ) from None
+        return cls(table, model, digests, *said, origin=str(path))
 
     def check_preparation(self, preparation: str) -> None:
         """Refuse moments of samples that were prepared in another way.

@@ -302,8 +302,23 @@ def measured(
 
 
 def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:
-    """Split samples in two, balanced by label and with equal inputs on one side: one to correct, one to prove."""
-    proving, correcting = split_folds(samples, 2, seed)
+    """Split samples in two, balanced by label and with equal inputs on one side: one to correct, one to prove.
+
+    The larger one corrects, so that as many samples as `check_provable` asks for are always enough.
+
+    Parameters
+    ----------
+    samples
+        The verified samples.
+    seed
+        Seed of the split.
+
+    Returns
+    -------
+    tuple
+        Sorted indices of those that correct, and of those that prove.
+    """
+    proving, correcting = sorted(split_folds(samples, 2, seed), key=len)
     return [int(i) for i in correcting], [int(i) for i in proving]
 
 

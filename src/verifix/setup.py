@@ -98,6 +98,8 @@ def begin(
     check_model(model)
     refuse_corrected(tensors_of(model))
     saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    if saved is not None:
+        saved.check_origin(options.verified_from)
     samples = read_samples(verified, options.batch_size, options.progress, forward)
     check_enough(samples, options)
     suspected = read_suspects(suspects, samples, saved, options, forward)
@@ -217,7 +219,6 @@ def prepare(
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
-        saved.check_origin(options.verified_from)
         earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
     if suspects is not None:
         all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)
@@ -273,11 +274,7 @@ def read_suspects(
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
     picked = options.verified_from == "trusted"
-    if samples.source.picked_by and not picked:
-        raise UsageError(
-            f"verified_from is {options.verified_from!r}, but these samples were picked by {samples.source.picked_by} "
-            "and nobody verified them; it must be 'trusted'"
-        )
+    check_picked(samples, options.verified_from)
     if len(samples) < options.minimum_samples:
         more = "pick more" if picked else "verify more"
         alternative = f"{more}, or give alpha as a number" if options.choosing else more
@@ -285,6 +282,15 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
             f"{len(samples)} {'trusted' if picked else 'verified'} sample{'s' * (len(samples) != 1)}, but "
             f"{'choosing a strength' if options.choosing else 'a correction'} needs at least "
             f"{options.minimum_samples}; {alternative}"
+        )
+
+
+def check_picked(samples: Samples, verified_from: str | None) -> None:
+    """Refuse samples that were picked but pass for verified."""
+    if samples.source.picked_by and verified_from != "trusted":
+        raise UsageError(
+            f"verified_from is {verified_from!r}, but these samples were picked by {samples.source.picked_by} "
+            "and nobody verified them; it must be 'trusted'"
         )
 
 

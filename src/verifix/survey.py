@@ -18,7 +18,7 @@ from verifix.errors import UsageError
 from verifix.forms import unwrapped
 from verifix.options import CorrectOptions, patterns
 from verifix.samples import read_samples
-from verifix.setup import collect_and_try, working_copy
+from verifix.setup import check_picked, collect_and_try, working_copy
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def collect_moments(
     batch_size: int | Literal["auto"] = "auto",
     forward: Forward | None = None,
     padding: bool = True,
+    verified_from: Literal["unseen", "training", "trusted"] | None = None,
     progress: bool = True,
 ) -> SavedMoments:
     """Collect the moments of verified samples, to be saved and added to those of later ones.
@@ -172,6 +173,9 @@ def collect_moments(
         Samples per batch.
     forward, padding
         As in `verifix.correct`.
+    verified_from
+        As in `verifix.correct`, which refuses moments of samples that are worth less than its own; None, the default,
+        if nobody is to check that. Samples that `verifix.trust` picked are "trusted".
     progress
         Show progress on stderr.
 
@@ -179,6 +183,11 @@ def collect_moments(
     -------
     SavedMoments
         For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
+
+    Raises
+    ------
+    UsageError
+        If samples that were picked are said to be verified.
     """
     options = CorrectOptions(
         include=patterns(include),
@@ -191,7 +200,9 @@ def collect_moments(
     check_model(model)
     with torch.inference_mode(False), seeded(options.seed):
         samples = read_samples(verified, options.batch_size, progress, forward)
+        origin = verified_from or ("trusted" if samples.source.picked_by else None)
+        check_picked(samples, origin)
         with working_copy(model, options) as (work, where):
             digest = model_digest(work)
             collected, _ = collect_and_try(work, where, samples, [range(len(samples))], options)
-    return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests)
+    return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

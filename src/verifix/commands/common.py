@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from verifix.answers import as_weights
 from verifix.borrow import borrowed, check_model, device_of
 from verifix.comparison import class_weights
 from verifix.errors import DataError, UsageError
@@ -112,22 +113,40 @@ def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None,
     UsageError
         If a share names no class, or a class twice.
     DataError
-        If a class has no share, or there are not as many weights as samples.
+        If a class has no share or no sample that is used, or the file is not one weight per sample.
     """
+    chosen = list(used)
     if options.weights_file is not None:
-        weights = read_numbers(options.weights_file, "weight")
-        if len(weights) != len(labels):
-            raise DataError(
-                f"{options.weights_file} has {len(weights)} weights for {len(labels)} samples; give one for each, in "
-                "their order"
-            )
-        return weights
+        return _weights_in_file(options.weights_file, len(labels), chosen)
     shares = options.shares
     if shares is None:
         return None
     numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
     if len(set(numbers)) < len(numbers):
         raise UsageError("--class-shares names a class twice; name each class once")
-    weights, chosen = np.zeros(len(labels)), list(used)
-    weights[chosen] = class_weights(labels[chosen], dict(zip(numbers, shares.values(), strict=True)))
+    share_of = dict(zip(numbers, shares.values(), strict=True))
+    elsewhere = set(np.asarray(labels).tolist()) - set(np.asarray(labels[chosen]).tolist())
+    for label in sorted(elsewhere):
+        if share_of.get(label, 0) > 0:
+            raise DataError(
+                f"class {label} has the share {share_of[label]:g}, but none of its samples is among the {len(chosen)} "
+                f"of {len(labels)} on which the gain is measured; verify more samples of it, or leave the shares out"
+            )
+    weights = np.zeros(len(labels))
+    weights[chosen] = class_weights(labels[chosen], share_of)
+    return weights
+
+
+def _weights_in_file(path: str, count: int, chosen: Sequence[int]) -> Any:
+    """Read weights, and check them as they stand in the file, before anything is left out."""
+    weights = read_numbers(path, "weight")
+    try:
+        as_weights(weights, count)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not weights[chosen].any():
+        raise DataError(
+            f"{path}: only samples on which the gain is not measured have a weight above 0 ({len(chosen)} of {count} "
+            "are used); give weights to others"
+        )
     return weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from verifix.answers import as_labels
 from verifix.commands.common import check_names, device_wanted, logits_of, open_model, weights_of
 from verifix.comparison import compare
 from verifix.errors import UsageError
@@ -17,7 +18,8 @@ from verifix.samples import Samples, read_samples
 
 def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
     """Compare two checkpoints or files of predictions; see `CompareCommand`."""
-    answers, labels, about = _answers(command)
+    answers, given, about = _answers(command)
+    labels = as_labels(given)
     names = about["class_names"]
     weights = weights_of(command, labels, names, range(len(labels)))
     comparison = compare(answers[0], answers[1], labels, weights=weights, seed=command.seed)

@@ -275,9 +275,10 @@ def _moments(inputs: _Inputs, command: CorrectCommand) -> SavedMoments:
         exclude=command.exclude,
         batch_size=command.batch_size,
         padding=command.padding,
+        verified_from=command.verified_from,
         progress=command.progress,
     )
-    return replace(collected, preparation=inputs.preparation.steps, verified_from=command.verified_from)
+    return replace(collected, preparation=inputs.preparation.steps)
 
 
 def outputs_of(

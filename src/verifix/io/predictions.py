@@ -119,7 +119,10 @@ def read_numbers(path: str, column: str) -> Array:
     """
     file = _there(path)
     if file.suffix not in TABLES:
-        return _array(file, (column, f"{column}s"))
+        numbers = _array(file, (column, f"{column}s"))
+        if numbers.dtype.kind == "U":
+            raise DataError(f"{path} holds text; it must hold one number per sample")
+        return numbers
     table = read_table(file)
     _named_columns(table)
     name = column if column in table.names else table.names[0]

@@ -130,7 +130,11 @@ class CorrectCommand(CorrectOptions, WeightOptions, DataOptions, ModelOptions):
             raise UsageError(
                 f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
             )
-
+        if self.proves_by == "none" and (self.weights_file, self.class_shares) != (None, None):
+            raise UsageError(
+                "--class-shares and --weights-file say what samples count when the gain is measured, and --proof none "
+                "measures none; leave them out, or prove the gain"
+            )
         if self.weights_file is not None and self.test is None and (self.limit, self.trusted) != (None, None):
             raise UsageError(
                 "--weights-file has one weight per sample, and --limit and --trusted take some of them only"

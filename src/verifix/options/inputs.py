@@ -137,7 +137,8 @@ class WeightOptions:
         Share of each class in what the model will meet, if the samples have other shares: 0.9,0.1 in the order of the
         classes, or cat=0.9,dog=0.1, or a file with one of these per line.
     weights_file
-        How much each sample counts, if they are not a random sample: .npy, or a table with a column weight.
+        How much each sample counts, if they are not a random sample: .npy, or a table with a column weight; one for
+        each verified sample, or with --test for each test sample, in their order.
     """
 
     class_shares: list[float] | str | None = None
