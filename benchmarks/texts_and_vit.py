@@ -38,6 +38,7 @@ OUT = Path("benchmarks/results/texts_and_vit.json")
 PACKAGES = ("numpy", "sklearn", "matplotlib", "torch")
 PER_PACKAGE, TRAINING, VERIFIED, WORDS, LONGEST = 900, 2400, 300, 2000, 30
 WRONG = 0.3
+RECIPES = ("verifix", "auto")
 Inputs = Tensor | dict[str, Tensor]
 
 
@@ -218,8 +219,8 @@ def accuracy(task: Task, model: nn.Module, index: Tensor) -> float:
     return 100 * float(torch.cat(right).double().mean())
 
 
-def measure(name: str, seed: int, recipe: str = "verifix") -> dict[str, Any]:
-    """Train, correct and score one network.
+def measure(name: str, seed: int, recipes: Sequence[str] = RECIPES) -> dict[str, Any]:
+    """Train one network, correct it by each recipe, and score it.
 
     Parameters
     ----------
@@ -227,26 +228,24 @@ def measure(name: str, seed: int, recipe: str = "verifix") -> dict[str, Any]:
         "texts" or "pictures".
     seed
         Of samples, labels and weights.
-    recipe
+    recipes
         How to correct.
 
     Returns
     -------
     dict
-        Accuracies in percent on the unseen samples, and the chosen strength.
+        Accuracies in percent on the unseen samples, and by recipe the strength that each stage chose.
     """
     task = {"texts": texts, "pictures": pictures}[name](seed)
     model = trained(task, seed)
     verified = part(task.inputs, task.verified), task.labels[task.verified]
-    correction = correct(model, verified, recipe=recipe, seed=seed, progress=False)
-    before, after = (accuracy(task, m, task.unseen) for m in (model, correction.model))
+    found = {recipe: correct(model, verified, recipe=recipe, seed=seed, progress=False) for recipe in recipes}
     return {
         "seed": seed,
-        "alpha": correction.alpha,
         "memorised": accuracy_on_noisy(task, model, seed),
-        "before": before,
-        "after": after,
-        "gain": after - before,
+        "before": accuracy(task, model, task.unseen),
+        **{recipe: accuracy(task, correction.model, task.unseen) for recipe, correction in found.items()},
+        "chosen": {recipe: dict(correction.strengths) for recipe, correction in found.items()},
     }
 
 
@@ -264,7 +263,7 @@ def main(seeds: int = 5) -> None:
     operators = declare_missing_operators()
     rows = {name: [measure(name, seed) for seed in range(seeds)] for name in ("texts", "pictures")}
     means = {
-        name: {key: sum(row[key] for row in found) / len(found) for key in ("memorised", "before", "after", "gain")}
+        name: {key: sum(row[key] for row in found) / len(found) for key in ("memorised", "before", *RECIPES)}
         for name, found in rows.items()
     }
     sizes = {"texts": [TRAINING, VERIFIED, len(PACKAGES) * PER_PACKAGE - TRAINING - VERIFIED]}

@@ -284,6 +284,37 @@ def test_what_is_absent_cannot_run_or_lacks_seeds_is_shown_as_such():
     assert "absent" in tables({"digits": (grid,)}, {cell(0, "knn"): records[cell(0, "knn")]})
 
 
+def test_the_tool_is_ahead_or_behind_where_paired_differences_say_so():
+    accuracies = {
+        "nothing": [50.0, 60.0, 70.0],
+        "verifix": [95.0, 95.0, 95.0],  # the tool itself is none of the others
+        "auto": [70.0, 80.0, 90.5],
+        "knn": [68.0, 77.9, 88.6],  # by about 2 points with every seed
+        "rog": [90.0, 50.0, 70.0],
+        "ssd": [72.0, 82.1, 92.4],
+        "retrain": [99.0, 99.0, 99.0],
+    }
+    costs = {"seconds": 1.0, "runs": 10, "peak_gigabytes": None, "looks_at_unseen": 1}
+
+    def text(*methods):
+        grid = Grid("Kinds", "digits", "mlp", (("symmetric", 0.3),), (200,), (0, 1, 2), methods)
+        records = {cell: costs | {"after": accuracies[cell.method][cell.seed], "before": 50.0} for cell in grid.cells()}
+        return tables({"digits": (grid,)}, records)
+
+    shown = text("nothing", "verifix", "auto", "knn", "rog", "retrain")
+    assert "Of 1 comparisons, it is ahead in 1, behind in 0, and neither in 0" in shown
+    half = half_width([2.0, 2.1, 1.9])
+    assert (
+        f"| digits, mlp, symmetric 30%, 200 verified | 80.2 | 78.2, nearest neighbours | +2.0 ± {half:.1f} |" in shown
+    )
+    assert "| no change | 1 | 1 | 0 | 0 | +20.2 | +20.2 |" in shown
+    assert "| verifix | 1 | 0 | 0 | 1 | -14.8 | -14.8 |" in shown
+    assert "| robust generative head (RoG) | 1 | 0 | 0 | 1 | +10.2 | +10.2 |" in shown
+    assert "trained anew" not in shown.split("## digits, mlp: kinds")[0]
+    assert "Of 1 comparisons, it is ahead in 0, behind in 1" in text("nothing", "auto", "knn", "ssd")
+    assert "Of 0 comparisons" in text("nothing", "verifix", "auto")
+
+
 def test_the_interval_of_a_mean_is_that_of_student():
     from scipy.stats import ttest_1samp
 
