@@ -170,7 +170,7 @@ def _section(grid: Grid, task: str, number: int, records: Records) -> str:
     many = "mean ± 95% interval" if len(grid.seeds) >= ENOUGH else "each of them"
     seeds = f"{len(grid.seeds)} seeds, {many}" if len(grid.seeds) > 1 else "one seed"
     lines = [f"## {task}, {grid.architecture}: {_lower(grid.title)}", ""]
-    lines += [f"Percent right on unseen samples; {seeds}.", ""]
+    lines += [f"Percent right on unseen samples; {_shared(grid)}{seeds}.", ""]
     lines += _accuracies(grid, columns, records)
     lines += ["", f"Files: `{_pattern(grid)}`."]
     plot = _plot_of(grid, task, number)
@@ -185,6 +185,14 @@ def _lower(title: str) -> str:
 
 def _columns(grid: Grid) -> list[Column]:
     return [(noise, rate, size) for noise, rate in grid.noises for size in grid.sizes]
+
+
+def _shared(grid: Grid) -> str:
+    """Say what all columns have in common, which their headings leave out."""
+    if len(grid.sizes) == 1:
+        return f"{grid.sizes[0]:,} verified, "
+    (noise, rate), *others = grid.noises
+    return "" if others else f"{noise} {100 * rate:g}%, "
 
 
 def _heading(column: Column, grid: Grid) -> str:

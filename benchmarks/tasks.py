@@ -438,7 +438,7 @@ TASKS: dict[str, Task] = {
     "cifar10": Task(
         _cifar10,
         {"vgg11_bn": {"symmetric": (0.25,)}, "resnet": {**ALL_KINDS, **FIXED}},
-        (100, 200, 500, 1000, 2000, 5000),
+        (50, 100, 200, 500, 1000, 2000, 5000),
         shared=True,
     ),
 }
