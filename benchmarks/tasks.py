@@ -15,11 +15,13 @@ sizes, so sizes differ in nothing else. Training, verified and unseen samples sh
     that is among those.
 ``cifar10``
     Needs the folder of shared files. 1,000 verified images in the order of their file, and after them the pool, up to
-    5,000; unseen are those of the test file, which is read for nothing else.
+    5,000; all 5,000 shuffled for another seed than 0. Unseen are those of the test file, for every seed, which is read
+    for nothing else.
     ``vgg11_bn`` is the network that comes with the images, for 25% symmetric noise and seed 0 only. It was trained on
     45,000 images; `training` are 5,000 of them, drawn with the seed, to spare memory. It cannot be trained anew.
-    ``resnet`` is a small residual network that is trained here on the first 5,000 training images, for so long that it
-    fits four of five wrong labels. On 10,000 images, in the same time, it fits one of ten: next to none to correct.
+    ``resnet`` is a small residual network that is trained here on 5,000 training images, the first for seed 0, the next
+    for seed 1, up to seed 8, for so long that it fits four of five wrong labels. On 10,000 images, in the same time, it
+    fits one of ten: next to none to correct.
 
 The two transformers need `benchmarks.coverage_models.declare_missing_operators` first, beside a CPU build of torch.
 """
@@ -60,6 +62,9 @@ Pair = tuple[Inputs, Tensor]
 Rates = Mapping[str, tuple[float, ...]]
 
 VGG_TRAINING = RESNET_TRAINING = 5000
+RESNET_SEEDS = 9
+"""How many times `RESNET_TRAINING` images there are, none twice."""
+
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 FIXED: Rates = {"human": (0.172,)}
 """Noise that is not made here, and its share in the whole file."""
@@ -231,6 +236,10 @@ def check_case(
         raise UsageError(f"the rate of {noise} noise for {architecture} is {rates[noise][0]}, not {rate}")
     if given and seed != 0:
         raise UsageError(f"there is one {architecture}, whose seed is 0, not {seed}")
+    if architecture == "resnet" and not 0 <= seed < RESNET_SEEDS:
+        raise UsageError(
+            f"{task} has images to train {architecture} with seeds from 0 to {RESNET_SEEDS - 1}, not {seed}"
+        )
     if not 2 <= verified <= row.sizes[-1]:
         raise UsageError(f"{task} has from 2 to {row.sizes[-1]} verified samples, not {verified}")
     if row.shared and shared is None:
@@ -372,10 +381,13 @@ def _cifar10(architecture: str, seed: int, shared: Path) -> Data:
         *(_images(shared / f"data/cifar10_{name}.parquet") for name in ("verified", "pool")), strict=True
     )
     verified = torch.cat(images), torch.cat(labels)
+    if seed != 0:
+        order = torch.randperm(len(verified[1]), generator=torch.Generator().manual_seed(seed))
+        verified = verified[0][order], verified[1][order]
     common: dict[str, Any] = {"pairs": noises.CIFAR10_PAIRS, "groups": noises.CIFAR10_GROUPS}
     test = _cifar10_test(shared)
     if architecture == "resnet":
-        rows = torch.arange(RESNET_TRAINING)
+        rows = RESNET_TRAINING * seed + torch.arange(RESNET_TRAINING)
         given = {"human": _column(path, "label_human_random1")[rows]}
         return Data(_images(path, rows), verified, test, RESNET, 10, given=given, **common)
     count = len(_column(path, "label"))

@@ -215,6 +215,7 @@ def test_the_small_residual_network_adds_its_shortcuts():
         (("cifar10", "vgg11_bn", "symmetric", 0.3, 100, 0), "is 0.25, not 0.3"),
         (("cifar10", "resnet", "human", 0.3, 100, 0), "is 0.172, not 0.3"),
         (("cifar10", "vgg11_bn", "symmetric", 0.25, 100, 1), "whose seed is 0, not 1"),
+        (("cifar10", "resnet", "human", 0.172, 100, 9), "from 0 to 8, not 9"),
         (("cifar10", "vgg11_bn", "symmetric", 0.25, 100, 0), "needs the folder"),
     ],
 )
@@ -262,3 +263,18 @@ def test_a_residual_network_is_trained_on_human_labels(few):
     assert 0.1 < realised(found.truth, given, 10).wrong < 0.25
     assert abs(float(stacked(found.training).mean())) < 0.3  # normalised
     assert same_weights(found.train(given), found.model)
+
+
+@pytest.mark.shared
+def test_seeds_of_the_residual_network_share_neither_training_images_nor_the_order_of_verified_ones(few):
+    (first, unseen), (second, same) = (case("cifar10", "resnet", "human", 0.172, 160, seed, few) for seed in (0, 1))
+    column = tasks._column(few / "data/cifar10_train.parquet", "label_human_random1")
+    assert torch.equal(second.training.labels, column[150:300])
+    assert not digests(first.training) & digests(second.training)
+    assert digests(first.verified) == digests(second.verified)
+    assert first.verified.digests[:50] != second.verified.digests[:50]
+    assert unseen.digest() == same.digest()
+    names = tasks._column(few / "data/cifar10_verified.parquet", "label")
+    assert torch.equal(first.verified.labels[:100], names)
+    known = dict(zip(first.verified.digests, first.verified.labels.tolist(), strict=True))
+    assert [known[digest] for digest in second.verified.digests] == second.verified.labels.tolist()
