@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+PACKAGES = ("numpy", "scipy", "scikit-learn", "torchvision", "transformers")
+"""Besides torch, what results can depend on."""
 
 
 def environment() -> dict[str, Any]:
@@ -20,9 +23,18 @@ def environment() -> dict[str, Any]:
     return {
         "verifix": version("verifix"),
         "torch": torch.__version__,
+        "packages": {name: installed(name) for name in PACKAGES},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--", "src")),
+        "dirty": bool(git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")),
     }
+
+
+def installed(package: str) -> str:
+    """Return the version of a package; empty if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -33,7 +33,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from torch import Tensor, nn
 from benchmarks import noise as noises
 from benchmarks import texts_and_vit
 from benchmarks.cifar10_subsets import IMAGES
+from benchmarks.environment import installed
 from benchmarks.methods.base import Case
 from benchmarks.noise import Noise, noisy, realised
 from benchmarks.small_resnet import SmallResNet
@@ -101,7 +101,7 @@ class Learner:
     def recipe(self) -> str:
         """Return everything that decides how it is trained, besides samples and seed."""
         code = [inspect.getsource(source) for source in self.sources]
-        packages = [f"{name} {_version(name)}" for name in ("torch", "torchvision", "transformers")]
+        packages = [f"{name} {installed(name)}" for name in ("torch", "torchvision", "transformers")]
         return repr((self.epochs, self.rate, self.batch, torch.get_num_threads(), packages, code))
 
 
@@ -299,13 +299,6 @@ def _key(learner: Learner, inputs: Inputs, labels: Tensor, seed: int) -> str:
     for name, tensor in sorted({**learner.build(seed).state_dict(), **named, " labels": labels}.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor_bytes(tensor))
     return total.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from benchmarks.methods.cuts import RATE, TaskSpace, corrupted_labels, mistakes
 from benchmarks.methods.published import ALPHAS, Draw, Published, PublishedOracle, drawn_rows
 from benchmarks.methods.scrub import MAX_EPOCHS, Scrub, divergence, obedience
 from benchmarks.methods.ssd import MOST, SelectiveDampening, some
-from benchmarks.methods.steps import LONGEST, MOMENTUM, Steps, trained
+from benchmarks.methods.steps import LONGEST, MOMENTUM, Steps, momentum, trained
 from benchmarks.methods.truncation import SOURCES, Truncation
 from torch import nn
 
@@ -95,9 +95,9 @@ def test_the_forgotten_are_the_checked_samples_with_wrong_labels():
 def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fold):
     case = case_of(linear())
     x, given = data(20, 2)[0], case.training.labels
-    wrong, checked = torch.tensor(case.known_wrong), list(case.checked)
+    wrong = torch.tensor(case.known_wrong)
     forgotten = fisher_by_hand(case.model, x[wrong], given[wrong])
-    kept = fisher_by_hand(case.model, x[checked], given[checked])
+    kept = fisher_by_hand(case.model, x, given)
     with lent(case, fold) as context:
         found = SelectiveDampening(case).fit(context, (alpha, share / alpha))
     changed = 0
@@ -111,6 +111,17 @@ def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fol
     assert 0 < changed < (WIDTH + 1) * CLASSES
 
 
+def test_eight_settings_of_ssd_or_more_change_something_and_the_published_one_is_there():
+    case = case_of(memorised(network(), *data(60, 2)), training=60)
+    with lent(case) as context:
+        method = SelectiveDampening(case)
+        settings = method.candidates(context).strengths
+        updates = [torch.cat([x.flatten() for x in method.fit(context, strength).values()]) for strength in settings]
+        before = torch.cat([context.parameter(name).flatten() for name in method.fit(context, settings[0])])
+    assert len({update.numpy().tobytes() for update in [*updates, before]}) > 8
+    assert (10.0, 0.1) in settings  # α 10, λ 1
+
+
 def test_ssd_runs_at_most_so_many_samples():
     case = case_of(linear(), training=2 * MOST + 100)
     with lent(case) as context, counted(nn.Sequential) as runs:
@@ -118,7 +129,7 @@ def test_ssd_runs_at_most_so_many_samples():
         assert runs[0] == 3 * (len(case.known_wrong) + MOST)
         with context.fresh() as again:
             SelectiveDampening(case).fit(again, (2.0, 0.1))  # the importances are those of before
-    assert len(case.known_wrong) < MOST < len(case.checked)
+    assert len(case.known_wrong) < MOST < len(case.training)
     assert runs[0] == 3 * (len(case.known_wrong) + MOST)
     drawn = some(range(100, 200), 40, seed=1)
     assert drawn == sorted(set(drawn))
@@ -191,7 +202,7 @@ def test_a_training_that_runs_off_ends_before_it_does():
     case = case_of(linear())
     with lent(case) as context:
         assert same(Scrub(case).fit(context, (1e9, 4.0)), dict(context.model.named_parameters()))
-        steps = Steps(context, 0.1)
+        steps = Steps(context, momentum(0.1))
         late = (0.0, 1.0, 2.0, math.nan, math.inf, 0.0)
         training = Training(trained(steps, lambda number: steps.weights["0.bias"].fill_(late[number])))
         assert training.after(3)["0.bias"].tolist() == training.after(6)["0.bias"].tolist() == [2.0, 2.0, 2.0]
@@ -200,7 +211,7 @@ def test_a_training_that_runs_off_ends_before_it_does():
 def test_long_gradients_are_cut():
     case = case_of(linear())
     with lent(case) as context:
-        steps = Steps(context, 1.0)
+        steps = Steps(context, momentum(1.0))
         before = {name: weight.clone() for name, weight in steps.weights.items()}
         steps.epoch(context.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
         moved = torch.cat([(steps.weights[name] - before[name]).flatten() for name in before])
@@ -222,7 +233,7 @@ def test_a_gradient_that_two_parameters_share_is_cut_once():
     case = case_of(linear())
     with lent(case) as context:
         model = TwoBiases()
-        steps = Steps(replace(context, model=model, update={}), 1.0)
+        steps = Steps(replace(context, model=model, update={}), momentum(1.0))
         steps.epoch(context.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
         assert [float(w.norm()) for w in steps.weights.values()] == pytest.approx([LONGEST / 2**0.5] * 2, rel=1e-6)
 
@@ -231,7 +242,7 @@ def test_a_rate_of_zero_trains_nothing_and_flags_come_back():
     case = case_of(network())
     with lent(case) as context:
         context.model[0].weight.requires_grad_(False)
-        steps = Steps(context, 0.0)
+        steps = Steps(context, momentum(0.0))
         training = Training(
             trained(steps, lambda _: steps.epoch(context.samples, context.indices, lambda z, _: z.sum()))
         )

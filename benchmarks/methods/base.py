@@ -5,7 +5,7 @@ samples of one context and nothing else. Its strength is a tuple of settings. Wh
 where it leaves the network's form, a function that predicts.
 
 How settings are chosen. A coarse list is scored on folds of the verified samples; then the neighbours of the best, for
-as long as one of them is better, at most `ROUNDS` times: so a list that ends too early costs a rival nothing. "No
+as long as one of them is better, at most `ROUNDS` times, so that a list that ends too early costs a rival little. "No
 change" is scored with them. The lowest loss on held-out samples wins, as in the tool.
 """
 

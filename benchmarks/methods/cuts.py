@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
-from benchmarks.methods.steps import Steps, trained
+from benchmarks.methods.steps import Steps, momentum, trained
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
 from verifix.stages.finetune import Training
@@ -71,7 +71,7 @@ class TaskSpace(Rival):
         return update
 
     def _training(self, context: Context) -> Training:
-        steps = Steps(context, RATE)
+        steps = Steps(context, momentum(RATE))
         wrong = corrupted_labels(context.samples.labels, mistakes(self.case), context.seed)
 
         def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
-from benchmarks.methods.steps import Steps, trained
+from benchmarks.methods.steps import Steps, momentum, trained
 from verifix.samples import Samples
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
@@ -84,7 +84,7 @@ class Scrub(Rival):
         return training.after(int(epochs))
 
     def _training(self, context: Context, rate: float) -> Training:
-        steps = Steps(context, rate)
+        steps = Steps(context, momentum(rate))
         kept = _Taught(context, context.samples, context.indices)
         forgotten = _Taught(context, self.case.training, self.case.known_wrong)
 

@@ -6,8 +6,8 @@ of (∂ log p(y | x) / ∂θ)². With I_D for what the network shall keep and I_
     θ ← β θ where I_f > α I_D,  β = min(λ I_D / I_f, 1).
 
 Forgotten are the training samples that are known to have wrong labels, with these labels. I_D is, as in the paper, that
-of the training set, those to be forgotten included; here of a part of it, the samples whose labels were checked, with
-the labels that the network was trained on. So the verified samples only choose α and λ.
+of the training set, wrong labels included; here of samples drawn from it. So the verified samples only choose α and λ.
+Where a share f of the labels is wrong, I_f is hardly ever above I_D / f: an α above 1 / f selects nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from verifix.stages import Context
 from verifix.stages.finetune import trainable
 from verifix.strength import Listed
 
-SELECTIONS = (0.1, 1.0, 10.0, 100.0)
+SELECTIONS = (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 """α: how much more than for the rest a parameter must matter for what is forgotten."""
 
-DAMPENINGS = (0.01, 0.1, 1.0)
+DAMPENINGS = (0.1, 0.3, 1.0)
 """λ' = λ / α, up to 1: β is λ' where a parameter is just selected. The paper's own α and λ are 10 and 1."""
 
 MOST = 500
@@ -52,10 +52,10 @@ class SelectiveDampening(Rival):
         return Listed(tuple(itertools.product(SELECTIONS, DAMPENINGS)))
 
     def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
-        """Return half a decade more and less of both."""
+        """Return a little more and less α, and half a decade more and less λ'."""
         alpha, share = best
         shares = [(alpha, near) for near in nearby(share, HALF_A_DECADE, 1e-4, 1.0)]
-        return [(near, share) for near in nearby(alpha, HALF_A_DECADE)] + shares
+        return [(near, share) for near in nearby(alpha, 1.25)] + shares
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
         """Return the dampened parameters.
@@ -82,7 +82,8 @@ class SelectiveDampening(Rival):
     def _importances(self, context: Context) -> tuple[Importance, Importance]:
         """Return I_D and I_f: they come from training samples, and so are the same for all folds."""
         shared, names = context.shared, trainable(context)
-        for key, indices in (("ssd kept", self.case.checked), ("ssd forgotten", self.case.known_wrong)):
+        every = range(len(self.case.training))
+        for key, indices in (("ssd kept", every), ("ssd forgotten", self.case.known_wrong)):
             if key not in shared:
                 drawn = some(indices, MOST, context.seed)
                 total = squares(context, self.case.training, drawn, names)

@@ -1,14 +1,15 @@
-"""Short trainings by gradient steps, one epoch after the other, for the methods that are one.
+"""Trainings by gradient steps in eval mode, one epoch after the other, for the methods that are one.
 
-Steps are those of SGD with momentum, in eval mode. Where a method raises a loss that has no upper bound, weights may
-run off; so long gradients are cut to `LONGEST`, and an epoch that leads to logits above `LARGEST` counts as if it had
-not been, and ends the training.
+Where a method raises a loss that has no upper bound, weights may run off. So `momentum` cuts long gradients to
+`LONGEST`, and in `trained` an epoch that leads to logits above `LARGEST` counts as if it had not been, and ends the
+training.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,24 @@ LARGEST = 1e6
 Loss = Callable[[Tensor, Sequence[int]], Tensor]
 """(logits ``[n, classes]``, which samples they are of) → what a step lowers, a scalar."""
 
+Optimizer = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+def momentum(rate: float) -> Optimizer:
+    """Return what makes SGD with momentum, its gradients cut to `LONGEST` all together."""
+    return lambda weights: _CutSGD(weights, lr=rate, momentum=MOMENTUM)
+
+
+class _CutSGD(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        """Take one step along gradients that are cut."""
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        length = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+        cut = (LONGEST / (length + 1e-6)).clamp(max=1.0)
+        for weight in weights:
+            weight.grad = weight.grad * cut  # not in place: two may be one tensor
+        return super().step(closure)
+
 
 class Steps:
     """Weights of a context's model that steps are taken on; the model itself stays as it is.
@@ -39,14 +58,16 @@ class Steps:
     ----------
     context
         Where to take the weights from.
-    rate
-        Learning rate.
+    optimizer
+        Makes the optimizer of the weights.
+    batch
+        Samples per step; None: so many as the library's fine-tuning takes.
     """
 
-    def __init__(self, context: Context, rate: float) -> None:
-        self.context = context
+    def __init__(self, context: Context, optimizer: Optimizer, batch: int | None = None) -> None:
+        self.context, self.batch = context, batch
         self.weights = {name: context.parameter(name).detach().clone() for name in trainable(context)}
-        self.optimizer = torch.optim.SGD(list(self.weights.values()), lr=rate, momentum=MOMENTUM)
+        self.optimizer = optimizer(list(self.weights.values()))
         self.generator = torch.Generator().manual_seed(context.seed)
 
     def epoch(self, samples: Samples, indices: Sequence[int], loss: Loss) -> None:
@@ -65,21 +86,15 @@ class Steps:
             parameters = dict(model.named_parameters())
             live = {name: parameters[name] for name in self.weights}
             with differentiable(parameters, live):
-                for batch in samples.batches(order, batch_size(len(order))):
+                for batch in samples.batches(order, self.batch or batch_size(len(order))):
                     output = run_model(model, to_device(batch.inputs, device), samples.forward)
                     lowered = loss(logits_in(output, len(batch.labels)), batch.indices)
                     slopes = torch.autograd.grad(lowered, list(live.values()), allow_unused=True)
-                    self._step(slopes)
+                    for weight, slope in zip(self.weights.values(), slopes, strict=True):
+                        weight.grad = slope
+                    self.optimizer.step()
                     for name, weight in self.weights.items():
                         live[name].data.copy_(weight)
-
-    def _step(self, slopes: Sequence[Tensor | None]) -> None:
-        """Take one step along gradients, those of all weights cut to `LONGEST` together."""
-        length = torch.nn.utils.get_total_norm([slope for slope in slopes if slope is not None])
-        cut = (LONGEST / (length + 1e-6)).clamp(max=1.0)
-        for weight, slope in zip(self.weights.values(), slopes, strict=True):
-            weight.grad = None if slope is None else slope * cut  # not in place: two may be one tensor
-        self.optimizer.step()
 
     def sane(self) -> bool:
         """Tell whether what the network makes of the context's first samples still looks like logits."""
