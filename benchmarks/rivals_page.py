@@ -129,12 +129,12 @@ def _comparisons(
     grids: Mapping[str, Sequence[Grid]], records: Records
 ) -> dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]]:
     """Return every different column with the means of its methods, as far as the tool and two others have one."""
-    found = {}
+    found: dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]] = {}
     for grid in itertools.chain(*grids.values()):
         for column in _columns(grid):
             means = _means(grid, column, records)
             if "auto" in means and len(means.keys() - OURS) > 1:
-                found[grid.task, grid.architecture, column] = grid, means
+                found.setdefault((grid.task, grid.architecture, column), (grid, means))
     return found
 
 

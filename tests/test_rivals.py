@@ -150,12 +150,13 @@ def test_no_fit_reads_the_samples_that_it_is_scored_on(case, name):
         part = contexts(case, model)[1][2]
         held_out = list(part.outside)
         method = METHODS[name].make(case)
-        strength = method.candidates(part).strengths[-2]
+        strengths = method.candidates(part).strengths
         inputs, labels = x.clone(), case.verified.labels.clone()
         for _ in range(2):
             samples = read_samples((inputs.clone(), labels.clone()))
             with replace(part, samples=samples, memo={}, learned={}, shared={}).fresh() as context:
-                found.append(predictor(model, method.fit(context, strength))(case.training, range(60)))
+                fits = [method.fit(context, strength) for strength in strengths]
+                found.append(torch.stack([predictor(model, fit)(case.training, range(60)) for fit in fits]))
             inputs[held_out] = 100 * torch.randn(len(held_out), x.shape[1])
             labels[held_out] = (labels[held_out] + 1) % 3
     assert torch.equal(*found)
@@ -296,10 +297,12 @@ def test_the_tool_is_ahead_or_behind_where_paired_differences_say_so():
     }
     costs = {"seconds": 1.0, "runs": 10, "peak_gigabytes": None, "looks_at_unseen": 1}
 
-    def text(*methods):
+    def text(*methods, more=()):
         grid = Grid("Kinds", "digits", "mlp", (("symmetric", 0.3),), (200,), (0, 1, 2), methods)
-        records = {cell: costs | {"after": accuracies[cell.method][cell.seed], "before": 50.0} for cell in grid.cells()}
-        return tables({"digits": (grid,)}, records)
+        own = (grid, replace(grid, methods=more)) if more else (grid,)
+        cells = [cell for each in own for cell in each.cells()]
+        records = {cell: costs | {"after": accuracies[cell.method][cell.seed], "before": 50.0} for cell in cells}
+        return tables({"digits": own}, records)
 
     shown = text("nothing", "verifix", "auto", "knn", "rog", "retrain")
     assert "Of 1 comparisons, it is ahead in 1, behind in 0, and neither in 0" in shown
@@ -313,6 +316,8 @@ def test_the_tool_is_ahead_or_behind_where_paired_differences_say_so():
     assert "trained anew" not in shown.split("## digits, mlp: kinds")[0]
     assert "Of 1 comparisons, it is ahead in 0, behind in 1" in text("nothing", "auto", "knn", "ssd")
     assert "Of 0 comparisons" in text("nothing", "verifix", "auto")
+    both = text("nothing", "auto", "knn", more=("nothing", "auto", "ssd"))  # compared once, where it is first
+    assert "Of 1 comparisons, it is ahead in 1, behind in 0" in both
 
 
 def test_every_table_says_its_noise_and_its_number_of_samples():

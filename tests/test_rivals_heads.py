@@ -10,7 +10,7 @@ import torch
 from benchmarks.methods import METHODS
 from benchmarks.methods.base import NO_CHANGE, Case, answered, predictor
 from benchmarks.methods.features import Features, penultimate
-from benchmarks.methods.finetune import BATCH, MOST, RATES, FineTuning
+from benchmarks.methods.finetune import BATCH, MOST, RATES, FineTuning, LongFineTuning
 from benchmarks.methods.head_refit import HeadRefit
 from benchmarks.methods.knn import NEIGHBOURS, WEIGHTS, NearestNeighbours
 from benchmarks.methods.nothing import Nothing
@@ -35,6 +35,7 @@ LENGTHS = (2, 5, 20)
 OWN = {
     "nothing": Nothing,
     "finetuning": FineTuning,
+    "finetuning_long": LongFineTuning,
     "head_refit": HeadRefit,
     "recalibration": Recalibration,
     "knn": NearestNeighbours,
@@ -131,6 +132,7 @@ def test_a_training_can_become_longer_as_long_as_it_sees_so_many_samples(lend):
     assert [near[1] for near in method.neighbours(context, (1e-3, 28.0)) if near[0] == 1e-3] == [7.0, 112.0]
     assert [near[1] for near in method.neighbours(context, (1e-3, 112.0)) if near[0] == 1e-3] == [28.0]
     assert 112 * 60 <= MOST < 4 * 112 * 60
+    assert (1e-3, 448.0) in LongFineTuning(case).neighbours(context, (1e-3, 112.0))
     assert [near[0] for near in method.neighbours(context, (1e-3, 7.0)) if near[1] == 7.0] == [3.2e-4, 3.2e-3]
 
 

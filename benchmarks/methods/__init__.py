@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.methods.base import Case, Method
 from benchmarks.methods.cuts import TaskSpace
-from benchmarks.methods.finetune import FineTuning
+from benchmarks.methods.finetune import FineTuning, LongFineTuning
 from benchmarks.methods.head_refit import HeadRefit
 from benchmarks.methods.knn import NearestNeighbours
 from benchmarks.methods.nothing import Nothing
@@ -41,6 +41,7 @@ METHODS: Mapping[str, Entry] = {
     "verifix": Entry("verifix", "verifix"),
     "auto": Entry("auto", "verifix, all stages"),
     "finetuning": Entry(FineTuning, "fine-tuning"),
+    "finetuning_long": Entry(LongFineTuning, "fine-tuning, up to four times as long"),
     "head_refit": Entry(HeadRefit, "last-layer retraining"),
     "recalibration": Entry(Recalibration, "BatchNorm recalibration"),
     "knn": Entry(NearestNeighbours, "nearest neighbours"),

@@ -33,6 +33,7 @@ class FineTuning(Rival):
     """Adam on all parameters; its settings are (rate, epochs)."""
 
     name = "finetuning"
+    most = MOST
 
     def obstacle(self, context: Context) -> str:
         """Say if no parameter may be changed."""
@@ -46,7 +47,7 @@ class FineTuning(Rival):
     def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return the rates half a decade away, and trainings a quarter and four times as long."""
         rate, epochs = best
-        lengths = nearby(epochs, 4, 1, max(4, MOST // len(context.indices)), whole=True)
+        lengths = nearby(epochs, 4, 1, max(4, self.most // len(context.indices)), whole=True)
         return [(near, epochs) for near in nearby(rate, HALF_A_DECADE, 1e-7, 1.0)] + [(rate, near) for near in lengths]
 
     def fit(self, context: Context, strength: tuple[float, float]) -> Update:
@@ -67,6 +68,13 @@ class FineTuning(Rival):
         rate, epochs = strength
         training: Training = context.remember(f"training at {rate}", lambda: Training(_epochs(context, rate)))
         return training.after(int(epochs))
+
+
+class LongFineTuning(FineTuning):
+    """The same, and it may go on four times as long."""
+
+    name = "finetuning_long"
+    most = 4 * MOST
 
 
 def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
