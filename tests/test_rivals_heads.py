@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, finetune
 from benchmarks.methods.base import NO_CHANGE, Case, answered, predictor
 from benchmarks.methods.features import Features, penultimate
-from benchmarks.methods.finetune import BATCH, MOST, RATES, FineTuning, LongFineTuning
+from benchmarks.methods.finetune import MOST, RATES, FineTuning, LongFineTuning
 from benchmarks.methods.head_refit import HeadRefit
 from benchmarks.methods.knn import NEIGHBOURS, WEIGHTS, NearestNeighbours
 from benchmarks.methods.nothing import Nothing
@@ -28,6 +28,7 @@ from torch import nn
 
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
+from verifix.errors import DataError
 from verifix.samples import read_samples
 
 LENGTHS = (2, 5, 20)
@@ -192,16 +193,18 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
     case = trained_case()
     context, _ = context_for(lend, case, folds=5, without=1)
     calls: list[list[int]] = []
+    size = 20  # neither its own nor that of the library's fine-tuning
+    monkeypatch.setattr(finetune, "BATCH", size)
 
-    def noted(samples, indices, size):
-        for batch in batches(samples, indices, size):
+    def noted(samples, indices, count):
+        for batch in batches(samples, indices, count):
             calls.append(batch.indices)
             yield batch
 
     batches = type(context.samples).batches
     monkeypatch.setattr(type(context.samples), "batches", noted)
     kept = [FineTuning(case).fit(context, (RATES[0], float(epochs))) for epochs in LENGTHS]
-    steps = -(-len(context.indices) // BATCH)
+    steps = -(-len(context.indices) // size)
     assert len(calls) == max(LENGTHS) * steps
     epochs = [list(itertools.chain(*calls[i : i + steps])) for i in range(0, len(calls), steps)]
     assert all(sorted(order) == context.indices for order in epochs)
@@ -209,6 +212,12 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
     moved = [float((update["0.weight"] - context.parameter("0.weight")).norm()) for update in kept]
     assert moved == sorted(moved)
     assert kept[0].keys() == dict(case.model.named_parameters()).keys()  # BatchNorm keeps its statistics
+
+
+def test_fine_tuning_that_runs_off_is_an_error_and_no_setting(lend):
+    context, _ = context_for(lend, case := trained_case())
+    with pytest.raises(DataError, match=r"at rate 1e\+200 made '.*' NaN or Inf"):
+        FineTuning(case).fit(context, (1e200, 4.0))
 
 
 # ------------------------------------------------------------------------------------------------ last-layer retraining

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from benchmarks.methods.steps import Optimizer, Steps
+from verifix.errors import DataError
 from verifix.scoring import Update, cross_entropy
 from verifix.stages import Context
 from verifix.stages.finetune import Training, trainable
@@ -86,6 +87,9 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
 
     while True:
         steps.epoch(context.samples, context.indices, loss)
+        broken = next((name for name, weight in steps.weights.items() if not torch.isfinite(weight).all()), None)
+        if broken is not None:
+            raise DataError(f"fine-tuning at rate {rate} made {broken!r} NaN or Inf; try lower rates only")
         yield lambda: {name: weight.clone() for name, weight in steps.weights.items()}
 
 
