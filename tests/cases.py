@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -116,27 +115,6 @@ def slow_projection(weight: torch.Tensor, rows: torch.Tensor, alpha: float) -> t
             p += importance * torch.outer(directions[i], directions[i])
         result[g] = weight[g] @ p
     return result
-
-
-def slow_centred(weight: torch.Tensor, rows: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """W P and W (I − P) μ by their definition; a group whose rows are all equal keeps its weight."""
-    mean = torch.stack([torch.stack(list(x)).sum(0) / len(x) for x in rows])
-    centred = rows - mean[:, None]
-    centred[centred.abs().amax((1, 2)) <= 1e-12 * rows.abs().amax((1, 2))] = 0
-    new = slow_projection(weight, centred, alpha)
-    return new, torch.stack([(w - p) @ m for w, p, m in zip(weight, new, mean, strict=True)])
-
-
-def slow_contrasted(
-    weight: torch.Tensor, rows: torch.Tensor, suspects: torch.Tensor, alpha: float, contrast: float, centred: bool
-) -> torch.Tensor:
-    """W C_v ((1 − 1/α) C_v + γ C_b + I/α)⁻¹ for one group, as it is written; both spaces about the verified mean."""
-    mean = rows.numpy().mean(axis=0) if centred else 0.0
-    verified, bad = rows.numpy() - mean, suspects.numpy() - mean
-    clean, other = verified.T @ verified / (verified**2).sum(), bad.T @ bad / (bad**2).sum()
-    eigenvalues, directions = np.linalg.eigh((1 - 1 / alpha) * clean + contrast * other + np.eye(rows.shape[1]) / alpha)
-    inverse = directions / eigenvalues @ directions.T
-    return torch.from_numpy(weight.numpy() @ clean @ inverse)
 
 
 def captured(model: nn.Module, *batches: torch.Tensor, keep=None, selection=None) -> tuple[dict, object]:

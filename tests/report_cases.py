@@ -290,7 +290,6 @@ def about_digits(found: dict[str, Any]) -> dict[str, Any]:
             "rows": 200,
             "effective_rank": 6.2 + 3 * i,
             "relative_change": 0.31 + 0.11 * i,
-            "centring": "",
         }
         for i, name in enumerate(parameters)
     ]
@@ -460,7 +459,7 @@ def hostile_result() -> dict[str, Any]:
         "proof": result["proof"] | {"comparison": found, "note": HOSTILE[0]},
         "class_names": HOSTILE,
         "examples": rows,
-        "layers": [layer | {"parameter": name, "kind": name, "centring": name} for name in HOSTILE]
+        "layers": [layer | {"parameter": name, "kind": name} for name in HOSTILE]
         + [layer | {"parameter": name, "status": "skipped", "reason": name} for name in HOSTILE],
         "spectra": {HOSTILE[i]: result["spectra"]["0.weight"] for i in (0, 6, 30, 37)},
         "choices": {name: result["choices"]["project"] | {"reason": name} for name in HOSTILE},

@@ -588,65 +588,6 @@ def test_images_become_inputs_as_told(world, tmp_path):
     torch.testing.assert_close(from_npz, x)
 
 
-NORMED = """
-from torch import nn
-
-def build():
-    features = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
-    return nn.Sequential(*features, nn.Flatten(), nn.Linear(32, 3))
-"""
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-@pytest.mark.parametrize("half", [False, True])
-def test_shifted_biases_are_written_and_suspects_are_read(suffix, half, world, tmp_path, capsys):
-    (tmp_path / "normed.py").write_text(NORMED)
-    namespace: dict = {}
-    exec(NORMED, namespace)
-    model = namespace["build"]()
-    state = {k: v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
-    path, out = tmp_path / f"net.{suffix}", tmp_path / f"fixed.{suffix}"
-    (save_file if suffix == "safetensors" else torch.save)(state, path)
-    pixels, labels = images(20, 5)
-    np.savez(tmp_path / "bad.npz", x=pixels, y=(labels + 1) % 3)
-    argv = arguments(world, out, alpha=30, suspects=tmp_path / "bad.npz", contrast=0.5)
-    argv = [*argv, "--model", f"py:{tmp_path / 'normed.py'}:build", "--checkpoint", path, "--affine", "--json"]
-    argv.append("--no-check-labels")  # the network has learned nothing
-    code, text, err = run(argv, capsys)
-    assert code == 0, err
-    result = json.loads(text)
-    assert (result["provenance"]["affine"], result["provenance"]["suspects"]) == (True, 20)
-    assert result["provenance"]["contrast"] == 0.5
-    found = {layer["parameter"]: layer["centring"] for layer in result["layers"]}
-    assert found == {
-        "0.weight": "centred, its shift is in 1.bias",
-        "5.weight": "centred, its shift is in 5.bias",
-    }
-    after = read_checkpoint(out).state
-    changed = {name for name, value in state.items() if not torch.equal(after[name], value)}
-    assert changed == {"0.weight", "1.bias", "5.weight", "5.bias"}
-    assert {name: value.dtype for name, value in after.items()} == {k: v.dtype for k, v in state.items()}
-    correction = verifix.Correction.load(result["correction_file"])
-    assert set(correction.corrected) == changed
-    for name in changed:
-        assert torch.equal(after[name].float(), correction.corrected[name])
-    code, _, err = run([*argv, "--checkpoint", out, "--out", tmp_path / f"again.{suffix}"], capsys)
-    assert code != 0
-    assert "corrected already" in err
-
-
-def test_suspects_that_are_verified_or_written_to_are_refused(world, tmp_path, capsys):
-    argv = arguments(world, tmp_path / "fixed.safetensors", alpha=30, suspects=world / "verified.parquet")
-    code, _, err = run(argv, capsys)
-    assert code == 5
-    assert "60 of the 60 suspects are among the verified samples" in err
-    inside = world / "test" / "fixed.safetensors"
-    code, _, err = run(arguments(world, inside, alpha=30, suspects=world / "test"), capsys)
-    assert code == 2
-    assert f"{inside} lies in a folder that is read" in err
-    assert not inside.exists()
-
-
 def test_tied_entries_of_a_checkpoint_stay_tied(tmp_path):
     weight = torch.randn(4, 4)
     torch.save({"a": weight, "b": weight}, tmp_path / "t.pt")

@@ -94,13 +94,6 @@ def test_one_far_row_does_not_spoil_the_scatter_of_the_others():
         assert relative(moments.scatter[0] / 3005, torch.from_numpy(exact)) <= 1e-13
 
 
-@pytest.mark.parametrize("n", [3, 30])
-def test_scatter_around_a_centre_of_ones_own(n):
-    rows, centre = torch.randn(2, n, 7, dtype=torch.float64), torch.randn(2, 7, dtype=torch.float64)
-    away = rows - centre[:, None]
-    assert relative(Moments(rows).around(centre), away.mT @ away) <= 1e-13
-
-
 def test_no_rows_have_mean_zero_and_add_nothing():
     none = Moments(torch.ones(1, 5, 4)).empty()
     assert not none.mean.any()

@@ -29,7 +29,7 @@ from verifix.options import CorrectOptions
 from verifix.progress import tell
 from verifix.scoring import Score, tensors_of
 from verifix.setup import begin
-from verifix.stages import Context, centring
+from verifix.stages import Context
 from verifix.strength import Choice
 
 
@@ -52,9 +52,6 @@ def correct(
     moments: str | Path | SavedMoments | None = None,
     forward: Forward | None = None,
     padding: bool = True,
-    affine: bool = False,
-    suspects: Any = None,
-    contrast: float = 1.0,
     check_labels: bool = True,
     stored_as: Mapping[str, torch.dtype] | None = None,
     progress: bool = True,
@@ -106,14 +103,6 @@ def correct(
         ``(model, inputs) → output`` for models that are not called with the inputs of a batch alone.
     padding
         Whether token ids that contain the model's pad id need a mask of the padding; False if they need none.
-    affine
-        Whether the projection takes the mean of each layer's rows off first. The shift goes into the layer's bias, or
-        the batch normalisation behind it; a layer without such a place is projected as without the option.
-    suspects
-        Samples whose labels are suspected to be wrong, none of them verified: in the form of `verified`, with labels
-        that are not used, or inputs ``[n, ...]`` alone. The projection shrinks what they excite.
-    contrast
-        γ, the weight of the suspects' activation space, above 0; without suspects it has no effect.
     check_labels
         Whether to stop if the model's predictions fit another order of the labels far better, or the same input has
         two labels; False if the labels are right all the same.
@@ -154,7 +143,7 @@ def correct(
     100.0
     """
     options = CorrectOptions.of_arguments(locals())
-    given = {"moments": moments, "forward": forward, "suspects": suspects, "stored_as": stored_as}
+    given: dict[str, Any] = {"moments": moments, "forward": forward, "stored_as": stored_as}
     folded = folds if options.choosing else None
     with torch.inference_mode(False), seeded(options.seed):
         with begin(model, verified, options, folds=folded, **given) as start:
@@ -170,7 +159,7 @@ def correct(
                 choices[stage.name] = choice
                 tell(f"{stage.name}: {choice.reason}", options.progress)
             original, corrected = _outcome(start.work, whole)
-            reports = tuple(_report(whole, original, corrected, affine=affine))
+            reports = tuple(_report(whole, original, corrected))
         tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
@@ -189,9 +178,7 @@ def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[s
     return original, corrected
 
 
-def _report(
-    whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor], *, affine: bool
-) -> Iterator[LayerReport]:
+def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor]) -> Iterator[LayerReport]:
     for account in whole.collected.accounts:
         name, rows, ranks = account.parameter, 0, []
         if account.status == "corrected":
@@ -209,7 +196,6 @@ def _report(
             rows,
             sum(ranks) / max(len(ranks), 1) if account.status == "corrected" and account.layers else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,
-            centring(whole.collected, account) if affine and name in corrected else "",
         )
 
 

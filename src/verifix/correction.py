@@ -61,8 +61,6 @@ class LayerReport:
         1 / ‖C‖²_F: how many directions the verified samples excite, mean over groups with any; None if not corrected.
     relative_change
         ‖W' − W‖_F / ‖W‖_F; None if not corrected.
-    centring
-        With the option `affine`: where the shift of the outputs went, or why the layer was not centred. Else empty.
     """
 
     parameter: str
@@ -72,7 +70,6 @@ class LayerReport:
     rows: int = 0
     effective_rank: float | None = None
     relative_change: float | None = None
-    centring: str = ""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -483,6 +480,5 @@ def _layer_line(layer: LayerReport) -> str:
     change = "" if layer.relative_change is None else f", changed by {layer.relative_change:.1%}"
     if layer.effective_rank is None:  # no layer, or a part of one, that a stage has changed all the same
         return f"{layer.parameter}: {layer.kind or 'no layer'}{change}"
-    centring = f", {layer.centring}" if layer.centring else ""
     rank = f"effective rank {layer.effective_rank:.1f}"
-    return f"{layer.parameter}: {layer.kind}, {layer.rows} rows, {rank}{change}{centring}"
+    return f"{layer.parameter}: {layer.kind}, {layer.rows} rows, {rank}{change}"

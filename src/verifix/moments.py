@@ -72,13 +72,8 @@ class Moments:
     def gram(self) -> Tensor:
         """``XᵀX`` ``[groups, d_in, d_in]``."""
         if self._scatter is not None:
-            return self.around(torch.zeros_like(self._mean))
+            return torch.baddbmm(self._scatter, self.n * self._mean[:, :, None], self._mean[:, None, :])
         return sum_of(rows.mT @ rows for rows in self._rows or ())
-
-    def around(self, centre: Tensor) -> Tensor:
-        """Return ``Σ (x − c)(x − c)ᵀ`` ``[groups, d_in, d_in]`` for a centre c ``[groups, d_in]`` of one's own."""
-        away = self.mean - centre
-        return torch.baddbmm(self.scatter, self.n * away[:, :, None], away[:, None, :])
 
     @property
     def trace(self) -> Tensor:

@@ -9,14 +9,8 @@ That is the solution of one symmetric positive definite system,
 
 and both forms read α · left · (I + (α − 1) · kernel)⁻¹ · right. A group with X = 0 keeps its weight.
 
-Two options go beyond the paper. *Centred*, X is the rows less their mean μ and the layer becomes
-x ↦ W P (x − μ) + W μ + b, which is the weight W P and the shift W (I − P) μ of its outputs. *Contrasted*, rows of
-suspected samples with activation space C_b enter with a weight γ,
-
-    W P = W C ((1 − 1/α) C + γ C_b + I/α)⁻¹ = α W C (I + (α − 1) C + α γ C_b)⁻¹,
-
-which is the paper's for γ = 0. C has eigenvalues of at most 1, so the system's are at least min(1, α): it is positive
-definite for every α > 0 and γ ≥ 0. They are at most α (1 + γ) for α ≥ 1, which is what float64 sets a bound to.
+C has eigenvalues from 0 to 1, so the system's lie between 1 and α: it is positive definite for every α > 0. They are
+at most α for α ≥ 1, which is what float64 sets a bound to.
 """
 
 from __future__ import annotations
@@ -31,9 +25,6 @@ from verifix.moments import Moments
 
 ALPHA_RANGE = (1e-9, 1e12)
 """Strengths for which the system stays positive definite in float64, however deficient the rank of C."""
-
-NO_SPREAD = 1e-13
-"""Rows that differ from their mean by less than this share of its length do so by the rounding of float64 alone."""
 
 
 def check_alpha(alpha: float) -> float:
@@ -58,27 +49,6 @@ def check_alpha(alpha: float) -> float:
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not low <= alpha <= high:
         raise UsageError(f"alpha is {alpha!r}; it must be a finite number from {low:g} to {high:g}, or 'auto'")
     return float(alpha)
-
-
-def check_contrast(alpha: float, contrast: float) -> None:
-    """Refuse a pair of α and γ whose system would not stay positive definite in float64.
-
-    Parameters
-    ----------
-    alpha
-        The strength of the projection.
-    contrast
-        γ, the weight of the suspected samples.
-
-    Raises
-    ------
-    UsageError
-        If α (1 + γ) is above the end of `ALPHA_RANGE`.
-    """
-    if alpha * (1 + contrast) > ALPHA_RANGE[1]:
-        raise UsageError(
-            f"alpha is {alpha:g} and contrast {contrast:g}; alpha · (1 + contrast) must be at most {ALPHA_RANGE[1]:g}"
-        )
 
 
 def importance(r: Tensor, alpha: float) -> Tensor:
@@ -109,17 +79,13 @@ class Factors:
     weight
         W, ``[groups, d_out, d_in]``, float64.
     alive
-        Bool ``[groups]``: groups with any non-zero row; if centred, with rows that differ.
+        Bool ``[groups]``: groups with any non-zero row.
     left
         W C ``[groups, d_out, d_in]``, or W Xᵀ / s ``[groups, d_out, n]``.
     kernel
         C ``[groups, d_in, d_in]``, or X Xᵀ / s ``[groups, n, n]``.
     right
         None, or X ``[groups, n, d_in]``.
-    against
-        γ C_b ``[groups, d_in, d_in]`` of the suspected samples; None if there are none.
-    mean
-        μ ``[groups, d_in]``, what the rows were centred by; None if they were not.
     """
 
     weight: Tensor
@@ -127,26 +93,16 @@ class Factors:
     left: Tensor
     kernel: Tensor
     right: Tensor | None
-    against: Tensor | None = None
-    mean: Tensor | None = None
 
     def project(self, alpha: float) -> Tensor:
         """Return W P ``[groups, d_out, d_in]`` for a strength α above 0."""
         system = (alpha - 1) * self.kernel
-        if self.against is not None:
-            system += alpha * self.against
         system.diagonal(dim1=1, dim2=2).add_(1)
         factor = torch.linalg.cholesky(system)
         result = alpha * torch.cholesky_solve(self.left.mT, factor).mT
         if self.right is not None:
             result = result @ self.right
         return torch.where(self.alive[:, None, None], result, self.weight)
-
-    def shift(self, projected: Tensor) -> Tensor:
-        """Return W (I − P) μ ``[groups, d_out]``, by which a centred layer's outputs shift; see `project` for W P."""
-        if self.mean is None:
-            return self.weight.new_zeros(self.weight.shape[:2])
-        return ((self.weight - projected) @ self.mean[:, :, None])[:, :, 0]
 
 
 def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
@@ -160,15 +116,7 @@ def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
     return dual < primal
 
 
-def prepare(
-    weight: Tensor,
-    moments: Moments,
-    *,
-    dual: bool | None = None,
-    centred: bool = False,
-    suspects: Moments | None = None,
-    contrast: float = 1.0,
-) -> Factors:
+def prepare(weight: Tensor, moments: Moments, *, dual: bool | None = None) -> Factors:
     """Work out what all strengths share, in the cheaper of the two forms.
 
     Parameters
@@ -179,13 +127,6 @@ def prepare(
         Moments of the layer's rows.
     dual
         Force a form; by default the dual is taken if the rows are still there and it costs less.
-    centred
-        Whether the rows' mean is taken off them first.
-    suspects
-        Moments of the rows of suspected samples, which allow the primal form only. If centred, the same mean is taken
-        off theirs: it is x − μ that the new weight multiplies.
-    contrast
-        γ, the weight of the suspected samples.
 
     Returns
     -------
@@ -195,41 +136,26 @@ def prepare(
     Raises
     ------
     ValueError
-        If the dual is forced on moments that no longer hold their rows, or together with suspects.
+        If the dual is forced on moments that no longer hold their rows.
     """
-    weight = weight.double().to(moments.trace.device)
-    rows, against = moments.rows, None
-    mean = moments.mean if centred else None
-    if suspects is not None:
-        if dual:
-            raise ValueError("the dual form has no place for suspects; use the primal one")
-        dual, against = False, contrast * _space(suspects, mean)
+    weight, rows = weight.double().to(moments.trace.device), moments.rows
     if dual is None:
         dual = rows is not None and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
     if not dual:
-        gram = moments.gram if mean is None else moments.scatter
-        alive, safe = _alive(gram.diagonal(dim1=1, dim2=2).sum(dim=1), moments, mean)
-        kernel = gram / safe
-        return Factors(weight, alive, weight @ kernel, kernel, None, against, mean)
+        gram = moments.gram
+        scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
+        kernel = gram / _divisor(scale)
+        return Factors(weight, scale > 0, weight @ kernel, kernel, None)
     if rows is None:
         raise ValueError("the dual form needs the rows, and these moments hold only their scatter")
-    x = rows if mean is None else rows - mean[:, None]
-    alive, safe = _alive(x.square().sum(dim=(1, 2)), moments, mean)
-    return Factors(weight, alive, weight @ x.mT / safe, x @ x.mT / safe, x, None, mean)
+    scale = rows.square().sum(dim=(1, 2))
+    divisor = _divisor(scale)
+    return Factors(weight, scale > 0, weight @ rows.mT / divisor, rows @ rows.mT / divisor, rows)
 
 
-def _alive(scale: Tensor, moments: Moments, mean: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tell groups whose rows span anything, ``[groups]``, and return ‖X‖²_F to divide by, ``[groups, 1, 1]``."""
-    nothing = torch.zeros_like(scale) if mean is None else NO_SPREAD**2 * moments.n * mean.square().sum(dim=1)
-    alive = scale > nothing
-    return alive, torch.where(alive, scale, torch.ones_like(scale))[:, None, None]
-
-
-def _space(moments: Moments, centre: Tensor | None) -> Tensor:
-    """Return C of some rows ``[groups, d_in, d_in]``, around a centre ``[groups, d_in]`` or 0; 0 for a dead group."""
-    gram = moments.gram if centre is None else moments.around(centre)
-    scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return gram / torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+def _divisor(scale: Tensor) -> Tensor:
+    """Return ‖X‖²_F to divide by, ``[groups, 1, 1]``; 1 for a group whose rows are all zero."""
+    return torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
 
 
 def project(weight: Tensor, moments: Moments, alpha: float) -> Tensor:
@@ -268,8 +194,7 @@ def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
     directions : Tensor
         Eigenvectors as columns, ``[groups, d_in, k]``.
     """
-    scale = moments.trace
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
+    safe = _divisor(moments.trace)
     if moments.rows is not None:
         _, singular, directions = torch.linalg.svd(moments.rows, full_matrices=False)
         return (singular.square() / safe[..., 0]).clamp(0, 1).flip(-1), directions.mT.flip(-1)
@@ -290,8 +215,6 @@ def eigenvalues(moments: Moments) -> Tensor:
     Tensor
         r, ``[groups, k]`` ascending, clamped to [0, 1]; k as in `spectrum`.
     """
-    scale = moments.trace
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
-    rows = moments.rows
+    safe, rows = _divisor(moments.trace), moments.rows
     values: Tensor = torch.linalg.eigvalsh((moments.gram if rows is None else rows @ rows.mT) / safe)
     return values.clamp(0, 1)

@@ -177,7 +177,7 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
     options = CorrectOptions.of_arguments(given)
     samples = read_samples(verified, options.batch_size, options.progress, given["forward"])
     check_provable(len(samples), "nested", options)
-    more = {name: given[name] for name in ("moments", "forward", "suspects", "stored_as")}
+    more = {name: given[name] for name in ("moments", "forward", "stored_as")}
     with (
         torch.inference_mode(False),
         seeded(options.seed),

@@ -73,14 +73,13 @@ def begin(
     folds: int | None,
     moments: str | Path | SavedMoments | None = None,
     forward: Forward | None = None,
-    suspects: Any = None,
     stored_as: Mapping[str, torch.dtype] | None = None,
 ) -> Iterator[Start]:
     """Check what was given, and run a copy of the model once over the samples.
 
     Parameters
     ----------
-    model, verified, moments, forward, suspects, stored_as
+    model, verified, moments, forward, stored_as
         As in `verifix.correct`.
     options
         Its settings.
@@ -92,8 +91,7 @@ def begin(
     Start
         Copy, samples, stages and moments. The copy is lent until the end, and still has its weights then.
     """
-    extra = {"affine": options.affine, "contrast": options.contrast}
-    stages = stages_of(options.stages, {"project": extra} if options.affine or suspects is not None else {})
+    stages = stages_of(options.stages)
     model = unwrapped(model)
     check_model(model)
     refuse_corrected(tensors_of(model))
@@ -102,19 +100,14 @@ def begin(
         saved.check_origin(options.verified_from)
     samples = read_samples(verified, options.batch_size, options.progress, forward)
     check_enough(samples, options)
-    suspected = read_suspects(suspects, samples, saved, options, forward)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
-        provenance |= {
-            "suspects": 0 if suspected is None else len(suspected),
-            "suspects_sha256": None if suspected is None else suspected.digest(),
-        }
         outputs = check_outputs(model, work, where, samples)
         provenance["classes_without_samples"] = check_classes(samples, outputs, options)
         provenance["notes"] = look_over(work, where, samples, options)
         members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
         digest, dtypes = provenance["model_sha256"], stored_as or {}
-        whole = prepare(work, where, samples, options, members, saved, digest, dtypes, suspected)
+        whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
         yield Start(work, samples, stages, whole, provenance)
 
 
@@ -176,7 +169,6 @@ def prepare(
     saved: SavedMoments | None,
     digest: str,
     stored_as: Mapping[str, torch.dtype],
-    suspects: Samples | None = None,
 ) -> Context:
     """Run the one pass over all samples.
 
@@ -196,8 +188,6 @@ def prepare(
         Digest of the uncorrected model; see `model_digest`.
     stored_as
         Dtypes, by parameter name, to round new weights to.
-    suspects
-        Samples whose labels are suspected to be wrong, or None.
 
     Returns
     -------
@@ -220,55 +210,9 @@ def prepare(
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
         earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
-    if suspects is not None:
-        all_of_them, _ = collect_and_try(work, where, suspects, [range(len(suspects))], options)
-        collected = replace(collected, suspects=all_of_them.folds[0])
 
     run = (collected, earlier, size, where, selection, options.padding)
     return Context(work, samples, folds, range(len(folds)), *run, stored_as=stored_as, seed=options.seed)
-
-
-def read_suspects(
-    suspects: Any, samples: Samples, saved: SavedMoments | None, options: CorrectOptions, forward: Forward | None
-) -> Samples | None:
-    """Read suspected samples, whose labels do not matter.
-
-    Parameters
-    ----------
-    suspects
-        Samples in any form that the verified ones may have, or inputs ``[n, ...]`` alone; None for none.
-    samples
-        The verified samples.
-    saved
-        Moments of earlier verified samples, or None.
-    options
-        The settings.
-    forward
-        As in `Samples`.
-
-    Returns
-    -------
-    Samples or None
-        The samples, with 0 for every label; None if there are none.
-
-    Raises
-    ------
-    DataError
-        If some of them are verified: a sample is suspected or verified, not both.
-    """
-    if suspects is None:
-        return None
-    if isinstance(suspects, Tensor) and suspects.ndim:
-        suspects = suspects, torch.zeros(len(suspects), dtype=torch.int64)
-    try:
-        found = read_samples(suspects, options.batch_size, options.progress, forward)
-    except VerifixError as error:
-        raise type(error)(f"suspects: {error}") from None
-    verified = {*samples.digests, *(saved.digests if saved is not None else ())}
-    both = sum(digest in verified for digest in found.digests)
-    if both:
-        raise DataError(f"{both} of the {len(found)} suspects are among the verified samples; give only the others")
-    return replace(found, labels=torch.zeros_like(found.labels))
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:

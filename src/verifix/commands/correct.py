@@ -140,11 +140,10 @@ def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, comman
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
-    apart = {"device", "suspects", "moments"}
+    apart = {"device", "moments"}
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
-    suspects = None if command.suspects is None else open_data(command.suspects, command, inputs.preparation)
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    return settings | {"suspects": suspects, "moments": inputs.earlier, "stored_as": stored_as}
+    return settings | {"moments": inputs.earlier, "stored_as": stored_as}
 
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
@@ -202,7 +201,6 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
         command.trusted,
         command.test,
         command.moments,
-        command.suspects,
     ]
     checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
 

@@ -141,7 +141,7 @@ def files_read(command: CorrectCommand) -> dict[str, dict[str, str | None]]:
     """Return what a command reads, with the SHA-256 of each file; None for a folder."""
     paths = {
         name: getattr(command, name)
-        for name in ("checkpoint", "verified", "trusted", "test", "suspects", "moments")
+        for name in ("checkpoint", "verified", "trusted", "test", "moments")
         if getattr(command, name) is not None
     }
     return {name: {"path": str(path), "sha256": _digest(path)} for name, path in paths.items()}

@@ -18,9 +18,6 @@ VERIFIED_FROM = ("unseen", "training", "trusted")
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""
 
-MOST_CONTRAST = 1e5
-"""With the largest strength of the grid, the projection's system then still is positive definite in float64."""
-
 
 @dataclass(frozen=True)
 class CorrectOptions:
@@ -55,13 +52,6 @@ class CorrectOptions:
         A moments file of earlier verified samples, to be counted as well.
     padding
         Whether token ids that contain the model's pad id need a mask of the padding; --no-padding if they need none.
-    affine
-        Centre the projection: take the mean of each layer's inputs off before, and let its bias make up for it.
-    suspects
-        Samples whose labels are suspected to be wrong, and none of the verified ones; the projection shrinks what
-        they excite. Their labels are not used.
-    contrast
-        Weight of the suspected samples, above 0.
     check_labels
         Whether to stop if the predictions fit another order of the labels far better, or one input has two labels;
         --no-check-labels if they are right all the same.
@@ -81,9 +71,6 @@ class CorrectOptions:
     verified_from: Literal["unseen", "training", "trusted"] = "unseen"
     moments: str | None = None
     padding: bool = True
-    affine: bool = False
-    suspects: str | None = None
-    contrast: float = 1.0
     check_labels: bool = True
     progress: bool = True
 
@@ -92,15 +79,8 @@ class CorrectOptions:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if self.alpha != "auto" and not (number and 0 < self.alpha < math.inf):
             raise UsageError(f"alpha is {self.alpha!r}; it must be a finite number above 0, or 'auto'")
-        number = isinstance(self.contrast, (int, float)) and not isinstance(self.contrast, bool)
-        if not number or not 0 < self.contrast <= MOST_CONTRAST:
-            raise UsageError(
-                f"contrast is {self.contrast!r}; it must be a number above 0, up to {MOST_CONTRAST:g}; "
-                "for no contrast, give no suspects"
-            )
-        for name in ("affine", "check_labels"):
-            if not isinstance(getattr(self, name), bool):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        if not isinstance(self.check_labels, bool):
+            raise UsageError(f"check_labels is {self.check_labels!r}; it must be True or False")
         if not whole(self.folds) or self.folds < 2:
             raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
         check_seed(self.seed)
@@ -129,7 +109,7 @@ class CorrectOptions:
         CorrectOptions
             The settings, checked.
         """
-        own = {field.name: arguments[field.name] for field in fields(cls) if field.name != "suspects"}
+        own = {field.name: arguments[field.name] for field in fields(cls)}
         moments = own["moments"]
         own["moments"] = str(moments) if isinstance(moments, (str, Path)) else None
         own |= {name: patterns(own[name]) for name in ("include", "exclude")}

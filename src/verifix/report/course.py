@@ -127,7 +127,6 @@ def _layer(row: Mapping[str, Any], most: float, result: Mapping[str, Any]) -> di
         "change": percent(None if change is None else 100 * change),
         "bar": f"{100 * (change or 0) / most:.1f}",
         "steps": "; ".join(steps),
-        "centring": row.get("centring") or "",
     }
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from verifix.errors import UsageError
 from verifix.stages.base import Context, Cost, Stage
 from verifix.stages.finetune import FineTune
 from verifix.stages.layerwise import Layerwise
 from verifix.stages.linear_probe import LinearProbe
-from verifix.stages.project import Project, centring
+from verifix.stages.project import Project
 from verifix.stages.recalibrate import Recalibrate
 from verifix.stages.refit import Refit
 
-STAGES: Mapping[str, Callable[..., Stage]] = {
+STAGES: Mapping[str, Callable[[], Stage]] = {
     stage.name: stage for stage in (Project, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
 }
 """Every stage by name, in the order in which a recipe runs them."""
@@ -23,15 +22,13 @@ RECIPES: Mapping[str, tuple[str, ...]] = {"verifix": ("project",), "auto": tuple
 """Named recipes: which stages, in which order."""
 
 
-def stages_of(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> list[Stage]:
+def stages_of(recipe: str) -> list[Stage]:
     """Return the stages of a recipe, in order.
 
     Parameters
     ----------
     recipe
         A name from `RECIPES`, or stage names joined by commas.
-    settings
-        What stages are built with, by stage name.
 
     Returns
     -------
@@ -41,7 +38,7 @@ def stages_of(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = No
     Raises
     ------
     UsageError
-        If a name is unknown, or there twice, or a stage with settings is not in the recipe.
+        If a name is unknown, or there twice.
     """
     names = RECIPES.get(recipe) or tuple(str(recipe).split(","))
     for name in names:
@@ -50,10 +47,7 @@ def stages_of(recipe: str, settings: Mapping[str, Mapping[str, Any]] | None = No
                 f"recipe is {recipe!r}; it must be {' or '.join(map(repr, RECIPES))}, or stages among "
                 f"{', '.join(STAGES)}, each once, joined by commas"
             )
-    for name, own in (settings or {}).items():
-        if name not in names:
-            raise UsageError(f"{' and '.join(own)} are settings of the stage {name!r}, which recipe {recipe!r} lacks")
-    return [STAGES[name](**(settings or {}).get(name, {})) for name in names]
+    return [STAGES[name]() for name in names]
 
 
-__all__ = ["RECIPES", "STAGES", "Context", "Cost", "Project", "Stage", "centring", "stages_of"]
+__all__ = ["RECIPES", "STAGES", "Context", "Cost", "Project", "Stage", "stages_of"]

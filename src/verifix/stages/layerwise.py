@@ -56,9 +56,6 @@ class Layerwise:
             return "it refines the projection, and no projection was kept"
         if set(context.strengths) != {"project"}:
             return "it must come right after the projection, which it replaces"
-        plain = {name for layer in context.layers for name in layer.parameters}
-        if context.collected.suspects or not context.update.keys() <= plain:
-            return "it refines the projection of the paper, and that was centred or told of suspected samples"
         if len(context.members) < 3:
             return "it needs 3 folds or more"
         return ""
