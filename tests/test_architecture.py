@@ -38,7 +38,6 @@ ORDER = [
     "borrow",
     "finite",
     "constants",
-    "following",
     "capture",
     "moments",
     "projection",

@@ -4,6 +4,7 @@ import gc
 import random
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import verifix
 from tests.cases import Bare, captured, projected, slow_projection, small_data, small_net
 from verifix import DataError, UsageError
 from verifix.borrow import borrowed
-from verifix.capture import Selection, intercepting
+from verifix.capture import Bias, Selection, intercepting
 from verifix.layers import KINDS, Product, register
 from verifix.layers.linear import Linear
 
@@ -460,3 +461,75 @@ def test_captures_leave_no_memory_behind():
         captured(model, x)
     gc.collect()
     assert sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()) <= count
+
+
+class Biased(nn.Module):
+    """Every kind of layer that adds a bias to its outputs, and some that only seem to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, 1, groups=2)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4))
+        self.up, self.pair = nn.ConvTranspose1d(4, 4, 1), nn.Bilinear(4, 4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.conv(x).mT
+        x = self.rnn(self.attention(x, x, x)[0])[0]
+        x = torch.addmm(self.bias, x.flatten(0, 1), self.weight).reshape(x.shape)
+        x = self.up(x.mT).mean(2)
+        return self.head(self.pair(x, x))
+
+
+def biases(model: nn.Module, x: torch.Tensor) -> dict[str, list[Bias]]:
+    _, census = captured(model, x)
+    found: dict[str, list[Bias]] = {}
+    for layer, bias in census.biases.items():
+        found.setdefault(layer.parameter, []).append(bias)
+    return found
+
+
+def test_the_bias_of_a_layer_is_a_run_of_a_parameter():
+    bias = Bias("b", 2, 3)
+    assert replace(bias, start=1).view(torch.arange(9.0)).tolist() == [1, 2, 3]
+    assert biases(Biased().eval(), torch.randn(3, 4, 5)) == {
+        "conv.weight": [Bias("conv.bias", 0, 4)],
+        "attention.in_proj_weight": [Bias("attention.in_proj_bias", 0, 12)],
+        "attention.out_proj.weight": [Bias("attention.out_proj.bias", 0, 4)],
+        "rnn.weight_ih_l0": [Bias("rnn.bias_ih_l0", 0, 16)],
+        "rnn.weight_hh_l0": [Bias("rnn.bias_hh_l0", 0, 16)],
+        "weight": [Bias("bias", 0, 4)],
+        "head.weight": [Bias("head.bias", 0, 3)],
+    }
+
+
+class Odd(nn.Module):
+    """A layer whose bias is not its own alone, or that has none."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.none = nn.Linear(4, 4, bias=False)
+        self.one = nn.Parameter(torch.ones(1))
+        self.head = nn.Linear(4, 3)
+        if way == "tied":
+            self.second.bias = self.first.bias
+
+    def forward(self, x):
+        if self.way == "tied":
+            return self.head(self.second(self.first(x)))
+        if self.way == "with and without":
+            return self.head(self.first(x) + F.linear(x, self.first.weight))
+        if self.way == "scalar":
+            return self.head(F.linear(x, self.first.weight, self.one.expand(4)) + F.linear(x, self.none.weight))
+        if self.way == "alpha":
+            return self.head(torch.addmm(self.first.bias, x, self.first.weight, alpha=2))
+        return self.head(self.none(x))
+
+
+@pytest.mark.parametrize("way", ["tied", "with and without", "scalar", "alpha", "none"])
+def test_a_bias_that_is_shared_or_not_always_added_is_not_a_layers_own(way):
+    assert biases(Odd(way).eval(), torch.randn(3, 4)) == {"head.weight": [Bias("head.bias", 0, 3)]}

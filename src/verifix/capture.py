@@ -26,7 +26,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from verifix.borrow import out_of_memory, storage_of, tensors_in
 from verifix.constants import Constants
 from verifix.errors import DataError, UsageError, VerifixError
-from verifix.following import BatchNorm, Followed
 from verifix.layers import KINDS, LayerKind, Product
 from verifix.padding import RunningBatch, watching_padding
 from verifix.reasons import MULTIPLY_NOT, explained, fixed_reasons
@@ -249,10 +248,6 @@ class Census:
         How often each parameter has met inputs that no sample has a part in, in the batch that runs.
     added
         What has been added to each layer's outputs, call by call; None for calls that added no parameter.
-    followed
-        What has read each layer's results.
-    repeated
-        Layers that have met the same rows in every batch, weighted by the number of samples.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -262,8 +257,6 @@ class Census:
     failures: dict[str, str] = field(default_factory=dict)
     calls: dict[tuple[str, ...], int] = field(default_factory=dict)
     added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
-    followed: Followed[Layer] = field(default_factory=Followed)
-    repeated: set[Layer] = field(default_factory=set)
 
     @property
     def biases(self) -> dict[Layer, Bias]:
@@ -279,46 +272,8 @@ class Census:
         """Get ready for the next batch, of this many samples."""
         self.batch.begin(samples)
         self.calls.clear()
-        self.followed.forget()
         if self.index is not None:
             self.index.forget_normed()
-
-    def shifts(self, model: nn.Module) -> dict[Layer, Bias | BatchNorm | str]:
-        """Say where constants added to a layer's outputs can be kept.
-
-        Parameters
-        ----------
-        model
-            The model that ran.
-
-        Returns
-        -------
-        dict
-            For each layer its bias, or the batch normalisation that takes its results and whose β can take them up;
-            or the reason why there is no such place.
-        """
-        parameters = ParameterIndex(model).parameters
-        shared, norms, own = partly_shared(parameters), self.followed.norms(), self.biases
-        every = [(layer, norm) for layer, readers in self.followed.readers.items() for norm in readers if norm]
-        of_norms = [(layer, Bias(norm.bias, 0, parameters[norm.bias].numel())) for layer, norm in every]
-        claims: dict[str, list[tuple[Layer, Bias]]] = {}
-        for layer, bias in of_norms + [(layer, b) for layer, found in self.added.items() for b in found if b]:
-            claims.setdefault(bias.parameter, []).append((layer, bias))
-        places = {layer: bias for layer, bias in of_norms if layer in norms} | own
-
-        def place(layer: Layer) -> Bias | BatchNorm | str:
-            if layer in self.repeated:
-                return "its rows do not come from the samples alone"
-            if layer not in places:
-                return "it has neither a bias nor a batch normalisation of its own"
-            bias = places[layer]
-            others = any(owner != layer and _overlap(bias, claim) for owner, claim in claims[bias.parameter])
-            fits = bias.length == _outputs(layer)
-            if others or not fits or bias.parameter in self.used_by or bias.parameter in shared:
-                return f"{bias.parameter} has other uses, too"
-            return bias if layer in own else norms[layer]
-
-        return {layer: place(layer) for layer in self.layers}
 
     def note_use(self, parameter: str, function: str) -> None:
         """Remember that a function without an adapter used a parameter."""
@@ -522,14 +477,6 @@ class ParameterIndex:
             self._normed[storage_of(weight)] = Normed(weight, names[0], names[1], dim)
         return whole
 
-    def whole(self, tensor: Tensor) -> str | None:
-        """Return the name of the parameter or buffer that the tensor is, not only a part of; or None."""
-        name = self.find(tensor)
-        if name is None:
-            return next((name for name, buffer in self.model.named_buffers() if buffer is tensor), None)
-        same = self.parameters[name].data_ptr() == tensor.data_ptr() and self.parameters[name].shape == tensor.shape
-        return name if same else None
-
     def forget_normed(self) -> None:
         """Let the weights of the last run go."""
         self._normed.clear()
@@ -559,17 +506,13 @@ class _Interceptor(TorchFunctionMode):
         names = self.index.names_of(tensors)
         constant = self.constants.holds(tensors)
         self.depth += 1
-        seen: list[tuple[Layer, Product]] = []
+        understood: set[str] = set()
         try:
-            taken_up = self.census.followed.note_call(func, args, kwargs, tensors, self.index.whole)
             if func in KINDS and names:
-                seen = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
+                understood = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
             result = func(*args, **kwargs)
         finally:
             self.depth -= 1
-        for layer, product in seen:
-            self.census.followed.note_result(layer, result, product.axis)
-        understood = {layer.parameter for layer, _ in seen} | self._biases(seen) | {taken_up}
         self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *_of_weight_norm(*args, **kwargs)):
             return result
@@ -580,14 +523,14 @@ class _Interceptor(TorchFunctionMode):
 
     def _record(
         self, kind: LayerKind, args: Any, kwargs: Any, tensors: Sequence[Tensor], *, constant: bool
-    ) -> list[tuple[Layer, Product]]:
-        """Hand on the rows of every product; return the products that are layers."""
-        keep, times, repeated = self.census.batch.keep, 1, False
+    ) -> set[str]:
+        """Hand on the rows of every product; return the parameters whose use that explains."""
+        keep, times = self.census.batch.keep, 1
         if constant and self._carries_samples(tensors):
             keep = keep and keep.for_constants()
         elif constant:  # the same rows come with every batch, whatever its size
-            keep, times, repeated = None, self.census.batch.samples or 1, True
-        seen: list[tuple[Layer, Product]] = []
+            keep, times = None, self.census.batch.samples or 1
+        understood: set[str] = set()
         try:
             for product in kind.products(args, kwargs, keep):
                 name = self.index.find(product.weight)
@@ -597,23 +540,15 @@ class _Interceptor(TorchFunctionMode):
                     continue  # the same memory, read as other numbers
                 layer = self._layer(kind, name, product)
                 self.census.added.setdefault(layer, set()).add(self._bias(product))
-                if repeated:
-                    self.census.repeated.add(layer)
                 self._hand_on(layer, product, times)
-                seen.append((layer, product))
+                understood.add(name)
         except VerifixError:
             raise
         except Exception as error:
             if out_of_memory(error):
                 raise
             self.census.note_failure(self.index.names_of(tensors), kind.name, error)
-        return seen
-
-    def _biases(self, seen: Sequence[tuple[Layer, Product]]) -> set[str]:
-        """Return the parameters of one dimension that a call adds, in whole or in parts, to its layers' outputs."""
-        found = (self._bias(product) for _, product in seen)
-        names = {bias.parameter for bias in found if bias is not None}
-        return {name for name in names if self.index.parameters[name].ndim == 1}
+        return understood
 
     def _bias(self, product: Product) -> Bias | None:
         """Name the parameter that a product adds to its outputs, if that is what it adds."""
@@ -682,7 +617,6 @@ class _Witness(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.interceptor.depth == 0:
-            self.interceptor.census.followed.note_other((args, kwargs))
             for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):
                 if not self.interceptor._only_looks(name, func, result):
                     self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")
@@ -713,16 +647,6 @@ def partly_shared(parameters: Mapping[str, Tensor]) -> dict[str, str]:
             if start < end:
                 reasons |= {first: f"shares memory with {second!r}", second: f"shares memory with {first!r}"}
     return reasons
-
-
-def _overlap(a: Bias, b: Bias) -> bool:
-    return a.start < b.start + b.length and b.start < a.start + a.length
-
-
-def _outputs(layer: Layer) -> int:
-    """Return how many outputs a layer has, over all groups."""
-    matrix = kind_of(layer).matrix(torch.empty(layer.shape, device="meta"), layer.groups)
-    return int(matrix.shape[:2].numel())
 
 
 def _of_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor, int]:

@@ -18,7 +18,6 @@ from verifix.capture import Account, Bias, Census, Layer, Selection, interceptin
 from verifix.errors import CheckpointError, DataError, UsageError
 from verifix.files import read_safetensors, write_safetensors
 from verifix.finite import check_finite, first_tensor
-from verifix.following import BatchNorm
 from verifix.layers import AmbiguousBatchError
 from verifix.moments import Moments, merge
 from verifix.options import VERIFIED_FROM
@@ -44,10 +43,6 @@ class Collected:
         Indices of the largest batch with padding; empty if there was none.
     biases
         The bias of each layer that has one of its own.
-    shifts
-        For each layer, where constants added to its outputs can be kept, or why nowhere; see `Census.shifts`.
-    suspects
-        Moments by layer of samples whose labels are suspected to be wrong; empty if there are none.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -55,8 +50,6 @@ class Collected:
     digests: frozenset[bytes] = field(default_factory=frozenset)
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
-    shifts: Mapping[Layer, Bias | BatchNorm | str] = field(default_factory=dict)
-    suspects: Mapping[Layer, Moments] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -138,16 +131,14 @@ def collect(
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
-    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.shifts(model))
+    return Collected(tuple(tables), accounts, digests, padded, census.biases)
 
 
 def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels))
     try:
-        output = run_model(model, to_device(batch.inputs, device), samples.forward)
-        census.followed.note_other(output)
-        logits = first_tensor(output)
+        logits = first_tensor(run_model(model, to_device(batch.inputs, device), samples.forward))
         if isinstance(logits, Tensor) and not logits.is_nested:
             check_finite(logits, batch.indices)
     except AmbiguousBatchError:

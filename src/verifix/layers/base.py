@@ -33,9 +33,6 @@ class Product:
         parameter is then no layer.
     bias
         What the call adds to every row's outputs, ``[groups · d_out]``; None if it adds nothing, or not just that.
-    axis
-        Axis of the function's result along which the outputs lie, groups · d_out of them in order; None if they lie
-        along none, or other things are added up with them.
     """
 
     weight: Tensor
@@ -43,7 +40,6 @@ class Product:
     rows: Callable[[], Iterator[Tensor]]
     partner: Tensor | None = None
     bias: Tensor | None = None
-    axis: int | None = None
 
 
 class LayerKind(Protocol):

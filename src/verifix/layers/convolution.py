@@ -56,7 +56,7 @@ class Convolution(_Spatial):
             wanted = None if keep is None else kept_positions(keep, x, *geometry)
             yield from unfold(x, *geometry, groups, wanted)
 
-        yield Product(weight, groups, rows, bias=call.get("bias"), axis=-1 - self.dimensions)
+        yield Product(weight, groups, rows, bias=call.get("bias"))
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
         """Return ``[groups, C_out / groups, C_in / groups · k₁ · …]``."""

@@ -26,7 +26,7 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight, bias = call["input"], call["weight"], call.get("bias")
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias, axis=-1)
+        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias)
 
 
 class Matmul(RowMajor):
