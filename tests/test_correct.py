@@ -16,7 +16,7 @@ from verifix import CheckpointError, DataError, NoLayersError, UsageError
 from verifix.capture import rounded_once
 from verifix.demo import digits
 from verifix.files import read_safetensors, write_safetensors
-from verifix.projection import project
+from verifix.projection import prepare
 from verifix.samples import read_samples, split_folds
 from verifix.scoring import cross_entropy, tempered_cross_entropy
 
@@ -335,7 +335,7 @@ def test_half_precision_weights_are_corrected_in_float64_and_rounded_once():
     x = x.to(torch.bfloat16)
     correction = verifix.correct(model, (x, y), alpha=30, progress=False)
     (first,) = [m for layer, m in captured(model, x)[0].items() if layer.parameter == "0.weight"]
-    exact = project(model[0].weight.detach()[None].double(), first, 30.0)[0]
+    exact = prepare(model[0].weight.detach()[None].double(), first).project(30.0)[0]
     assert correction.corrected["0.weight"].dtype == torch.bfloat16
     assert torch.equal(correction.corrected["0.weight"], rounded_once(exact, torch.bfloat16))
 
@@ -360,7 +360,7 @@ def test_weights_that_are_stored_in_half_precision_are_rounded_once_and_scored_s
     stored = dict.fromkeys(dict(model.named_parameters()), torch.bfloat16)
     half = verifix.correct(model, (x, y), alpha=30, stored_as=stored, progress=False)
     (first,) = [m for layer, m in captured(model, x)[0].items() if layer.parameter == "0.weight"]
-    exact = project(model[0].weight.detach()[None].double(), first, 30.0)[0]
+    exact = prepare(model[0].weight.detach()[None].double(), first).project(30.0)[0]
     found = half.corrected["0.weight"]
     assert found.dtype == torch.float32
     assert torch.equal(found, rounded_once(exact, torch.bfloat16).float())

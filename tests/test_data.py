@@ -24,8 +24,6 @@ from verifix.io.preprocessing import Preparation, prepare
 from verifix.options import DataOptions
 from verifix.samples import read_samples
 
-SIXTEEN = DataOptions(size=16)
-
 
 def named(names, **options) -> tuple[DataOptions, Preparation]:
     """Options, and a preparation of images for a model with class names."""
@@ -250,7 +248,7 @@ def test_manifests_of_embedded_images_keep_row_and_label_together(tmp_path):
 # The Hugging Face formats
 
 
-def saved(path: Path, names=tiny.NAMES, n: int = 6, upside_down: bool = False):
+def saved(path: Path, names=tiny.NAMES, n: int = 6):
     import datasets
 
     images = [tiny.picture(tiny.NAMES[i % 3], i, (10, 14)) for i in range(n)]

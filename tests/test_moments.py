@@ -113,11 +113,6 @@ def test_effective_rank():
     assert float(Moments(few).effective_rank) == pytest.approx(float(Moments(few).condense_().effective_rank))
 
 
-def test_memory_is_that_of_the_smaller_form():
-    assert Moments(torch.ones(1, 3, 8)).nbytes == 3 * 8 * 8
-    assert Moments(torch.ones(1, 300, 8)).nbytes == 8 * 8 * (8 + 1)  # and the mean
-
-
 def test_a_not_finite_row_shows_in_the_trace():
     for n in (2, 20):
         rows = torch.ones(1, n, 4)

@@ -208,7 +208,6 @@ EVIL_CONFIG = json.dumps(
 )
 RAW = pickle.dumps(mkdir())
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EndProlog\nshowpage\n%%EOF\n"
-BIN = pickle.dumps(mkdir(), 2)
 PNG = tiny.png("red")
 YAML = f"alpha: !!python/object/apply:os.mkdir [{MARK}]\n"
 LAYERS = [

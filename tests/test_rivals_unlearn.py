@@ -23,7 +23,7 @@ from tests.stage_cases import inputs_of, memorised, same
 from verifix.borrow import borrowed, copy_model
 from verifix.capture import read_matrix
 from verifix.collect import collect
-from verifix.projection import project
+from verifix.projection import prepare
 from verifix.samples import read_samples
 from verifix.scoring import cross_entropy
 from verifix.stages.finetune import Training
@@ -367,7 +367,7 @@ def test_published_is_the_projection_in_float32(alpha, fold):
             assert set(found) == {layer.parameter for layer in context.layers}
             for layer in context.layers:
                 weight = read_matrix(layer, context.parameter)
-                expected = project(weight, moments[layer], alpha)
+                expected = prepare(weight, moments[layer]).project(alpha)
                 new = read_matrix(layer, found.__getitem__)
                 # A large α keeps next to everything; that it still changes something is seen where it changes most.
                 assert float((new - weight).norm()) > 1e-6 or alpha == ALPHAS[-1]
@@ -448,7 +448,7 @@ def test_the_oracle_takes_the_best_alpha_for_the_true_labels_of_the_training_sam
                 twin = copy_model(model)
                 for layer in context.layers:
                     weight = read_matrix(layer, context.parameter)
-                    new = project(weight, moments[layer], alpha)
+                    new = prepare(weight, moments[layer]).project(alpha)
                     twin.get_parameter(layer.parameter).data.copy_(new[0])
                 right.append(int((twin(data(60, 2)[0]).argmax(dim=1) == case.truth).sum()))
             assert oracle.settled == Wide.alphas[right.index(max(right))]

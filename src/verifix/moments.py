@@ -90,12 +90,6 @@ class Moments:
         squares = inner.square().sum(dim=(1, 2))
         return torch.where(squares > 0, self.trace.square() / squares, torch.zeros_like(squares))
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        held = [self._scatter, self._mean] if self._scatter is not None else self._rows or []
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
     def add_(self, rows: Tensor) -> Moments:
         """Take in further rows.
 

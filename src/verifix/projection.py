@@ -158,52 +158,8 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
 
 
-def project(weight: Tensor, moments: Moments, alpha: float) -> Tensor:
-    """Return W P for one layer.
-
-    Parameters
-    ----------
-    weight
-        W, ``[groups, d_out, d_in]``.
-    moments
-        Moments of the layer's rows.
-    alpha
-        The strength α, above 0. Large α tends to the projector onto the span of the rows, not to the identity.
-
-    Returns
-    -------
-    Tensor
-        W P, ``[groups, d_out, d_in]``, float64.
-    """
-    return prepare(weight, moments).project(check_alpha(alpha))
-
-
-def spectrum(moments: Moments) -> tuple[Tensor, Tensor]:
-    """Return the spectral form of C, for looking at.
-
-    Parameters
-    ----------
-    moments
-        Moments of a layer's rows.
-
-    Returns
-    -------
-    r : Tensor
-        Eigenvalues, ``[groups, k]`` ascending, clamped to [0, 1]; all zero for a dead group. k is ``d_in``, or n
-        while the rows are held (the other eigenvalues are zero).
-    directions : Tensor
-        Eigenvectors as columns, ``[groups, d_in, k]``.
-    """
-    safe = _divisor(moments.trace)
-    if moments.rows is not None:
-        _, singular, directions = torch.linalg.svd(moments.rows, full_matrices=False)
-        return (singular.square() / safe[..., 0]).clamp(0, 1).flip(-1), directions.mT.flip(-1)
-    r, directions = torch.linalg.eigh(moments.gram / safe)
-    return r.clamp(0, 1), directions
-
-
 def eigenvalues(moments: Moments) -> Tensor:
-    """Return the eigenvalues of C alone, which takes a fraction of the time of `spectrum`.
+    """Return the eigenvalues of C.
 
     Parameters
     ----------
@@ -213,7 +169,8 @@ def eigenvalues(moments: Moments) -> Tensor:
     Returns
     -------
     Tensor
-        r, ``[groups, k]`` ascending, clamped to [0, 1]; k as in `spectrum`.
+        r, ``[groups, k]`` ascending, clamped to [0, 1]; all zero for a dead group. k is ``d_in``, or n while the rows
+        are held (the other eigenvalues are zero).
     """
     safe, rows = _divisor(moments.trace), moments.rows
     values: Tensor = torch.linalg.eigvalsh((moments.gram if rows is None else rows @ rows.mT) / safe)
