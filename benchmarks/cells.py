@@ -20,11 +20,11 @@ from benchmarks.methods import METHODS
 from benchmarks.methods.base import answered
 from benchmarks.noise import realised
 from benchmarks.tasks import case
-from verifix.collect import model_digest
-from verifix.files import write_atomically
+from verifix.losses import correct_or_not
+from verifix.model.samples import Samples
+from verifix.model.tensors import model_digest
 from verifix.proof import predicted
-from verifix.samples import Samples
-from verifix.scoring import correct_or_not
+from verifix.storage.atomic import write_atomically
 
 FOLDER = Path("benchmarks/results/cells")
 

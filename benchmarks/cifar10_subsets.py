@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from verifix import correct
-from verifix.borrow import borrowed
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
 from verifix.io.models import build_model
-from verifix.options import DataOptions
-from verifix.samples import Samples, read_samples
-from verifix.scoring import correct_or_not, predict
+from verifix.io.options import DataOptions
+from verifix.losses import correct_or_not
+from verifix.model.borrow import borrowed
+from verifix.model.predict import predict
+from verifix.model.samples import Samples, read_samples
 
 SUBSETS, SIZE = 20, 100
 

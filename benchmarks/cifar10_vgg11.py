@@ -36,7 +36,7 @@ def run(recipe: str, files: dict[str, Path]) -> dict[str, Any]:
         ]
         start = time.perf_counter()
         with subprocess.Popen(
-            [sys.executable, "-m", "verifix.cli", *map(str, command)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "verifix", *map(str, command)], stdout=subprocess.PIPE, text=True
         ) as process:
             text = process.stdout.read() if process.stdout else ""
             _, status, usage = os.wait4(process.pid, 0)

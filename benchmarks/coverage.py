@@ -38,10 +38,10 @@ from benchmarks.coverage_table import write_tables
 from benchmarks.coverage_transformers import of_transformers, padded_text
 from benchmarks.coverage_uses import unchanged_without, watch
 from benchmarks.environment import environment
-from verifix.borrow import run_model
-from verifix.capture import Account
+from verifix.capture.census import Account
+from verifix.inspection import Survey
+from verifix.model.run import run_model
 from verifix.moments import Moments
-from verifix.survey import Survey
 
 OUT = Path("benchmarks/results/coverage.json")
 PAGE = Path("docs/coverage.md")

@@ -40,11 +40,11 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from verifix import Correction, SavedMoments, collect_moments, correct
-from verifix.commands.correct import output_of_moments, outputs_of
+from verifix.cli.commands.correct import output_of_moments, outputs_of
 from verifix.errors import VerifixError
-from verifix.files import write_together
-from verifix.io.checkpoints import read_checkpoint
-from verifix.staging import settle
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.storage.atomic import write_together
+from verifix.storage.transaction import settle
 
 OUT = Path("benchmarks/results/crashes.json")
 PAGE = os.sysconf("SC_PAGE_SIZE")

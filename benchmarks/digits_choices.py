@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from verifix import Correction, correct
-from verifix.demo import digits
-from verifix.demo.training import percent_right
-from verifix.scoring import Score, cross_entropy, tempered_cross_entropy
+from verifix.cli.demo import digits
+from verifix.cli.demo.training import percent_right
+from verifix.losses import Score, cross_entropy, tempered_cross_entropy
 
 OUT = Path("benchmarks/results/digits_choices.json")
 LOSSES: dict[str, Score] = {"tempered": tempered_cross_entropy, "plain": cross_entropy}

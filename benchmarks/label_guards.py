@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.environment import environment
-from verifix.demo.training import mlp, percent_right, train
-from verifix.guards import find_remapping, predicted_classes, watching_first_norm
+from verifix.capture.input_statistics import watching_first_norm
+from verifix.cli.demo.training import mlp, percent_right, train
+from verifix.evaluation.label_order import find_remapping
+from verifix.losses import predicted_classes
 
 OUT = Path("benchmarks/results/label_guards.json")
 SIZES = (50, 100, 200, 400, 700)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifix.demo.training import wrong_labels
+from verifix.cli.demo.training import wrong_labels
 from verifix.errors import UsageError
 
 KINDS = ("symmetric", "asymmetric", "hierarchical", "instance", "human")

@@ -11,8 +11,8 @@ every verified set; two strengths agree on as many as a correlation of 0.5 betwe
 a loss of 0.2 nats on average, a wrong one of 1.4, and where the answer stays the loss moves by 0.1 (standard
 deviation). These outcomes stand in for the inner cross-fitted scores, too.
 
-**The proof** is nested: in each of 5 outer folds the strength is chosen by the project's own rule (`verifix.strength`)
-on the other folds' samples, "no change" among the candidates; the held-out fold is answered under that choice; all
+**The proof** is nested: in each of 5 outer folds the strength is chosen by the project's own rule
+(`verifix.recipe.decision`) on the other folds' samples, "no change" among the candidates; the held-out fold is answered under that choice; all
 folds are pooled and `verifix.compare` gives the verdict. Accepted means "improved". Since every strength has the same
 truth, what is reported should be the truth times the share of folds that chose a strength: that is ``expected_gain``,
 and ``bias`` the difference.
@@ -43,8 +43,9 @@ import torch
 
 from benchmarks.environment import environment
 from verifix import class_weights, compare
-from verifix.evidence import THRESHOLD, Outcomes, mcnemar, mcnemar_power, moments_of, p_values, strata_of
-from verifix.strength import Listed, Scores, choose
+from verifix.evaluation.significance import THRESHOLD, Outcomes, mcnemar, mcnemar_power, moments_of, p_values, strata_of
+from verifix.recipe.candidates import Listed
+from verifix.recipe.decision import Scores, choose
 
 OUT = Path("benchmarks/results/proof_simulation.json")
 RUNS, SIZES, TRUTHS, STRENGTHS, FOLDS = 400, (50, 100, 200, 500, 1000), (0.0, -2.0, 3.0), 8, 5

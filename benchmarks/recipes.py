@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from verifix import correct
-from verifix.demo import digits, spiral
-from verifix.demo.training import percent_right, wrong_labels
+from verifix.cli.demo import digits, spiral
+from verifix.cli.demo.training import percent_right, wrong_labels
 
 OUT = Path("benchmarks/results/recipes.json")
 Pair = tuple[Tensor, Tensor]

@@ -49,14 +49,15 @@ from benchmarks.methods.base import Case
 from benchmarks.noise import Noise, noisy, realised
 from benchmarks.small_resnet import SmallResNet
 from benchmarks.texts_and_vit import Inputs, built, part
-from verifix.demo import digits, spiral
-from verifix.demo.training import mlp, train
+from verifix.cli.demo import digits, spiral
+from verifix.cli.demo.training import mlp, train
 from verifix.errors import UsageError
-from verifix.files import write_atomically
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
 from verifix.io.models import build_model
-from verifix.samples import Samples, read_samples, tensor_bytes
+from verifix.model.samples import Samples, read_samples
+from verifix.model.tensors import tensor_bytes
+from verifix.storage.atomic import write_atomically
 
 Pair = tuple[Inputs, Tensor]
 Rates = Mapping[str, tuple[float, ...]]

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.environment import environment
 from verifix import correct
-from verifix.demo import digits
-from verifix.demo.training import wrong_labels
+from verifix.cli.demo import digits
+from verifix.cli.demo.training import wrong_labels
 
 OUT = Path("benchmarks/results/texts_and_vit.json")
 PACKAGES = ("numpy", "sklearn", "matplotlib", "torch")

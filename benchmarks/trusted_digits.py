@@ -21,8 +21,8 @@ from torch import nn
 
 from benchmarks.environment import environment
 from verifix import correct, trust
-from verifix.demo import digits
-from verifix.demo.training import mlp, percent_right, train
+from verifix.cli.demo import digits
+from verifix.cli.demo.training import mlp, percent_right, train
 from verifix.options import TRUST_METHODS
 
 OUT = Path("benchmarks/results/trusted_digits.json")

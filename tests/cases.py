@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from verifix.borrow import borrowed
-from verifix.capture import Selection, intercepting, read_matrix, write_matrix
-from verifix.collect import add_rows
-from verifix.layers import RowMask
+from verifix.capture.collect import add_rows
+from verifix.capture.interceptor import intercepting
+from verifix.capture.kinds import RowMask
+from verifix.capture.layer import read_matrix, write_matrix
+from verifix.capture.selection import Selection
+from verifix.model.borrow import borrowed
 from verifix.projection import prepare
 
 ALPHAS = (1.0, 10.0, 1e2, 1e4, 1e6)

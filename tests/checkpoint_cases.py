@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from verifix.files import write_together
+from verifix.storage.atomic import write_together
 
 NET = """
 import torch

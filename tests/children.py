@@ -34,7 +34,7 @@ class Case:
     name: str
     folder: str
     words: list[str]
-    function: str = "verifix.cli:main"
+    function: str = "verifix.cli.main:main"
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,14 @@ def _function(name: str) -> Callable[[list[str]], object]:
 
 def main() -> None:
     cases = [Case(**case) for case in json.loads(sys.stdin.read())]
-    for module in ("verifix.cli", "verifix.commands", "verifix.io.datasets", "jsonargparse", "pyarrow.parquet", "PIL",
-                   *{case.function.partition(":")[0] for case in cases}):  # fmt: skip
+    ours = ("verifix.cli.main", "verifix.cli.commands", "verifix.io.data.open")
+    for module in (
+        *ours,
+        "jsonargparse",
+        "pyarrow.parquet",
+        "PIL",
+        *{case.function.partition(":")[0] for case in cases},
+    ):
         importlib.import_module(module)
     import torch
 

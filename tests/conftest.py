@@ -36,7 +36,7 @@ def _fixed_seed():
 def lend():
     """Make contexts on models that stay borrowed until the test ends."""
     from tests.stage_cases import context_of
-    from verifix.borrow import borrowed
+    from verifix.model.borrow import borrowed
 
     with ExitStack() as stack:
 

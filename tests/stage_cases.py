@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from verifix.capture import selection_of
-from verifix.collect import collect
-from verifix.samples import read_samples
-from verifix.scoring import cross_entropy
-from verifix.stages import Context
+from verifix.capture.collect import collect
+from verifix.capture.selection import selection_of
+from verifix.losses import cross_entropy
+from verifix.model.samples import read_samples
+from verifix.recipe.context import Context
 
 CPU = torch.device("cpu")
 

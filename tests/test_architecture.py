@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import subprocess
 import sys
@@ -10,155 +11,78 @@ from pathlib import Path
 import pytest
 
 import verifix
-from verifix.options import CorrectCommand, CorrectOptions
+from verifix.cli.options import CorrectCommand
+from verifix.options import CorrectOptions
 
 SOURCE = Path(verifix.__file__).parent
 
 ORDER = [
     "errors",
-    "options.checks",
-    "options.correct",
-    "options.trust",
-    "options.inputs",
-    "options.commands",
+    "losses",
+    "storage",
+    "moments",
     "options",
     "progress",
-    "forms",
-    "staging",
-    "files",
-    "layers.masks",
-    "layers.base",
-    "layers.linear",
-    "layers.convolution",
-    "layers.attention",
-    "layers.recurrent",
-    "layers",
-    "padding",
-    "reasons",
-    "borrow",
-    "finite",
-    "constants",
+    "model",
     "capture",
-    "moments",
     "projection",
-    "samples",
-    "collect",
-    "scoring",
-    "answers",
-    "measures",
-    "evidence",
-    "comparison",
-    "probe",
-    "gradients",
-    "strength",
-    "stages.base",
-    "stages.project",
-    "stages.layerwise",
-    "stages.recalibrate",
-    "stages.heads",
-    "stages.refit",
-    "stages.linear_probe",
-    "stages.finetune",
-    "stages",
-    "budget",
+    "recipe",
+    "evaluation",
     "correction",
-    "provenance",
-    "guards",
-    "setup",
-    "crossfit",
+    "preflight",
     "algorithm",
-    "proof",
-    "survey",
     "io",
-    "io.libraries",
-    "select",
-    "io.transformers_models",
-    "io.models",
-    "io.state",
-    "io.fit",
-    "io.folders",
-    "io.layouts",
-    "io.parts",
-    "io.records",
-    "io.checkpoints",
-    "io.restoring",
-    "io.notes",
-    "io.limit",
-    "io.labels",
-    "io.preprocessing",
-    "io.images",
-    "io.text",
-    "io.arrays",
-    "io.tables",
-    "io.manifests",
-    "io.saved_datasets",
-    "io.shards",
-    "io.natural_noise",
-    "io.cifar_n",
-    "io.datasets",
-    "io.predictions",
-    "report.result",
-    "report.words",
-    "report.charts",
-    "report.proof",
-    "report.course",
-    "report.page",
-    "report.card",
+    "proof",
+    "selection",
     "report",
-    "demo.outcome",
-    "demo.training",
-    "demo.pictures",
-    "demo.digits",
-    "demo.spiral",
-    "demo",
-    "commands.common",
-    "commands.record",
-    "commands.correct",
-    "commands.score",
-    "commands.compare",
-    "commands.inspect",
-    "commands.undo",
-    "commands",
+    "inspection",
     "cli",
     "__main__",
 ]
-"""Every module; each imports only from modules before it."""
+"""Packages and modules at the root; each imports only from itself and from those before it."""
+
+MODULES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") or "__init__"
-
-
-MODULES = {module_of(p): p for p in SOURCE.rglob("*.py") if p.name != "__init__.py" or p.parent != SOURCE}
-
-
-def imports_of(path: Path) -> set[str]:
+def imports_of(module: str) -> set[str]:
+    """Modules of verifix that a module imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("verifix"):
-            base = node.module.removeprefix("verifix").removeprefix(".")
-            for alias in node.names:
-                inner = f"{base}.{alias.name}".removeprefix(".")
-                found.add(inner if inner in MODULES else base)
-        elif isinstance(node, ast.Import):
-            found |= {a.name.removeprefix("verifix.") for a in node.names if a.name.startswith("verifix.")}
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("verifix."):
+            base = node.module.removeprefix("verifix.")
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys() or {base if base in MODULES else f"{base}.__init__"}
     return found
 
 
-def test_the_order_names_every_module():
-    assert sorted(ORDER) == sorted(MODULES)
+def test_the_order_names_every_package_and_module_at_the_root():
+    assert sorted(ORDER) == sorted({module.partition(".")[0] for module in MODULES} - {"__init__"})
+    assert sum("." not in module for module in MODULES) <= 14
+    assert sum((SOURCE / name).is_dir() for name in ORDER) <= 9
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_imports_only_from_modules_before_it(module):
-    allowed = set(ORDER[: ORDER.index(module)])
-    assert imports_of(MODULES[module]) <= allowed
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_go_one_way(room):
+    allowed = ORDER[: ORDER.index(room) + 1]
+    for module in MODULES:
+        if module.partition(".")[0] == room:
+            assert {other.partition(".")[0] for other in imports_of(module)} <= set(allowed), module
+
+
+def test_no_modules_import_each_other():
+    list(graphlib.TopologicalSorter({module: imports_of(module) for module in MODULES}).static_order())
+
+
+def test_every_package_says_what_it_is_for():
+    for folder in {path.parent for path in MODULES.values()} - {SOURCE}:
+        assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text())), folder
 
 
 def test_the_mathematics_knows_nothing_of_models():
-    assert imports_of(MODULES["moments"]) == set()
-    assert imports_of(MODULES["projection"]) == {"errors", "moments"}
-    assert imports_of(MODULES["strength"]) == set()
+    assert imports_of("moments") == set()
+    assert imports_of("projection") == {"errors", "moments"}
+    assert imports_of("losses") == {"errors"}
+    assert imports_of("recipe.decision") == {"recipe.candidates"}
 
 
 def run_python(code: str) -> str:
@@ -179,7 +103,7 @@ def test_importing_verifix_pulls_in_nothing_but_torch_and_numpy():
 def test_help_answers_without_torch():
     for arguments in (["--help"], ["correct", "--help"], ["--version"]):
         code = (
-            "import sys\nfrom verifix.cli import main\n"
+            "import sys\nfrom verifix.cli.main import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit as e:\n    assert not e.code\n"
             "print('torch' in sys.modules)"
         )

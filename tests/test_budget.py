@@ -10,10 +10,11 @@ import verifix
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import UsageError
-from verifix.budget import Pace, duration, estimate, measure
 from verifix.options import CorrectOptions
-from verifix.stages import STAGES, Cost
-from verifix.strength import Grid, Listed
+from verifix.progress import duration
+from verifix.recipe.budget import Pace, estimate, measure
+from verifix.recipe.candidates import Grid, Listed
+from verifix.recipe.stages import STAGES, Cost
 
 TIMES = {
     "90s": 90, "90 sec": 90, "5min": 300, "5 m": 300, "1h": 3600, "1.5H": 5400, "30": 30, " 2 min ": 120, 30: 30,

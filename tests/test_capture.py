@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 import verifix
 from tests.cases import Bare, captured, projected, slow_projection, small_data, small_net
 from verifix import DataError, UsageError
-from verifix.borrow import borrowed
-from verifix.capture import Bias, Selection, intercepting
-from verifix.layers import KINDS, Product, register
-from verifix.layers.linear import Linear
+from verifix.capture.interceptor import intercepting
+from verifix.capture.kinds import KINDS, Product, register
+from verifix.capture.kinds.linear import Linear
+from verifix.capture.layer import Bias
+from verifix.capture.selection import Selection
+from verifix.model.borrow import borrowed
 
 
 def statuses(model, x) -> dict[str, tuple[str, str]]:
@@ -439,7 +441,7 @@ def test_a_not_finite_activation_names_the_layer():
 
 
 def test_memory_of_rows_does_not_grow_with_the_batch():
-    from verifix.layers import unfold
+    from verifix.capture.kinds import unfold
 
     pieces = list(unfold(torch.randn(9, 2, 8, 8), (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 1, chunk_bytes=1))
     assert [p.shape for p in pieces] == [(1, 64, 18)] * 9

@@ -24,8 +24,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import verifix
 from tests.checkpoint_cases import ALPHA, NAMES, arguments, flat, same, samples, some_net, ties, write_with, write_world
-from verifix.cli import main
-from verifix.io.checkpoints import read_checkpoint
+from verifix.cli.main import main
+from verifix.io.checkpoints.checkpoint import read_checkpoint
 
 
 @dataclass
@@ -586,8 +586,8 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
 
     moments = {
         "copy": ("shutil.copy2", fail),
-        "write": ("verifix.io.parts.write_tensors_like", fail),
-        "read back": ("verifix.io.parts.read_safetensors", None),
+        "write": ("verifix.io.checkpoints.byte_layout.write_tensors_like", fail),
+        "read back": ("verifix.storage.tensors.read_safetensors", None),
         "flush": ("os.fsync", fail),
         "rename": ("pathlib.Path.rename", rename),
     }
@@ -599,7 +599,7 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         replacement = lambda _: (damaged, {})  # noqa: E731
     monkeypatch.setattr(name, replacement)
     if moment == "rename":  # as on a file system that cannot exchange two folders
-        monkeypatch.setattr("verifix.staging.exchange", lambda *_: False)
+        monkeypatch.setattr("verifix.storage.transaction.exchange", lambda *_: False)
     with pytest.raises(verifix.VerifixError, match="does not read back" if moment == "read back" else "disk full"):
         write_with(checkpoint, "fixed", {"classifier.bias": torch.ones(3)}, force=there)
     monkeypatch.undo()
@@ -662,7 +662,7 @@ def test_what_the_user_allowed_to_be_read_stays_allowed(here):
 
 
 def test_the_correction_file_lies_beside(here):
-    from verifix.io.checkpoints import correction_path
+    from verifix.io.checkpoints.checkpoint import correction_path
 
     names = {"a.pt": "a", "m/last.pth.tar": "m/last", "v1.2.safetensors": "v1.2", "vit.b16": "vit.b16", "d/x/": "d/x"}
     for name, stem in names.items():
@@ -671,7 +671,7 @@ def test_the_correction_file_lies_beside(here):
 
 
 def test_the_manual_names_every_ending_and_setting():
-    from verifix.io.parts import SUFFIXES
+    from verifix.io.checkpoints.weight_file import SUFFIXES
 
     page = (Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     for word in (*SUFFIXES, ".index.json", "--weights", "state_dict_ema", "unchanged_by_rounding"):

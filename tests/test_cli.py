@@ -18,10 +18,10 @@ from torch import nn
 
 import verifix
 from tests.checkpoint_cases import write_with
-from verifix.cli import main
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
-from verifix.options import DataOptions
+from verifix.cli.main import main
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
+from verifix.io.options import DataOptions
 
 MODEL = """
 from torch import nn
@@ -607,7 +607,7 @@ def test_a_pickle_is_never_run_also_if_the_environment_asks_for_it(tmp_path, mon
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_leftovers(tmp_path):
-    from verifix.files import write_atomically
+    from verifix.storage.atomic import write_atomically
 
     target = tmp_path / "file"
     target.write_text("old")
@@ -683,7 +683,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(world, tmp_path, capsys):
 
 def test_a_process_that_is_asked_to_end_leaves_nothing_half_written(world, tmp_path):
     code = (
-        "import os, signal, sys, threading\nfrom verifix import files\nfrom verifix.cli import main\n"
+        "import os, signal, sys, threading\nfrom verifix import files\nfrom verifix.cli.main import main\n"
         "fill = files.fill_safetensors\n"
         "def slow(*a, **k):\n    fill(*a, **k)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "files.fill_safetensors = slow\n"

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 import verifix
-from verifix.cli import main
-from verifix.demo import digits
+from verifix.cli.demo import digits
+from verifix.cli.main import main
+from verifix.model.samples import read_samples
 from verifix.proof import halves
 from verifix.report import schema
-from verifix.samples import read_samples
 
 NET = """
-from verifix.demo.training import mlp
+from verifix.cli.demo.training import mlp
 
 def build():
     return mlp((64, 256, 256, 10), 0, norm=True)
@@ -74,7 +74,7 @@ def test_a_nested_proof_is_that_of_the_call_and_lets_the_correction_through(worl
     right = [logits.argmax(1) == proof.labels for logits in (proof.before, proof.after)]
     assert {i for what, i in outcomes if what == "broken"} == set((right[0] & ~right[1]).nonzero().flatten().tolist())
     assert {i for what, i in outcomes if what == "fixed"} <= set((~right[0] & right[1]).nonzero().flatten().tolist())
-    assert result["files"]["checkpoint"]["sha256"] == verifix.files.file_digest(world / "net.safetensors")
+    assert result["files"]["checkpoint"]["sha256"] == verifix.storage.atomic.file_digest(world / "net.safetensors")
     eigenvalues = result["spectra"]["0.weight"]["eigenvalues"]
     _, singular, _ = torch.linalg.svd(verified[0].double())
     expected = singular.square() / singular.square().sum()
@@ -215,7 +215,7 @@ def leaky(world, tmp_path):
 def test_weights_are_checked_as_they_stand_in_the_file_before_the_correction(
     world, leaky, tmp_path, capsys, monkeypatch, change, words
 ):
-    monkeypatch.setattr("verifix.commands.correct.correct", lambda *_, **__: pytest.fail("corrected"))
+    monkeypatch.setattr("verifix.algorithm.correct", lambda *_, **__: pytest.fail("corrected"))
     path, y = leaky
     np.save(tmp_path / "w.npy", change(np.ones(len(y)) + np.arange(len(y)) % 2))
     code, text, err = run(world, tmp_path, capsys, "--test", str(path), "--weights-file", str(tmp_path / "w.npy"))

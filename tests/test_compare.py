@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from tests.test_cli import MODEL, images, run, write_parquet
 from verifix import DataError, UsageError, class_weights, compare
-from verifix.evidence import Outcomes, gain_interval, mcnemar, mcnemar_power, p_values, samples_needed, strata_of
+from verifix.evaluation.significance import (
+    Outcomes,
+    gain_interval,
+    mcnemar,
+    mcnemar_power,
+    p_values,
+    samples_needed,
+    strata_of,
+)
 
 K = 4
 
@@ -493,7 +501,7 @@ def test_a_seed_is_a_whole_number(seed):
 
 
 def test_the_public_names_are_functions_even_when_the_command_has_been_imported():
-    import verifix.commands.compare
+    import verifix.cli.commands.compare
 
     assert callable(verifix.compare)
     assert verifix.compare is compare

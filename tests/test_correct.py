@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import verifix
 from tests.cases import captured, projected, small_data, small_net
 from verifix import CheckpointError, DataError, NoLayersError, UsageError
-from verifix.capture import rounded_once
-from verifix.demo import digits
-from verifix.files import read_safetensors, write_safetensors
+from verifix.capture.layer import rounded_once
+from verifix.cli.demo import digits
+from verifix.losses import cross_entropy, tempered_cross_entropy
+from verifix.model.folds import split_folds
+from verifix.model.samples import read_samples
 from verifix.projection import prepare
-from verifix.samples import read_samples, split_folds
-from verifix.scoring import cross_entropy, tempered_cross_entropy
+from verifix.storage.tensors import read_safetensors, write_safetensors
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_every_form_of_verified_samples_gives_the_same_correction():
 
 
 def test_a_dataset_too_large_for_memory_is_read_again_by_index(monkeypatch):
-    monkeypatch.setattr("verifix.samples.MEMORY_BYTES", 100)
+    monkeypatch.setattr("verifix.model.samples.MEMORY_BYTES", 100)
     model, (x, y) = small_net().eval(), small_data()
     items = Items(x, y)
     again = verifix.correct(model, items, alpha=30, progress=False)

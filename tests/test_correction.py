@@ -12,7 +12,7 @@ from torch import nn
 import verifix
 from tests.cases import small_data, small_net
 from verifix import CheckpointError, Correction, SavedMoments, UsageError
-from verifix.correction import tensor_digest
+from verifix.model.tensors import tensor_digest
 
 
 @pytest.fixture

@@ -28,16 +28,16 @@ from benchmarks.crashes import (
 from safetensors.torch import save_file
 
 from tests.checkpoint_cases import arguments, some_net, write_world
-from verifix import staging
-from verifix.cli import main
+from verifix.cli.main import main
 from verifix.errors import OutputError, UsageError
-from verifix.files import Output, write_atomically, write_together
-from verifix.staging import settle
+from verifix.storage import transaction as staging
+from verifix.storage.atomic import Output, write_atomically, write_together
+from verifix.storage.transaction import settle
 
 KILL = """
 import os, signal, sys
-from verifix import staging
-from verifix.cli import main
+from verifix.storage import transaction as staging
+from verifix.cli.main import main
 finish = staging.Move.carry_out
 def killed(move):
     if move.name.endswith(sys.argv[1]):
@@ -112,7 +112,7 @@ def test_the_command_line_says_in_one_line_that_the_disk_is_full(tmp_path, disk)
 
 
 def test_a_picture_that_does_not_fit_leaves_the_old_one(disk):
-    from verifix.demo.pictures import decision_boundaries
+    from verifix.cli.demo.pictures import decision_boundaries
 
     (disk / "decision-boundaries.png").write_bytes(b"old")
     resize(disk, used(disk) + 2 * PAGE)

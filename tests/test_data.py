@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from tests import tiny
 from verifix import DataError, UsageError
-from verifix.io.datasets import open_data
-from verifix.io.labels import class_numbers
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.open import open_data
+from verifix.io.data.preprocessing import Preparation, prepare
 from verifix.io.models import build_model
-from verifix.io.preprocessing import Preparation, prepare
-from verifix.options import DataOptions
-from verifix.samples import read_samples
+from verifix.io.options import DataOptions
+from verifix.model.samples import read_samples
 
 
 def named(names, **options) -> tuple[DataOptions, Preparation]:

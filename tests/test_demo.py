@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from verifix.cli import main
-from verifix.demo import digits, spiral
-from verifix.demo.training import percent_right, wrong_labels
+from verifix.cli.demo import digits, spiral
+from verifix.cli.demo.training import percent_right, wrong_labels
+from verifix.cli.main import main
 
 
 def test_wrong_labels_are_wrong_and_exactly_as_many_as_asked():
@@ -49,7 +49,7 @@ def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
 
 def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("verifix.demo", fromlist=["DEMOS"]).DEMOS, "digits", _quick)
+    monkeypatch.setitem(__import__("verifix.cli.demo", fromlist=["DEMOS"]).DEMOS, "digits", _quick)
     for _ in range(2):
         main(["demo", "--seeds", "2"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["verifix-demo-1", "verifix-demo-2"]
@@ -63,7 +63,7 @@ def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):
 
 
 def _quick(seed, folder):
-    from verifix.demo.outcome import Outcome
+    from verifix.cli.demo.outcome import Outcome
 
     return Outcome("Story.", 100.0, 50.0, 60.0, None, "no change")
 

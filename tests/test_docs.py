@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from verifix.cli import COMMANDS, parse
-from verifix.layers import KINDS
+from verifix.capture.kinds import KINDS
+from verifix.cli.main import COMMANDS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -20,10 +20,10 @@ import verifix
 from tests import hostile, tiny
 from tests.children import Case, run_cases
 from verifix import DataError
-from verifix.cli import main
-from verifix.io.datasets import open_data
-from verifix.options import DataOptions
-from verifix.samples import tensor_bytes
+from verifix.cli.main import main
+from verifix.io.data.open import open_data
+from verifix.io.options import DataOptions
+from verifix.model.tensors import tensor_bytes
 
 VALUES = {"NaN": math.nan, "Inf": math.inf, "-Inf": -math.inf}
 

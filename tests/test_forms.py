@@ -133,7 +133,7 @@ def test_weight_norm_is_written_through(old, dim):
 
 
 def copy_of(model: nn.Module, first: nn.Module) -> nn.Module:
-    from verifix.borrow import copy_model
+    from verifix.model.clone import copy_model
 
     return copy_model(model)
 

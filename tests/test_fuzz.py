@@ -22,15 +22,16 @@ import verifix
 from tests import hostile, tiny
 from tests.hostile import archive, flipped, legacy, npz, pickled, png, safetensors
 from verifix import Correction, VerifixError
-from verifix.collect import SavedMoments
-from verifix.files import read_safetensors, read_torch
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
+from verifix.capture.saved_moments import SavedMoments
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
+from verifix.io.options import DataOptions
+from verifix.losses import best_sharpness, correct_or_not, cross_entropy, tempered_cross_entropy
 from verifix.moments import Moments, merge
-from verifix.options import DataOptions
 from verifix.projection import ALPHA_RANGE, eigenvalues, prepare
-from verifix.scoring import best_sharpness, correct_or_not, cross_entropy, tempered_cross_entropy
-from verifix.strength import MINIMAL_GAIN, TOLERATED, Listed, Scores, choose
+from verifix.recipe.candidates import Listed
+from verifix.recipe.decision import MINIMAL_GAIN, TOLERATED, Scores, choose
+from verifix.storage.tensors import read_safetensors, read_torch
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -325,7 +326,7 @@ def test_any_plain_content_of_a_pt_file_is_read_or_refused(folder, content):
 @RELAXED
 @given(labels=st.lists(nests, min_size=1, max_size=4), classes=st.none() | st.just("red,green,blue"))
 def test_any_labels_are_read_or_refused(folder, labels, classes):
-    from verifix.io.labels import class_numbers
+    from verifix.io.data.labels import class_numbers
 
     names = None if classes is None else classes.split(",")
     try:

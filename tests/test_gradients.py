@@ -8,10 +8,10 @@ from torch.func import functional_call
 from tests.cases import small_data, small_net
 from tests.stage_cases import CPU, memorised
 from verifix import DataError
-from verifix.borrow import borrowed
-from verifix.gradients import gradients
-from verifix.samples import read_samples
-from verifix.scoring import cross_entropy, tempered_cross_entropy
+from verifix.losses import cross_entropy, tempered_cross_entropy
+from verifix.model.borrow import borrowed
+from verifix.model.gradients import gradients
+from verifix.model.samples import read_samples
 
 
 def case(classes: int = 3, dtype=torch.float64):
@@ -60,7 +60,7 @@ def test_half_precision_logits_are_scored_in_float32(monkeypatch):
         scored.append(logits.dtype)
         return cross_entropy(logits, labels)
 
-    monkeypatch.setattr("verifix.gradients.cross_entropy", noted)
+    monkeypatch.setattr("verifix.losses.cross_entropy", noted)
     found = found_by(model, x, y)
     assert scored == [torch.float32]
     assert found["5.bias"].dtype == torch.bfloat16

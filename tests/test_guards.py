@@ -24,12 +24,14 @@ from tests import tiny
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import DataError, UsageError
-from verifix.cli import main
-from verifix.guards import check_contradictions, find_remapping, watching_first_norm, without_leaks
-from verifix.io.datasets import open_data
-from verifix.io.limit import by_class, limited
-from verifix.options import DataOptions
-from verifix.samples import read_samples
+from verifix.capture.input_statistics import watching_first_norm
+from verifix.cli.main import main
+from verifix.evaluation.duplicates import check_contradictions, without_leaks
+from verifix.evaluation.label_order import find_remapping
+from verifix.io.data.open import open_data
+from verifix.io.data.subsample import by_class, limited
+from verifix.io.options import DataOptions
+from verifix.model.samples import read_samples
 
 CLASSES = 12
 AS_TEXT = sorted(range(CLASSES), key=str)
@@ -64,7 +66,7 @@ def remapping(labels: np.ndarray, predicted: torch.Tensor, classes: int = CLASSE
 
 
 def test_the_best_assignment_is_that_of_all_permutations():
-    from verifix.guards import _assigned
+    from verifix.evaluation.label_order import _assigned
 
     generator = np.random.default_rng(0)
     for size in (2, 3, 4, 5) * 10:
@@ -401,7 +403,7 @@ def test_one_image_with_two_labels_is_refused_by_both_names(tmp_path, capsys, wo
 
 
 def test_copies_of_other_pixels_but_the_same_picture_share_a_fold(tmp_path):
-    from verifix.samples import split_folds
+    from verifix.model.folds import split_folds
 
     generator = np.random.default_rng(0)
     for i in range(20):
@@ -514,7 +516,7 @@ def test_moments_of_picked_samples_do_not_count_with_verified_ones(monkeypatch):
     trusted = verifix.trust(model, (x[:100], y[:100]), count=60, progress=False)
     moments = verifix.collect_moments(model, trusted.source, progress=False)
     assert moments.verified_from == "trusted"
-    monkeypatch.setattr("verifix.setup.collect_and_try", lambda *_: pytest.fail("collected"))
+    monkeypatch.setattr("verifix.preflight.collect_and_try", lambda *_: pytest.fail("collected"))
     for call in (verifix.correct, verifix.prove):
         with pytest.raises(DataError, match="verified_from 'trusted', and now it is 'unseen'"):
             call(model, (x[100:], y[100:]), verified_from="unseen", moments=moments, progress=False)

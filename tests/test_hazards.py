@@ -18,13 +18,14 @@ import verifix
 from tests.cases import small_data, small_net
 from tests.test_correct import verified
 from verifix import CheckpointError, DataError, UsageError
-from verifix.cli import main
-from verifix.demo import digits
-from verifix.files import read_safetensors
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
-from verifix.options import DataOptions
-from verifix.samples import read_samples, split_folds
+from verifix.cli.demo import digits
+from verifix.cli.main import main
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
+from verifix.io.options import DataOptions
+from verifix.model.folds import split_folds
+from verifix.model.samples import read_samples
+from verifix.storage.tensors import read_safetensors
 
 
 def same(a: verifix.Correction, b: verifix.Correction) -> bool:
@@ -112,7 +113,7 @@ def test_a_forward_that_is_a_closure_over_the_original_is_refused():
 
 
 def test_buffers_that_come_and_grow_while_running_are_taken_back():
-    from verifix.borrow import borrowed
+    from verifix.model.borrow import borrowed
 
     class Caches(nn.Module):
         def __init__(self) -> None:
@@ -394,7 +395,7 @@ def test_arrays_become_inputs_by_their_layout(tmp_path):
 
 
 def test_metadata_has_one_order_in_every_file(tmp_path):
-    from verifix.files import write_safetensors
+    from verifix.storage.tensors import write_safetensors
 
     contents = set()
     for i in range(8):

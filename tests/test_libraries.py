@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import verifix
-from verifix.cli import main
+from verifix.cli.main import main
 from verifix.io.models import build_model
 
 

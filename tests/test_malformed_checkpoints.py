@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.checkpoint_cases import NAMES, arguments, some_net, write_world
-from verifix.cli import main
+from verifix.cli.main import main
 
 State = dict[str, torch.Tensor]
 

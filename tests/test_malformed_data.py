@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests import tiny
-from verifix.cli import main
+from verifix.cli.main import main
 
 NET = """
 from torch import nn

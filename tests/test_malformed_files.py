@@ -473,7 +473,9 @@ def cases(root: Path) -> list[tuple[Case, str]]:
     """Write every case into a folder of its own; with each goes the name that its error must give."""
     found: list[tuple[Case, str]] = []
 
-    def add(name: str, file: str, content: bytes | None, argv: list[str], function: str = "verifix.cli:main") -> None:
+    def add(
+        name: str, file: str, content: bytes | None, argv: list[str], function: str = "verifix.cli.main:main"
+    ) -> None:
         folder = root / f"{len(found):03d}"
         folder.mkdir()
         put(folder, "net.py", hostile.NET.encode())
@@ -506,7 +508,7 @@ def cases(root: Path) -> list[tuple[Case, str]]:
 def load(argv: list[str]) -> int:
     """Read a correction file as the command line would."""
     from verifix import VerifixError
-    from verifix.cli import _fail
+    from verifix.cli.main import _fail
 
     try:
         Correction.load(argv[0])

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 import verifix
 from tests import tiny
 from verifix import UsageError
-from verifix.cli import main
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.datasets import open_data
+from verifix.cli.main import main
+from verifix.cli.options import CorrectCommand, ScoreCommand
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
+from verifix.io.data.preprocessing import prepare
 from verifix.io.models import build_model, own_checkpoint
-from verifix.io.preprocessing import prepare
-from verifix.options import CorrectCommand, DataOptions, ScoreCommand
+from verifix.io.options import DataOptions
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 import verifix
 from tests.cases import small_data, small_net
-from verifix.borrow import copy_model
 from verifix.errors import DataError, UsageError
+from verifix.model.clone import copy_model
 
 ALPHA = 30.0
 

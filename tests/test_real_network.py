@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from verifix.cli import main
+from verifix.cli.main import main
 
 NORMALISE = "--mean 0.491,0.482,0.447 --std 0.247,0.243,0.262"
 

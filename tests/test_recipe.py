@@ -14,10 +14,11 @@ import verifix
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import CheckpointError, Correction
-from verifix.demo import digits
-from verifix.demo.training import percent_right
-from verifix.stages import STAGES
-from verifix.strength import Choice, Grid
+from verifix.cli.demo import digits
+from verifix.cli.demo.training import percent_right
+from verifix.recipe.candidates import Grid
+from verifix.recipe.decision import Choice
+from verifix.recipe.stages import STAGES
 
 
 def noisy_case():
@@ -37,7 +38,7 @@ def keep_all(monkeypatch):
         strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
         return Choice(strength, (), "kept for the test")
 
-    monkeypatch.setattr("verifix.crossfit.choose_strength", strongest)
+    monkeypatch.setattr("verifix.recipe.crossfit.choose_strength", strongest)
 
 
 def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monkeypatch):
@@ -63,7 +64,7 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
         monkeypatch.setattr(kind, "fit", spied)
     predictions: list[tuple[frozenset, frozenset]] = []
     makers: set[frozenset] = set()
-    from verifix.stages import Context
+    from verifix.recipe.context import Context
 
     real_predict = Context.predict
 
@@ -235,7 +236,7 @@ def test_a_given_strength_alone_is_the_projection_alone_and_with_a_recipe_the_re
 
 
 def test_nothing_is_timed_where_nothing_is_chosen(monkeypatch):
-    monkeypatch.setattr("verifix.algorithm.measure", None)
+    monkeypatch.setattr("verifix.recipe.budget.measure", None)
     model, x, y = noisy_case()
     assert verifix.correct(model, (x, y), alpha=30, progress=False).alpha == 30
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.checkpoint_cases import NAMES, arguments, samples, some_net, write_world
 from verifix import Correction
-from verifix.cli import main
-from verifix.stages import STAGES
-from verifix.strength import Choice, Grid
+from verifix.cli.main import main
+from verifix.recipe.candidates import Grid
+from verifix.recipe.decision import Choice
+from verifix.recipe.stages import STAGES
 
 RECIPE = "project,recalibrate,finetune"
 
@@ -25,7 +26,7 @@ def here(tmp_path, monkeypatch):
         strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
         return Choice(strength, (), "kept for the test")
 
-    monkeypatch.setattr("verifix.crossfit.choose_strength", strongest)
+    monkeypatch.setattr("verifix.recipe.crossfit.choose_strength", strongest)
     monkeypatch.chdir(tmp_path)
     write_world(tmp_path)
     return tmp_path

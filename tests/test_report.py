@@ -19,9 +19,9 @@ from tests import report_cases as cases
 from verifix.errors import OutputError, UsageError
 from verifix.report import SCHEMA, as_json, model_card, plain, render, schema, write_card, write_report, write_result
 from verifix.report.charts import importance, kept, spectrum, thinned
+from verifix.report.formatting import printable, shortened
 from verifix.report.page import SECTIONS
-from verifix.report.proof import interval
-from verifix.report.words import printable, shortened
+from verifix.report.proof_section import interval
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 CASES = cases.CASES

@@ -18,9 +18,11 @@ from benchmarks.tasks import check_case
 
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
-from verifix.borrow import borrowed, copy_model
-from verifix.samples import read_samples, split_folds
-from verifix.strength import Listed
+from verifix.model.borrow import borrowed
+from verifix.model.clone import copy_model
+from verifix.model.folds import split_folds
+from verifix.model.samples import read_samples
+from verifix.recipe.candidates import Listed
 
 ROOT = Path(__file__).resolve().parents[1]
 

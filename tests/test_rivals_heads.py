@@ -29,7 +29,7 @@ from torch import nn
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.errors import DataError
-from verifix.samples import read_samples
+from verifix.model.samples import read_samples
 
 LENGTHS = (2, 5, 20)
 

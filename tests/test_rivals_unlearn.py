@@ -20,13 +20,14 @@ from torch import nn
 
 from tests.cases import slow_projection
 from tests.stage_cases import inputs_of, memorised, same
-from verifix.borrow import borrowed, copy_model
-from verifix.capture import read_matrix
-from verifix.collect import collect
+from verifix.capture.collect import collect
+from verifix.capture.layer import read_matrix
+from verifix.losses import cross_entropy
+from verifix.model.borrow import borrowed
+from verifix.model.clone import copy_model
+from verifix.model.samples import read_samples
 from verifix.projection import prepare
-from verifix.samples import read_samples
-from verifix.scoring import cross_entropy
-from verifix.stages.finetune import Training
+from verifix.recipe.stages.finetune import Training
 
 CLASSES, WIDTH = 3, 5
 RIVALS = (SelectiveDampening, Scrub, TaskSpace, Truncation, Published, PublishedOracle)

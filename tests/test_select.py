@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import verifix
+from verifix.cli.demo import digits
+from verifix.cli.demo.training import mlp, train
 from verifix.correction import UNVERIFIED_SCORES, Correction
-from verifix.demo import digits
-from verifix.demo.training import mlp, train
+from verifix.model.samples import read_samples
 from verifix.options import TRUST_METHODS
-from verifix.samples import read_samples
-from verifix.select import DRAWS, STEP, Trusted, choose
+from verifix.selection.trusted import DRAWS, STEP, Trusted, choose
 
 CLASSES, SAMPLES = 3, 90
 

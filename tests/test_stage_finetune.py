@@ -10,12 +10,12 @@ import verifix
 from tests.cases import small_data, small_net
 from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, memorised, same
 from verifix import DataError
-from verifix.capture import rounded_once
-from verifix.samples import Samples
-from verifix.scoring import cross_entropy
-from verifix.stages import finetune
-from verifix.stages.finetune import FEWEST, MOST, PULL, RATES, SEEN, FineTune, batch_size, trainable
-from verifix.strength import Listed
+from verifix.capture.layer import rounded_once
+from verifix.losses import cross_entropy
+from verifix.model.samples import Samples
+from verifix.recipe.candidates import Listed
+from verifix.recipe.stages import finetune
+from verifix.recipe.stages.finetune import FEWEST, MOST, PULL, RATES, SEEN, FineTune, batch_size, trainable
 
 
 def batches_read(monkeypatch) -> list[list[int]]:

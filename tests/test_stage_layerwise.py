@@ -10,11 +10,11 @@ from torch.func import functional_call
 
 from tests.cases import captured, projected, slow_projection, small_data, small_net
 from tests.stage_cases import anew, inputs_of, memorised, same
-from verifix.samples import Samples
-from verifix.scoring import tempered_cross_entropy
-from verifix.stages import layerwise
-from verifix.stages.layerwise import KNOTS, SAMPLES_PER_GROUP, STEPS, Layerwise
-from verifix.strength import Listed
+from verifix.losses import tempered_cross_entropy
+from verifix.model.samples import Samples
+from verifix.recipe.candidates import Listed
+from verifix.recipe.stages import layerwise
+from verifix.recipe.stages.layerwise import KNOTS, SAMPLES_PER_GROUP, STEPS, Layerwise
 
 ALPHA = 20.0
 

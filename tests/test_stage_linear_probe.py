@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.cases import small_data
 from tests.stage_cases import inputs_of, memorised
-from verifix.stages.heads import fit_logistic
-from verifix.stages.linear_probe import LinearProbe, _embedded, _site
+from verifix.recipe.stages.heads import fit_logistic
+from verifix.recipe.stages.linear_probe import LinearProbe, _embedded, _site
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 

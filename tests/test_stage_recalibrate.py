@@ -10,10 +10,10 @@ from torch import nn
 from tests.cases import small_data, small_net
 from tests.stage_cases import NEAR_A_TIE, NEAREST, same
 from verifix import DataError
-from verifix.capture import rounded_once
-from verifix.samples import Samples
-from verifix.stages.recalibrate import SHARES, Recalibrate
-from verifix.strength import Listed
+from verifix.capture.layer import rounded_once
+from verifix.model.samples import Samples
+from verifix.recipe.candidates import Listed
+from verifix.recipe.stages.recalibrate import SHARES, Recalibrate
 
 
 class Pictures(nn.Module):

@@ -16,10 +16,10 @@ import verifix
 from tests import tiny
 from tests.cases import small_data, small_net
 from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, inputs_of, memorised, same
-from verifix.capture import rounded_once
-from verifix.scoring import best_sharpness
-from verifix.stages.heads import find_head, fit_logistic
-from verifix.stages.refit import Refit, written
+from verifix.capture.layer import rounded_once
+from verifix.losses import best_sharpness
+from verifix.recipe.stages.heads import find_head, fit_logistic
+from verifix.recipe.stages.refit import Refit, written
 
 
 def by_definition(features, labels, towards, pull, offset, free_bias):

@@ -9,9 +9,9 @@ import verifix
 from tests.cases import captured, projected, small_data, small_net
 from tests.stage_cases import context_of
 from verifix import UsageError
-from verifix.scoring import weights_replaced
-from verifix.stages import RECIPES, STAGES, Cost, Project, stages_of
-from verifix.strength import Grid
+from verifix.model.weights import weights_replaced
+from verifix.recipe.candidates import Grid
+from verifix.recipe.stages import RECIPES, STAGES, Cost, Project, stages_of
 
 
 class Shrink:
@@ -72,7 +72,7 @@ def test_a_later_stage_sees_the_weights_and_the_moments_that_the_earlier_one_lef
 
 
 def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier_stage(with_shrink):
-    from verifix.demo import digits
+    from verifix.cli.demo import digits
 
     data = digits.load(0)
     model = digits.trained(data, 0)

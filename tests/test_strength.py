@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from verifix.strength import MINIMAL_GAIN, Choice, Grid, Listed, Scores, choose, given, not_tried, spelled
+from verifix.recipe.candidates import Grid, Listed
+from verifix.recipe.decision import MINIMAL_GAIN, Choice, Scores, choose, given, not_tried, spelled
 
 N = 100
 BASE = Scores(torch.ones(N, dtype=torch.float64), 0.5)

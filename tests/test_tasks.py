@@ -13,8 +13,8 @@ from benchmarks.noise import realised
 from benchmarks.small_resnet import SmallResNet
 from benchmarks.tasks import TASKS, case, stratified_order
 
-from verifix.demo import digits, spiral
-from verifix.demo.training import train
+from verifix.cli.demo import digits, spiral
+from verifix.cli.demo.training import train
 from verifix.errors import UsageError
 
 FULL = {name: getattr(tasks, name) for name in ("DIGITS", "SPIRALS", "VIT", "BERT", "RESNET")}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 import verifix
 from tests.checkpoint_cases import arguments, flat, same, samples, some_net, write_with, write_world
-from verifix.cli import main
-from verifix.io.checkpoints import read_checkpoint
-from verifix.io.layouts import entries
+from verifix.cli.main import main
+from verifix.io.checkpoints.byte_layout import entries
+from verifix.io.checkpoints.checkpoint import read_checkpoint
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_what_cannot_be_undone_is_refused_in_one_line(here, capsys):
 
 
 def test_a_correction_file_with_a_nonsensical_record_is_refused(here, capsys):
-    from verifix.files import read_safetensors, write_safetensors
+    from verifix.storage.tensors import read_safetensors, write_safetensors
 
     corrected(state())
     tensors, metadata = read_safetensors("f.correction.safetensors")
@@ -281,7 +281,7 @@ def test_a_flipped_bit_in_a_pt_is_noticed(here, capsys):
 
 
 def test_a_correction_file_that_does_not_read_back_is_not_put_in_place(here, capsys, monkeypatch):
-    from verifix import files
+    from verifix.storage import atomic as files
 
     save_file(state(), "c.safetensors")
     sort, before = files._sort_header, sorted(here.iterdir())
@@ -310,7 +310,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(suffix, here):
 
 TWICE = """
 import sys
-from verifix.cli import main
+from verifix.cli.main import main
 for words in sys.argv[1:]:
     assert main(words.split("|")) == 0
 """
@@ -356,7 +356,7 @@ def test_no_variable_of_the_environment_makes_torch_run_what_is_in_a_file(here):
     torch.save({"net": state(), "hook": Evil()}, "evil.pt")
     torch.save({"net": state()}, "good.pt")
     code = (
-        "import sys, warnings\nwarnings.simplefilter('error')\nfrom verifix.cli import main\n"
+        "import sys, warnings\nwarnings.simplefilter('error')\nfrom verifix.cli.main import main\n"
         "print([main(words.split('|')) for words in sys.argv[1:]])"
     )
     commands = ["|".join(arguments(name, f"f-{name}")) for name in ("evil.pt", "good.pt")]
@@ -389,7 +389,7 @@ def test_an_interruption_in_the_pass_for_the_moments_leaves_nothing(here, monkey
     save_file({"weight": torch.randn(3, 48), "bias": torch.zeros(3)}, "c.safetensors")
     argv = arguments("c.safetensors", "f.safetensors", "--save-moments", "m.safetensors")
     argv[argv.index("py:net.py:build")] = "py:slow.py:build"
-    code = "import sys\nfrom verifix.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = "import sys\nfrom verifix.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     assert main(argv) == 0
     assert {"f.safetensors", "f.correction.safetensors", "m.safetensors"} <= {path.name for path in here.iterdir()}
     calls = Path("calls").stat().st_size

@@ -1,7 +1,7 @@
 """What every method gets, what it gives back, and how its settings are chosen: the same for all of them.
 
-A method follows the stage protocol of the library (`verifix.stages.base.Stage`): `fit(context, strength)` sees the
-samples of one context and nothing else. Its strength is a tuple of settings. What it gives back is new weights, or,
+A method follows the stage protocol of the library (`verifix.recipe.stages.base.Stage`): `fit(context, strength)` sees
+the samples of one context and nothing else. Its strength is a tuple of settings. What it gives back is new weights, or,
 where it leaves the network's form, a function that predicts.
 
 How settings are chosen. A coarse list is scored on folds of the verified samples; then the neighbours of the best, for
@@ -22,15 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from verifix.algorithm import correct
-from verifix.borrow import borrowed, copy_model, device_of
-from verifix.capture import selection_of
-from verifix.collect import collect
+from verifix.capture.collect import collect
+from verifix.capture.selection import selection_of
+from verifix.losses import correct_or_not, tempered_cross_entropy
+from verifix.model.borrow import borrowed
+from verifix.model.clone import copy_model
+from verifix.model.folds import split_folds
+from verifix.model.samples import Samples
+from verifix.model.sources import DEFAULT_BATCH_SIZE
+from verifix.model.tensors import device_of
+from verifix.model.weights import Update, weights_replaced
 from verifix.proof import predicted
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, split_folds
-from verifix.scoring import Update, correct_or_not, tempered_cross_entropy, weights_replaced
-from verifix.stages import Context
-from verifix.stages.base import Cost
-from verifix.strength import Listed
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.base import Cost
 
 FOLDS = 5
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
 from benchmarks.methods.steps import Steps, momentum, trained
-from verifix.scoring import Update, cross_entropy
-from verifix.stages import Context
-from verifix.stages.finetune import Training
-from verifix.strength import Listed
+from verifix.losses import cross_entropy
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.finetune import Training
 
 RATE = 0.01
 EPOCHS = (1, 3, 10)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from verifix.borrow import borrowed
-from verifix.samples import Samples
-from verifix.stages import Context
-from verifix.stages.heads import Head, find_head
+from verifix.model.borrow import borrowed
+from verifix.model.samples import Samples
+from verifix.recipe.context import Context
+from verifix.recipe.stages.heads import Head, find_head
 
 NO_HEAD = "no linear layer gives the logits"
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from benchmarks.methods.steps import Optimizer, Steps
 from verifix.errors import DataError
-from verifix.scoring import Update, cross_entropy
-from verifix.stages import Context
-from verifix.stages.finetune import Training, trainable
-from verifix.strength import Listed
+from verifix.losses import cross_entropy
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.finetune import Training, trainable
 
 RATES = (1e-5, 1e-4, 1e-3, 1e-2)
 SEEN = 400

@@ -10,11 +10,11 @@ import torch
 
 from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, head_of
-from verifix.scoring import Update
-from verifix.stages import Context
-from verifix.stages.heads import fit_logistic
-from verifix.stages.refit import written
-from verifix.strength import Listed
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.heads import fit_logistic
+from verifix.recipe.stages.refit import written
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-7, 1))
 """λ from 10⁻⁷ to 1, relative to the features' scale."""

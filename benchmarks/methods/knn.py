@@ -14,9 +14,9 @@ from torch import Tensor
 
 from benchmarks.methods.base import Predictor, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, Features, head_of
-from verifix.samples import Samples
-from verifix.stages import Context
-from verifix.strength import Listed
+from verifix.model.samples import Samples
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
 
 NEIGHBOURS = (1, 3, 5, 10, 20, 40)
 WEIGHTS = ("uniform", "distance")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from benchmarks.methods.base import Rival
-from verifix.scoring import Update
-from verifix.stages import Context
-from verifix.strength import Listed
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
 
 
 class Nothing(Rival):

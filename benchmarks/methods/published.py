@@ -16,13 +16,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import Rival, predictor
-from verifix.borrow import run_model, to_device
-from verifix.capture import Layer, Selection, intercepting, read_matrix, write_matrix
+from verifix.capture.interceptor import intercepting
+from verifix.capture.layer import Layer, read_matrix, write_matrix
+from verifix.capture.selection import Selection
+from verifix.losses import correct_or_not
+from verifix.model.run import run_model, to_device
+from verifix.model.sources import Batch
+from verifix.model.weights import Update
 from verifix.projection import importance
-from verifix.samples import Batch
-from verifix.scoring import Update, correct_or_not
-from verifix.stages import Context
-from verifix.strength import Listed
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
 
 ALPHAS = tuple(float(alpha) for alpha in np.geomspace(1e4, 1e6, 9))
 

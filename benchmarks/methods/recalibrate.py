@@ -8,10 +8,10 @@ batch, so that later layers see what they would see.
 from __future__ import annotations
 
 from benchmarks.methods.base import Rival, nearby
-from verifix.scoring import Update
-from verifix.stages import Context
-from verifix.stages.recalibrate import Recalibrate
-from verifix.strength import Listed
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.recalibrate import Recalibrate
 
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
 

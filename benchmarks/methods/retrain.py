@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from benchmarks.methods.base import Predictor, Rival, predictor
-from verifix.stages import Context
-from verifix.strength import Listed
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
 
 
 class Retrain(Rival):

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Fitted, Rival, nearby
 from benchmarks.methods.features import NO_HEAD, Features, head_of, penultimate
-from verifix.samples import Samples
-from verifix.stages import Context
-from verifix.stages.refit import written
-from verifix.strength import Listed
+from verifix.model.samples import Samples
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.refit import written
 
 SUPPORTS = (0.5, 0.6, 0.75, 0.9)
 SHRINKAGES = (1e-3, 1e-2, 1e-1)

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
-from verifix.gradients import gradients
-from verifix.samples import Samples
-from verifix.scoring import Update
-from verifix.stages import Context
-from verifix.stages.finetune import trainable
-from verifix.strength import Listed
+from verifix.model.gradients import gradients
+from verifix.model.samples import Samples
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.finetune import trainable
 
 SELECTIONS = (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 """α: how much more than for the rest a parameter must matter for what is forgotten."""

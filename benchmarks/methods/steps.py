@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from verifix.borrow import run_model, to_device
-from verifix.gradients import differentiable
-from verifix.samples import Samples
-from verifix.scoring import Update, logits_in
-from verifix.stages import Context
-from verifix.stages.finetune import batch_size, trainable
+from verifix.model.gradients import differentiable
+from verifix.model.predict import logits_in
+from verifix.model.run import run_model, to_device
+from verifix.model.samples import Samples
+from verifix.model.weights import Update
+from verifix.recipe.context import Context
+from verifix.recipe.stages.finetune import batch_size, trainable
 
 MOMENTUM = 0.9
 
@@ -106,7 +107,7 @@ class Steps:
 
 
 def trained(steps: Steps, epoch: Callable[[int], None]) -> Iterator[Callable[[], Update]]:
-    """Train, and yield after every epoch what returns the weights then (see `verifix.stages.finetune.Training`).
+    """Train, and yield after every epoch what returns the weights then (see `verifix.recipe.stages.finetune.Training`).
 
     Parameters
     ----------

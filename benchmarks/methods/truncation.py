@@ -18,12 +18,12 @@ from torch import Tensor
 
 from benchmarks.methods.base import Rival
 from benchmarks.methods.features import head_of, penultimate
-from verifix.capture import read_matrix
-from verifix.scoring import Update
-from verifix.stages import Context
-from verifix.stages.heads import Head
-from verifix.stages.refit import written
-from verifix.strength import Listed
+from verifix.capture.layer import read_matrix
+from verifix.model.weights import Update
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.heads import Head
+from verifix.recipe.stages.refit import written
 
 VALUES = 16
 """How many d are tried, in geometric steps; steps that round to the same d count once."""

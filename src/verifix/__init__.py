@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifix.algorithm import correct
-    from verifix.collect import SavedMoments
-    from verifix.comparison import Comparison, class_weights, compare
+    from verifix.capture.kinds import KINDS, LayerKind, Product, RowMask, kept_rows, register
+    from verifix.capture.saved_moments import SavedMoments
     from verifix.correction import Correction, LayerReport
     from verifix.errors import CheckpointError, DataError, NoLayersError, UsageError, VerifixError
-    from verifix.layers import KINDS, LayerKind, Product, RowMask, kept_rows, register
+    from verifix.evaluation.comparison import Comparison, class_weights, compare
+    from verifix.inspection import collect_moments, inspect
     from verifix.proof import Proof, prove
-    from verifix.select import Trusted, trust
-    from verifix.survey import collect_moments, inspect
+    from verifix.selection.trusted import Trusted, trust
 
 __all__ = [
     "KINDS",
@@ -45,10 +45,10 @@ __all__ = [
 
 _HOME = {
     "correct": "algorithm",
-    "SavedMoments": "collect",
-    "Comparison": "comparison",
-    "class_weights": "comparison",
-    "compare": "comparison",
+    "SavedMoments": "capture.saved_moments",
+    "Comparison": "evaluation.comparison",
+    "class_weights": "evaluation.comparison",
+    "compare": "evaluation.comparison",
     "Correction": "correction",
     "LayerReport": "correction",
     "CheckpointError": "errors",
@@ -56,18 +56,18 @@ _HOME = {
     "NoLayersError": "errors",
     "UsageError": "errors",
     "VerifixError": "errors",
-    "KINDS": "layers",
-    "LayerKind": "layers",
-    "Product": "layers",
-    "RowMask": "layers",
-    "kept_rows": "layers",
-    "register": "layers",
+    "KINDS": "capture.kinds",
+    "LayerKind": "capture.kinds",
+    "Product": "capture.kinds",
+    "RowMask": "capture.kinds",
+    "kept_rows": "capture.kinds",
+    "register": "capture.kinds",
     "Proof": "proof",
     "prove": "proof",
-    "Trusted": "select",
-    "trust": "select",
-    "collect_moments": "survey",
-    "inspect": "survey",
+    "Trusted": "selection.trusted",
+    "trust": "selection.trusted",
+    "collect_moments": "inspection",
+    "inspect": "inspection",
 }
 
 

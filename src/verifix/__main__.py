@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from verifix.cli import main
+from verifix.cli.main import main
 
 sys.exit(main())

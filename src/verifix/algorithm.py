@@ -19,18 +19,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from verifix.borrow import Forward, seeded
-from verifix.budget import Pace, measure
-from verifix.collect import SavedMoments
+from verifix.capture.saved_moments import SavedMoments
 from verifix.correction import Correction, LayerReport, remember_corrected
-from verifix.crossfit import Rules, run_stage
 from verifix.errors import DataError
+from verifix.losses import Score
+from verifix.model.borrow import seeded
+from verifix.model.run import Forward
+from verifix.model.weights import tensors_of
 from verifix.options import CorrectOptions
+from verifix.preflight import begin
 from verifix.progress import tell
-from verifix.scoring import Score, tensors_of
-from verifix.setup import begin
-from verifix.stages import Context
-from verifix.strength import Choice
+from verifix.recipe.budget import Pace, measure
+from verifix.recipe.context import Context
+from verifix.recipe.crossfit import Rules, run_stage
+from verifix.recipe.decision import Choice
 
 
 def correct(
@@ -74,7 +76,7 @@ def correct(
         (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
         that strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples).
     recipe
-        Stages to run, in order: "auto" is all of `verifix.stages.STAGES`, each kept only if the verified samples
+        Stages to run, in order: "auto" is all of `verifix.recipe.stages.STAGES`, each kept only if the verified samples
         clearly support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas.
     budget
         Time that choosing may take: seconds, or a text such as "5min". A stage that is expected to take longer than

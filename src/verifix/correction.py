@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
-from verifix.files import read_safetensors, write_safetensors
-from verifix.forms import unwrapped
-from verifix.samples import tensor_bytes
-from verifix.scoring import tensors_of
-from verifix.strength import Choice, Point, Strength, spelled
+from verifix.model.tensors import tensor_digest
+from verifix.model.weights import tensors_of
+from verifix.model.wrappers import unwrapped
+from verifix.recipe.candidates import Strength
+from verifix.recipe.decision import Choice, Point, spelled
+from verifix.storage.tensors import read_safetensors, write_safetensors
 
 FORMAT = "verifix-correction-1"
 SIDES = ("original/", "corrected/")
@@ -419,12 +419,6 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
         raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")
     loaded = Correction(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
     return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Return the SHA-256 (hexadecimal) of a tensor's dtype, shape and values."""
-    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
-    return hashlib.sha256(head + tensor_bytes(tensor)).hexdigest()
 
 
 def remember_corrected(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> None:

@@ -35,3 +35,7 @@ class CheckpointError(VerifixError):
     """A checkpoint, moments or correction file that does not fit the model it is meant for."""
 
     exit_code = 5
+
+
+class AmbiguousBatchError(DataError):
+    """A padded batch with as many samples as tokens; other batches of the same samples can be masked."""

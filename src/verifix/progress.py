@@ -37,3 +37,21 @@ def progress_bar(title: str, total: int, show: bool, unit: str = "sample") -> It
     """
     with tqdm(desc=title, total=total, unit=unit, disable=not show, leave=False, dynamic_ncols=True) as bar:
         yield bar
+
+
+def note(text: str) -> None:
+    """Write one line to stderr, where logs belong.
+
+    Parameters
+    ----------
+    text
+        What to say; line breaks become spaces.
+    """
+    sys.stderr.write(f"verifix: note: {' '.join(text.split())}\n")
+
+
+def duration(seconds: float) -> str:
+    """Write a time out for reading."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

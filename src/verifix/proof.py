@@ -16,19 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from verifix.algorithm import correct
-from verifix.borrow import borrowed, device_of, seeded
-from verifix.budget import Pace, measure
-from verifix.comparison import Comparison, compare
 from verifix.correction import Correction
-from verifix.crossfit import Rules, run_stage
 from verifix.errors import DataError, UsageError
+from verifix.evaluation.comparison import Comparison, compare
+from verifix.losses import correct_or_not
+from verifix.model.borrow import borrowed, seeded
+from verifix.model.folds import split_folds
+from verifix.model.predict import predict
+from verifix.model.samples import Samples, read_samples
+from verifix.model.sources import DEFAULT_BATCH_SIZE
+from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
+from verifix.preflight import Start, begin
 from verifix.progress import progress_bar
-from verifix.samples import DEFAULT_BATCH_SIZE, Samples, read_samples, split_folds
-from verifix.scoring import correct_or_not, predict
-from verifix.setup import Start, begin
-from verifix.stages import Context
-from verifix.strength import Strength
+from verifix.recipe.budget import Pace, measure
+from verifix.recipe.candidates import Strength
+from verifix.recipe.context import Context
+from verifix.recipe.crossfit import Rules, run_stage
 
 OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then

@@ -1,1 +1,1 @@
-"""Reading models, checkpoints and data from files, and writing corrected checkpoints."""
+"""What a user brings and takes away: models, checkpoints and data."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from verifix.errors import UsageError
-from verifix.io.libraries import library, reason
+from verifix.io.optional_imports import library, reason
 from verifix.io.transformers_models import build_transformers
 
 FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"

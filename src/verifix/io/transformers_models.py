@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from verifix.errors import UsageError
-from verifix.io.libraries import library, reason
+from verifix.io.optional_imports import library, reason
 
 HEADS = {"audio": "Audio", "image": "Image", "text": "Sequence"}
 """What a model classifies, and how transformers calls its head. Audio is first, because some of its architectures end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifix.report.card import model_card, write_card
+from verifix.report.model_card import model_card, write_card
 from verifix.report.page import render, write_report
 from verifix.report.result import SCHEMA, as_json, plain, schema, write_result
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from verifix.report.words import printable
+from verifix.report.formatting import printable
 
 INK, MUTED, LINE, BEFORE, AFTER, SOFT = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", SOFT: "soft"}

@@ -9,9 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from verifix.report import course, proof
+from verifix.report import correction_section as course
+from verifix.report import proof_section as proof
+from verifix.report.formatting import NOTHING, printable
 from verifix.report.result import plain, write_text
-from verifix.report.words import NOTHING, printable
 
 SECTIONS = {
     "verdict": "Verdict",

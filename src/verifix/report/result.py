@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import UsageError
-from verifix.files import write_atomically
+from verifix.storage.atomic import write_atomically
 
 SCHEMA = "verifix-result-1"
 """Version of the format; `schema` has its definition, docs/report.md what a change of it means."""

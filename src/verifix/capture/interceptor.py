@@ -1,0 +1,219 @@
+"""Run the borrowed model and see every multiplication of a parameter, whoever owns it.
+
+Calls are intercepted at the level of functions (`TorchFunctionMode`), where a weight still is the parameter or a
+view of it, and are matched to parameters by storage. Below that level autocast and composite operations have
+already copied the weight. The lower level (`TorchDispatchMode`) is watched as well, only to name parameters that
+something invisible to the first mode uses, such as a scripted function. The reasons, with what both modes saw in
+a trial, are in ``docs/design.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from verifix.capture.batch_invariant import Constants
+from verifix.capture.census import Census
+from verifix.capture.kinds import KINDS, LayerKind, Product
+from verifix.capture.layer import Bias, Layer
+from verifix.capture.padding import watching_padding
+from verifix.capture.parameters import ParameterIndex, of_weight_norm
+from verifix.capture.selection import Selection
+from verifix.errors import DataError, VerifixError
+from verifix.model.run import out_of_memory
+from verifix.model.tensors import tensors_in
+
+Sink = Callable[["Layer", Tensor], None]
+"""Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
+
+
+class _Interceptor(TorchFunctionMode):
+    """Sees each function call; hands on the rows of those with an adapter before they run."""
+
+    def __init__(self, index: ParameterIndex, census: Census, selection: Selection, sink: Sink) -> None:
+        super().__init__()
+        self.index = index
+        self.census = census
+        self.selection = selection
+        self.sink = sink
+        self.constants = Constants(index.model)
+        self.depth = 0
+        self._known: set[Layer] = set()
+        self._alone: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in((args, kwargs))
+        names = self.index.names_of(tensors)
+        constant = self.constants.holds(tensors)
+        self.depth += 1
+        understood: set[str] = set()
+        try:
+            if func in KINDS and names:
+                understood = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
+            result = func(*args, **kwargs)
+        finally:
+            self.depth -= 1
+        self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
+        if func is torch._weight_norm and names and self.index.note_normed(result, *of_weight_norm(*args, **kwargs)):
+            return result
+        for name in names - understood:
+            if not self._only_looks(name, func, result):
+                self.census.note_use(name, _function_name(func))
+        return result
+
+    def _record(
+        self, kind: LayerKind, args: Any, kwargs: Any, tensors: Sequence[Tensor], *, constant: bool
+    ) -> set[str]:
+        """Hand on the rows of every product; return the parameters whose use that explains."""
+        keep, times = self.census.batch.keep, 1
+        if constant and self._carries_samples(tensors):
+            keep = keep and keep.for_constants()
+        elif constant:  # the same rows come with every batch, whatever its size
+            keep, times = None, self.census.batch.samples or 1
+        understood: set[str] = set()
+        try:
+            for product in kind.products(args, kwargs, keep):
+                name = self.index.find(product.weight)
+                if name is None or (product.partner is not None and constant):
+                    continue
+                if product.weight.dtype != self.index.parameters[name].dtype:
+                    continue  # the same memory, read as other numbers
+                layer = self._layer(kind, name, product)
+                self.census.added.setdefault(layer, set()).add(self._bias(product))
+                self._hand_on(layer, product, times)
+                understood.add(name)
+        except VerifixError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self.census.note_failure(self.index.names_of(tensors), kind.name, error)
+        return understood
+
+    def _bias(self, product: Product) -> Bias | None:
+        """Name the parameter that a product adds to its outputs, if that is what it adds."""
+        bias = product.bias
+        name = None if bias is None else self.index.find(bias)
+        if bias is None or name is None or bias.ndim != 1 or (len(bias) > 1 and bias.stride() != (1,)):
+            return None
+        return Bias(name, int(bias.storage_offset() - self.index.parameters[name].storage_offset()), len(bias))
+
+    def _carries_samples(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether constants have been repeated for every sample, so that an axis grows with the samples."""
+        # The first batch of a census is a single sample, whose shapes are remembered, call by call, to compare with.
+        samples = self.census.batch.samples or 1
+        shapes = [tuple(x.shape[:2]) for x in tensors if self.index.find(x) is None]
+        names = tuple(sorted(self.index.names_of(tensors)))
+        self.census.calls[names] = self.census.calls.get(names, -1) + 1
+        key = names, self.census.calls[names]
+        if samples == 1:
+            self._alone[key] = shapes
+        alone = self._alone.get(key, [(1, 1)] * len(shapes))
+        axes = (pair for one, now in zip(alone, shapes, strict=False) for pair in zip(one, now, strict=False))
+        return any(one == 1 and now == samples for one, now in axes)
+
+    def _layer(self, kind: LayerKind, name: str, product: Product) -> Layer:
+        """Name the layer of a product, and note it when it is new."""
+        weight, normed = product.weight, self.index.normed(product.weight)
+        start = 0 if normed else self.index.parameters[name].storage_offset()
+        scale = (normed.scale, normed.dim) if normed else ()
+        offset = int(weight.storage_offset() - start)
+        layer = Layer(name, kind.name, product.groups, offset, tuple(weight.shape), tuple(weight.stride()), *scale)
+        if layer not in self._known:
+            self._known.add(layer)
+            self.census.layers.append(layer)
+        return layer
+
+    def _hand_on(self, layer: Layer, product: Product, times: int) -> None:
+        if not self.selection.wants(layer):
+            return
+        if self.census.batch.pad is not None:
+            raise DataError(
+                f"the token ids contain the model's pad id {self.census.batch.pad} and no mask of the padding has come "
+                f"before layer {layer.parameter!r}; pass the attention_mask with them, or set padding=False "
+                "(--no-padding) if these ids are no padding"
+            )
+        try:
+            for rows in product.rows():
+                self.census.batch.counted = True
+                self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
+        except DataError as error:
+            raise type(error)(f"layer {layer.parameter!r}: {error}") from None
+
+    def _only_looks(self, name: str, function: Callable[..., Any], result: Any) -> bool:
+        """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
+        if _writes(function):
+            return False
+        return all(self.index.find(tensor) == name for tensor in tensors_in(result))
+
+
+class _Witness(TorchDispatchMode):
+    """Sees the parameters used outside of every function call that the interceptor sees."""
+
+    def __init__(self, interceptor: _Interceptor) -> None:
+        super().__init__()
+        self.interceptor = interceptor
+
+    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.interceptor.depth == 0:
+            for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):
+                if not self.interceptor._only_looks(name, func, result):
+                    self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")
+        return result
+
+
+def _writes(function: Callable[..., Any]) -> bool:
+    """Tell a function that changes its argument in place, by torch's own convention for names."""
+    name = str(getattr(function, "__name__", "")).split(".", maxsplit=1)[0]
+    if name == "__setitem__" or (
+        name == "__set__" and getattr(getattr(function, "__self__", None), "__name__", "") == "data"
+    ):
+        return True
+    harmless = name in {"requires_grad_", "detach_", "retain_grad_", "share_memory_"}
+    return name.endswith("_") and not name.endswith("__") and not harmless
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    name: str = resolve_name(function) or getattr(function, "__name__", str(function))
+    return name.removeprefix("torch.nn.functional.").removeprefix("torch.functional.").removeprefix("torch.")
+
+
+@contextmanager
+def intercepting(
+    model: nn.Module, sink: Sink, selection: Selection | None = None, *, padding: bool = True, masked: bool = True
+) -> Iterator[Census]:
+    """Intercept a borrowed model's multiplications for as long as the context lasts.
+
+    Parameters
+    ----------
+    model
+        The model; see `verifix.model.borrow.borrowed`.
+    sink
+        Receives ``(layer, rows)`` for every selected layer, chunk by chunk, before the layer's function runs.
+    selection
+        Layers to hand on; all of them by default. The census lists the others too.
+    padding
+        Whether token ids that contain the model's pad id need a mask.
+    masked
+        Whether rows of padding are left out.
+
+    Yields
+    ------
+    Census
+        What has been seen so far. Its batch must begin before each run; see `Census.begin`.
+    """
+    index = ParameterIndex(model)
+    census = Census(index=index)
+    interceptor = _Interceptor(index, census, selection or Selection(), sink)
+    watching = watching_padding(model, census.batch, padding=padding) if masked else nullcontext()
+    with watching, interceptor, _Witness(interceptor):
+        yield census

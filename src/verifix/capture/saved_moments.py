@@ -1,0 +1,239 @@
+"""Files of moments, with the model and the samples that they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifix.capture.collect import Collected, moments_device
+from verifix.capture.layer import Layer
+from verifix.errors import CheckpointError, DataError, UsageError
+from verifix.moments import Moments
+from verifix.options import VERIFIED_FROM
+from verifix.storage.tensors import read_safetensors, write_safetensors
+
+FORMAT = "verifix-moments-2"
+
+
+@dataclass(frozen=True)
+class SavedMoments:
+    """Moments of verified samples, with what they belong to: one model, and these samples.
+
+    Attributes
+    ----------
+    moments
+        By layer.
+    model
+        Digest of the uncorrected model; see `model_digest`.
+    digests
+        SHA-256 of each sample that went in.
+    preparation
+        How the samples were prepared, in words; None if nobody said.
+    verified_from
+        Where the samples came from, as in `verifix.correct`; None if nobody said.
+    origin
+        The file that this was read from; empty if it was read from none.
+    """
+
+    moments: Mapping[Layer, Moments]
+    model: str
+    digests: frozenset[bytes]
+    preparation: str | None = None
+    verified_from: str | None = None
+    origin: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that it is known what samples from there are worth."""
+        if self.verified_from not in (None, *VERIFIED_FROM):
+            raise UsageError(
+                f"{self.origin or 'the saved moments'} has verified_from {self.verified_from!r}; it must be one of "
+                f"{', '.join(map(repr, VERIFIED_FROM))}, or None if nobody knows"
+            )
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write to a safetensors file.
+
+        Parameters
+        ----------
+        path
+            Where to; must not exist.
+        force
+            Overwrite what is there.
+
+        Returns
+        -------
+        Path
+            The path.
+        """
+        return write_safetensors(path, *self.content(), force=force)
+
+    def content(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return what `save` writes: tensors by name, and one entry of metadata in JSON."""
+        tensors, layers = {}, []
+        for i, (layer, moments) in enumerate(self.moments.items()):
+            if moments.rows is not None:
+                tensors[f"{i}.rows"] = moments.rows
+            else:
+                tensors |= {f"{i}.scatter": moments.scatter, f"{i}.mean": moments.mean}
+            layers.append({**asdict(layer), "n": moments.n})
+        about = {
+            "format": FORMAT,
+            "model": self.model,
+            "layers": layers,
+            "samples": sorted(digest.hex() for digest in self.digests),
+            "preparation": self.preparation,
+            "verified_from": self.verified_from,
+        }
+        return tensors, {"verifix": json.dumps(about, sort_keys=True)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> SavedMoments:
+        """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        SavedMoments
+            Its content.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not such a file, or damaged.
+        UsageError
+            If its samples are from where this version knows nothing of.
+        """
+        tensors, metadata = read_safetensors(path)
+        try:
+            about = json.loads(metadata["verifix"])
+            if about["format"] != FORMAT:
+                raise KeyError(about["format"])
+            table = {}
+            for i, entry in enumerate(about["layers"]):
+                table[_layer(entry)] = _loaded(tensors, i, entry)
+            digests = frozenset(map(bytes.fromhex, about["samples"]))
+            said = (about.get("preparation"), about.get("verified_from"))  # not in files of earlier versions
+            model = about["model"]
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} is not a verifix moments file ({error!r}); write one with --save-moments"
+            ) from None
+        return cls(table, model, digests, *said, origin=str(path))
+
+    def check_preparation(self, preparation: str) -> None:
+        """Refuse moments of samples that were prepared in another way.
+
+        Parameters
+        ----------
+        preparation
+            How samples are prepared now, in words.
+
+        Raises
+        ------
+        DataError
+            If that was another way. Moments of which nobody said how are taken as they are.
+        """
+        if self.preparation is not None and self.preparation != preparation:
+            raise DataError(
+                f"{self.origin or 'the saved moments'} holds moments of samples prepared in another way "
+                f"({self.preparation}) than now ({preparation}); prepare both alike, or collect the moments again"
+            )
+
+    def check_origin(self, verified_from: str) -> None:
+        """Refuse moments of samples that are worth less than what the samples of now are said to be.
+
+        Parameters
+        ----------
+        verified_from
+            Where the samples of now come from, as in `verifix.correct`.
+
+        Raises
+        ------
+        DataError
+            If they are. Moments of which nobody said where they come from are taken as they are.
+        """
+        worth = VERIFIED_FROM.index
+        if self.verified_from is not None and worth(self.verified_from) > worth(verified_from):
+            raise DataError(
+                f"{self.origin or 'the saved moments'} holds moments of samples with verified_from "
+                f"{self.verified_from!r}, and now it is {verified_from!r}; both together are worth no more than "
+                f"{self.verified_from!r}: give that, or leave the moments out"
+            )
+
+    def checked(self, path: object, model: str, collected: Collected, device: torch.device) -> dict[Layer, Moments]:
+        """Return the moments if they fit a model, and no sample is counted twice.
+
+        Parameters
+        ----------
+        path
+            Where they came from, for the message.
+        model
+            Digest of the uncorrected model.
+        collected
+            Its layers, and the new verified samples.
+        device
+            Where the model is.
+
+        Returns
+        -------
+        dict
+            The moments by layer, on the device where moments live.
+
+        Raises
+        ------
+        CheckpointError
+            If they belong to other weights, or lack a layer.
+        DataError
+            If they already hold some of the samples.
+        """
+        if self.model != model:
+            raise CheckpointError(f"{path} holds moments of other weights; collect them again with this model")
+        missing = [layer.parameter for layer in collected.layers if layer not in self.moments]
+        if missing:
+            raise CheckpointError(
+                f"{path} has no moments of {', '.join(missing[:3])}; collect them with the same include and exclude"
+            )
+        for layer in collected.layers:
+            here, new = self.moments[layer], next(table[layer] for table in collected.folds if layer in table)
+            if (here.groups, here.width) != (new.groups, new.width):
+                raise CheckpointError(f"{path} is damaged: {layer.parameter!r} has another shape; collect them again")
+        again = len(self.digests & collected.digests)
+        if again:
+            raise DataError(f"{again} of the verified samples are in {path} already; give only new ones")
+        return {layer: self.moments[layer].to(moments_device(device)) for layer in collected.layers}
+
+
+def _layer(entry: Mapping[str, Any]) -> Layer:
+    known = {field.name: entry[field.name] for field in fields(Layer)}
+    return Layer(**known | {"shape": tuple(entry["shape"]), "stride": tuple(entry["stride"])})
+
+
+def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> Moments:
+    n, rows = entry["n"], tensors.get(f"{i}.rows")
+    if rows is not None:
+        _require(rows.ndim == 3 and rows.shape[1] == n and _sound(rows), f"{i}.rows")
+        return Moments(rows)
+    scatter, mean = tensors[f"{i}.scatter"], tensors[f"{i}.mean"]
+    fits = type(n) is int and n > 0 and scatter.ndim == 3 and scatter.shape == (*mean.shape, mean.shape[-1])
+    _require(fits and _sound(scatter) and _sound(mean), f"{i}.scatter")
+    _require(bool((scatter.diagonal(dim1=1, dim2=2) >= 0).all()), f"{i}.scatter")
+    return Moments.from_scatter(scatter, mean, n)
+
+
+def _sound(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float64 and bool(torch.isfinite(tensor).all())
+
+
+def _require(holds: bool, name: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} does not hold the moments of any rows")

@@ -1,0 +1,156 @@
+"""What several commands share: the model with its weights, the device, the class names, a score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from verifix.cli.options import CorrectCommand, ScoreCommand
+from verifix.errors import DataError, UsageError
+from verifix.evaluation.comparison import class_weights
+from verifix.evaluation.predictions import as_weights
+from verifix.io.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.prediction_files import read_numbers
+from verifix.io.data.preprocessing import Preparation
+from verifix.io.models import build_model, own_checkpoint
+from verifix.io.options import WeightOptions
+from verifix.losses import correct_or_not, cross_entropy
+from verifix.model.borrow import borrowed, check_model
+from verifix.model.predict import predict
+from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.sources import Source
+from verifix.model.tensors import device_named, device_of
+from verifix.model.wrappers import unwrapped
+from verifix.progress import progress_bar
+from verifix.proof import predicted
+
+
+def open_checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
+    """Read the checkpoint that a command names, or the one that its model brings."""
+    return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
+
+
+def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
+    """Build a model in eval mode, with the weights of a checkpoint if there is one."""
+    model: nn.Module = unwrapped(build_model(name, num_classes))
+    if checkpoint is not None:
+        checkpoint.load_into(model)
+        check_model(model)
+    return model.eval()
+
+
+def device_wanted(name: str) -> torch.device:
+    """Return the device wanted; "auto" is a GPU if there is one."""
+    return device_named(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def first_sample(source: Source) -> Samples:
+    """Return the first sample alone."""
+    one = Subset(source.dataset, range(min(1, len(source.dataset))))  # type: ignore[arg-type]
+    return read_samples(replace(source, dataset=one))
+
+
+def check_names(model: nn.Module, source: Source, preparation: Preparation) -> None:
+    """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word."""
+    if preparation.class_names is None:
+        return
+    with borrowed(model):
+        outputs = predict(model, first_sample(source), [0], 1, device_of(model)).shape[1]
+    names = preparation.class_names
+    if len(names) != max(outputs, 2):
+        raise DataError(
+            f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "
+            f"{outputs} output{'s' * (outputs > 1)}; give --classes with one name for each"
+        )
+
+
+def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
+    """Return a model's logits of all samples, whose labels must name its outputs."""
+    with progress_bar(title, len(samples), show) as bar:
+        logits = predicted(model, samples, done=bar.update)
+    check_labels(samples.labels, logits.shape[1], samples.where)
+    return logits
+
+
+def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
+    """Score a model on samples: percent right, and cross-entropy in nats."""
+    return figures(logits_of(model, samples, show, title), samples.labels)
+
+
+def figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return what `accuracy` does, from logits."""
+    return {
+        "samples": len(labels),
+        "accuracy": 100 * float(correct_or_not(logits, labels).mean()),
+        "cross_entropy": float(cross_entropy(logits, labels).mean()),
+    }
+
+
+def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None, used: Sequence[int]) -> Any:
+    """Return how much each sample counts ``[n]``, or None if all count the same.
+
+    Parameters
+    ----------
+    options
+        Class shares, or a file of weights, one for each sample.
+    labels
+        Of all samples ``[n]``.
+    names
+        Class names; None if there are none.
+    used
+        Which samples are used: among these the classes shall have their shares, and others count nothing.
+
+    Returns
+    -------
+    array or None
+        The weights.
+
+    Raises
+    ------
+    UsageError
+        If a share names no class, or a class twice.
+    DataError
+        If a class has no share or no sample that is used, or the file is not one weight per sample.
+    """
+    chosen = list(used)
+    if options.weights_file is not None:
+        return _weights_in_file(options.weights_file, len(labels), chosen)
+    shares = options.shares
+    if shares is None:
+        return None
+    numbers = class_numbers(list(shares), names, "--class-shares", "entry {} of --class-shares".format)
+    if len(set(numbers)) < len(numbers):
+        raise UsageError("--class-shares names a class twice; name each class once")
+    share_of = dict(zip(numbers, shares.values(), strict=True))
+    elsewhere = set(np.asarray(labels).tolist()) - set(np.asarray(labels[chosen]).tolist())
+    for label in sorted(elsewhere):
+        if share_of.get(label, 0) > 0:
+            raise DataError(
+                f"class {label} has the share {share_of[label]:g}, but none of its samples is among the {len(chosen)} "
+                f"of {len(labels)} on which the gain is measured; verify more samples of it, or leave the shares out"
+            )
+    weights = np.zeros(len(labels))
+    weights[chosen] = class_weights(labels[chosen], share_of)
+    return weights
+
+
+def _weights_in_file(path: str, count: int, chosen: Sequence[int]) -> Any:
+    """Read weights, and check them as they stand in the file, before anything is left out."""
+    weights = read_numbers(path, "weight")
+    try:
+        as_weights(weights, count)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not weights[chosen].any():
+        raise DataError(
+            f"{path}: only samples on which the gain is not measured have a weight above 0 ({len(chosen)} of {count} "
+            "are used); give weights to others"
+        )
+    return weights

@@ -1,0 +1,351 @@
+"""`verifix correct`: read, correct, measure, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from verifix.algorithm import correct
+from verifix.capture.saved_moments import SavedMoments
+from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
+from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
+from verifix.cli.options import CorrectCommand
+from verifix.correction import Correction
+from verifix.evaluation.duplicates import without_leaks
+from verifix.evaluation.label_order import check_mapping
+from verifix.inspection import collect_moments
+from verifix.io.checkpoints.checkpoint import Checkpoint, correction_path
+from verifix.io.data.open import open_data
+from verifix.io.data.preprocessing import Preparation, prepare
+from verifix.io.data.subsample import limited
+from verifix.model.borrow import borrowed
+from verifix.model.predict import predict
+from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.sources import Source
+from verifix.model.tensors import device_of
+from verifix.options import CorrectOptions
+from verifix.progress import duration, note, tell
+from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
+from verifix.report import SCHEMA, as_json, model_card, render
+from verifix.report.result import fill_text
+from verifix.selection.trusted import Trusted, trust
+from verifix.storage.atomic import Output, write_together
+from verifix.storage.tensors import fill_safetensors
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a command has read.
+
+    Attributes
+    ----------
+    checkpoint, model
+        The weights, and the model with them, on the device wanted.
+    preparation
+        How samples become inputs.
+    verified
+        The samples to correct from: verified ones, or those picked from `trusted`.
+    trusted
+        How they were picked; None for verified ones.
+    test
+        The test samples; None if there are none.
+    kept
+        Which of them to use: those that the correction is not made from.
+    earlier
+        Moments of earlier samples; None if there are none.
+    notes
+        What a user should know about the samples, one line each.
+    """
+
+    checkpoint: Checkpoint
+    model: nn.Module
+    preparation: Preparation
+    verified: Samples
+    trusted: Trusted | None
+    test: Samples | None
+    kept: Sequence[int]
+    earlier: SavedMoments | None
+    notes: list[str]
+
+
+def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
+    """Correct a checkpoint, prove the gain, and write it if it is proved; see `CorrectCommand`."""
+    start = time.perf_counter()
+    inputs = _read(command)
+    correction, proof = _correct_and_prove(inputs, command)
+    for remark in correction.notes:
+        note(remark)
+    result = _result(inputs, correction, proof, command)
+    outputs: list[Output] = []
+    if correction.changed and _may_write(proof, command):
+        outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, result["verdict"])
+        result |= {"out": str(outputs[0].path), "correction_file": str(outputs[1].path)}
+    if command.save_moments is not None or command.shows:
+        moments = _moments(inputs, command)
+        result["spectra"] = spectra(moments, correction) if command.shows else {}
+        if command.save_moments is not None:
+            outputs.append(output_of_moments(moments, command.save_moments))
+            result["moments_file"] = str(command.save_moments)
+    result |= {"seconds": round(time.perf_counter() - start, 2), "memory_bytes": peak_memory()}
+    outputs += _about(result, command)
+    if outputs:
+        write_together(outputs, force=command.force)
+    return (3 if result["out"] is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
+
+
+def _read(command: CorrectCommand) -> _Inputs:
+    """Read and check all there is, before the long work begins."""
+    checkpoint = open_checkpoint(command)
+    checkpoint.refuse_corrected()
+    _check_files(command, checkpoint)
+    model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    preparation = prepare(model, command.model, command)
+    earlier = _earlier(command, preparation)
+    source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
+    check_names(model, source, preparation)
+    test = None if command.test is None else _read_test(model, command.test, command, preparation)
+    trusted = None if command.trusted is None else _trust(model, source, command)
+    verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
+    kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
+    return _Inputs(checkpoint, model, preparation, verified, trusted, test, kept, earlier, notes)
+
+
+def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, command: CorrectCommand) -> dict[str, Any]:
+    """Return what was found, as plain data."""
+    preparation, trusted = inputs.preparation, inputs.trusted
+    result = {"schema": SCHEMA} | correction.as_dict() | {"changed": correction.changed, "out": None}
+    result |= {"correction_file": None, "preprocessing": preparation.description}
+    result |= _about_weights(inputs.model, correction, inputs.checkpoint)
+    result["notes"] += [*inputs.notes, *correction.notes]
+    result |= {"verdict": None if proof is None else proof.verdict, "proof": _about_proof(proof)}
+    if proof is not None and proof.kind == "test":
+        result["test"] = _measured(proof)
+    if trusted is not None:
+        result["trusted"] = trusted.as_dict()
+    if correction.caution:
+        result["warning"] = correction.caution
+    samples = inputs.verified if inputs.test is None else inputs.test
+    return result | {
+        "class_names": None if preparation.class_names is None else list(preparation.class_names),
+        "examples": examples(proof, samples, preparation) if proof is not None and command.shows else [],
+        "files": files_read(command),
+        "command": spelled_command(command),
+        "versions": versions(),
+        "seed": command.seed,
+    }
+
+
+def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
+    """Return the settings of the correction, which are those of its proof as well."""
+    apart = {"device", "moments"}
+    settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
+    stored_as = inputs.checkpoint.dtypes(inputs.model)
+    return settings | {"moments": inputs.earlier, "stored_as": stored_as}
+
+
+def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
+    """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
+    kind, seed, show = command.proves_by, command.seed, command.progress
+    model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
+    names = inputs.preparation.class_names
+    if test is not None:
+        weights = weights_of(command, test.labels, names, inputs.kept)
+        correction = correct(model, verified, **settings)
+        return correction, measured("test", model, correction, test, inputs.kept, weights, seed=seed, show=show)
+    if kind == "none":
+        return correct(model, verified, **settings), None
+    check_provable(len(verified), kind, command)
+    if kind == "split":
+        correcting, proving = halves(verified, seed)
+        weights = weights_of(command, verified.labels, names, proving)
+        correction = correct(model, verified.subset(correcting), **settings)
+        return correction, measured("split", model, correction, verified, proving, weights, seed=seed, show=show)
+    weights = weights_of(command, verified.labels, names, range(len(verified)))
+    start = time.perf_counter()
+    correction = correct(model, verified, **settings)
+    if not correction.changed:
+        return correction, None
+    expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
+    about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
+    tell(f"proof: {about}", show)
+    proof = prove(model, verified, weights=weights, **settings | {"check_labels": False})  # labels are checked by now
+    return correction, replace(proof, estimated=expected)
+
+
+def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
+    """Only what is proved is written, unless the user takes it as it is."""
+    return command.force or command.proof == "none" or (proof is not None and proof.verdict == "improved")
+
+
+def _about_proof(proof: Proof | None) -> dict[str, Any]:
+    return {"kind": "none", "samples": 0, "comparison": None} if proof is None else proof.as_dict()
+
+
+def _measured(proof: Proof) -> dict[str, Any]:
+    """Return the scores on test samples in short."""
+    before, after = proof.comparison.before.accuracy, proof.comparison.after.accuracy
+    return {"samples": len(proof.labels), "before": before, "after": after, "gain": after - before}
+
+
+def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
+    """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
+    out = Path(command.out)
+    further = (command.save_moments, command.result, command.report, command.card)
+    others = [correction_path(out), *(Path(path) for path in further if path is not None)]
+    inputs: list[str | Path | None] = [
+        checkpoint.path,
+        command.verified,
+        command.trusted,
+        command.test,
+        command.moments,
+    ]
+    checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
+
+
+def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Say which weights of the checkpoint were used, and what its dtypes keep of the correction."""
+    held = checkpoint.dtypes(model)
+    dtypes = sorted({str(held[name]).removeprefix("torch.") for name in correction.corrected})
+    return {
+        "weights": checkpoint.kind(model),
+        "weights_dtypes": dtypes,
+        "unchanged_by_rounding": correction.unchanged_by_rounding,
+        "notes": checkpoint.notes(model),
+    }
+
+
+def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
+    """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
+    test = read_samples(open_data(path, command, preparation), 250, command.progress)
+    with borrowed(model):
+        logits = predict(model, test, range(len(test)), 250, device_of(model))
+    check_labels(test.labels, logits.shape[1], test.where)
+    if command.check_labels:
+        check_mapping(logits, test.labels, "test", preparation.class_names)
+    return test
+
+
+def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments | None:
+    """Read the moments of earlier samples, which must have been prepared as those of now."""
+    if command.moments is None:
+        return None
+    earlier = SavedMoments.load(command.moments)
+    earlier.check_preparation(preparation.steps)
+    return earlier
+
+
+def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[list[int], list[str]]:
+    """Leave test samples out that are verified as well, and say so."""
+    kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
+    if len(kept) == len(test):
+        return kept, []
+    text = (
+        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from, "
+        "and were left out of the test."
+    )
+    note(text)
+    return kept, [text]
+
+
+def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:
+    """Pick samples whose label is probably right."""
+    method, count = command.picks
+    return trust(
+        model,
+        source,
+        method=method,
+        count=count,
+        batch_size=command.batch_size,
+        seed=command.seed,
+        progress=command.progress,
+    )
+
+
+def _moments(inputs: _Inputs, command: CorrectCommand) -> SavedMoments:
+    """Collect the moments of the verified samples, and say how they were prepared."""
+    collected = collect_moments(
+        inputs.model,
+        inputs.verified,
+        include=command.include,
+        exclude=command.exclude,
+        batch_size=command.batch_size,
+        padding=command.padding,
+        verified_from=command.verified_from,
+        progress=command.progress,
+    )
+    return replace(collected, preparation=inputs.preparation.steps)
+
+
+def outputs_of(
+    correction: Correction, model: nn.Module, checkpoint: Checkpoint, out: str, verdict: str | None
+) -> list[Output]:
+    """Return the corrected checkpoint and its correction file, as they will be written.
+
+    Parameters
+    ----------
+    correction
+        The correction.
+    model, checkpoint
+        The uncorrected model, and where its weights come from.
+    out
+        Where to write the checkpoint; the correction file lies beside it.
+    verdict
+        What the proof says; None if there is none.
+
+    Returns
+    -------
+    list of Output
+        The correction file after the checkpoint, whose SHA-256 it holds.
+    """
+    provenance = {
+        **correction.provenance,
+        "strengths": correction.strengths,
+        "weights": checkpoint.kind(model),
+        "verdict": verdict,
+    }
+    update = checkpoint.spread(model, correction.corrected)
+    output, record = checkpoint.output(out, update, provenance, correction.original)
+    return [
+        output,
+        Output(correction_path(out), lambda path: fill_safetensors(path, *correction.content(record))),
+    ]
+
+
+def output_of_moments(moments: SavedMoments, path: str) -> Output:
+    """Return a moments file, as it will be written."""
+    return Output(Path(path), lambda temporary: fill_safetensors(temporary, *moments.content()))
+
+
+def _about(result: dict[str, Any], command: CorrectCommand) -> list[Output]:
+    """Return the files that tell what was found, as far as they were asked for."""
+    wanted = ((command.result, as_json), (command.report, render), (command.card, model_card))
+    return [Output(Path(path), partial(fill_text, text=spell(result))) for path, spell in wanted if path is not None]
+
+
+def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: dict[str, Any]) -> str:
+    trusted = [] if picked is None else [picked.summary()]
+    notes = [remark for remark in result["notes"] if remark not in correction.notes]  # these are in the summary
+    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result['preprocessing']}."]
+    half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
+    if half:
+        share = f"{result['unchanged_by_rounding']:.1%}"
+        lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
+    if proof is not None:
+        lines.append(proof.summary())
+    if "moments_file" in result:
+        lines.append(f"Wrote the moments to {result['moments_file']}.")
+    files = f"Wrote {result['out']} and {result['correction_file']}."
+    lines.append(f"{files if result['out'] else _why_not_written(correction)} {result['seconds']:.0f} s.")
+    return "\n".join(lines)
+
+
+def _why_not_written(correction: Correction) -> str:
+    if not correction.changed:
+        return "No change: no checkpoint was written."
+    return "The gain is not proved: no checkpoint was written. --force, or --proof none, writes it as it is."

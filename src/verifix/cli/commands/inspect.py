@@ -1,0 +1,74 @@
+"""`verifix inspect`: what a correction would touch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from verifix.cli.commands.common import first_sample, open_model
+from verifix.cli.options import InspectCommand
+from verifix.errors import UsageError
+from verifix.inspection import Survey, inspect
+from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.data.open import open_data
+from verifix.io.data.preprocessing import prepare
+from verifix.options import split_list
+
+COVERED = 0.9
+"""Below this share of the multiplied weights, `inspect` warns."""
+
+
+def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
+    """Show what a correction would touch; see `InspectCommand`."""
+    checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
+    model = open_model(command.model, command.num_classes, checkpoint)
+    preparation = prepare(model, command.model, command)
+    if command.data is None:
+        shape = list(map(int, command.shape))
+        inputs = torch.zeros(1, *shape) if preparation.tokenize is None else _ids(shape)
+    else:
+        first = first_sample(open_data(command.data, command, preparation))
+        inputs = next(first.batches([0], 1)).inputs
+    survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
+    memory = survey.memory(command.samples, command.folds)
+    result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
+    lines = [_inspect_line(entry) for entry in result["parameters"]]
+    lines.append(_share_line(survey))
+    lines.append(
+        f"{len(survey.layers)} layers would be corrected; about {memory / 2**20:.0f} MiB besides the model, with "
+        f"{command.samples} samples and {command.folds} folds."
+    )
+    if survey.share < COVERED:
+        result["warning"] = (
+            f"only {survey.share:.1%} of the multiplied weights would be corrected; see above why the others are not"
+        )
+        lines.append(f"Warning: {result['warning']}.")
+    return (0 if survey.layers else 4), result, "\n".join(lines)
+
+
+def _share_line(survey: Survey) -> str:
+    """Say what becomes of all parameters of two or more dimensions, in shares of what they have in common."""
+    sizes = survey.sizes
+    multiplied = sizes["corrected"] + sizes["skipped"]
+    parts = [f"{sizes[what] / max(multiplied, 1):.2%} {what}" for what in ("corrected", "skipped")]
+    words = {"not_multiplied": "looked up, added or moved about", "unused": "unused"}
+    others = [f"{sizes[what]} {word}" for what, word in words.items() if sizes[what]]
+    return f"Of {multiplied} multiplied weights: {', '.join(parts)}." + (
+        f" Besides, {', '.join(others)}." if others else ""
+    )
+
+
+def _ids(shape: list[int]) -> dict[str, torch.Tensor]:
+    """Return a text of so many tokens, for a model of texts."""
+    if len(shape) != 1:
+        raise UsageError(f"input_shape is {shape}; for a model of texts it is the number of tokens, such as 16")
+    return {"input_ids": torch.ones(1, *shape, dtype=torch.long), "attention_mask": torch.ones(1, *shape).long()}
+
+
+def _inspect_line(entry: dict[str, Any]) -> str:
+    if entry["status"] == "corrected":
+        what = f"would be corrected, {entry['kind']}, {entry['rows_per_sample']:.0f} rows per sample"
+    else:
+        what = ", ".join(filter(None, (entry["status"], entry["reason"])))
+    return f"{entry['parameter']}: {what}"

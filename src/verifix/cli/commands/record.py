@@ -1,0 +1,183 @@
+"""What result.json and the report hold beside the correction and its proof: examples, spectra, files, versions."""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from verifix.capture.saved_moments import SavedMoments
+from verifix.cli.options import CorrectCommand
+from verifix.correction import Correction
+from verifix.io.data.preprocessing import Preparation
+from verifix.losses import probabilities
+from verifix.model.samples import Samples
+from verifix.projection import eigenvalues
+from verifix.proof import Proof
+from verifix.storage.atomic import file_digest
+
+SHOWN = 24
+"""How many examples of either outcome a report shows."""
+
+LONGEST = 400
+"""Characters of a text that a report shows."""
+
+WIDEST = 160
+"""Pixels of the longer side of a picture that a report shows; larger ones are scaled down."""
+
+
+def examples(proof: Proof, samples: Samples, preparation: Preparation) -> list[dict[str, Any]]:
+    """Return the samples that the correction set right and those that it broke, the surest mistakes first.
+
+    Parameters
+    ----------
+    proof
+        What was predicted before and after.
+    samples
+        The samples that the proof counts its indices in.
+    preparation
+        How they became inputs.
+
+    Returns
+    -------
+    list of dict
+        Plain data: index, name, label, predictions, confidences, outcome, and a picture (a data URL) or a text.
+    """
+    before, after = (probabilities(logits).max(dim=1) for logits in (proof.before, proof.after))
+    right_before, right_after = before.indices == proof.labels, after.indices == proof.labels
+    chosen = {
+        "broken": (right_before & ~right_after, after.values),
+        "fixed": (~right_before & right_after, before.values),
+    }
+    return [
+        {
+            "index": proof.indices[place],
+            "label": int(proof.labels[place]),
+            "before": int(before.indices[place]),
+            "after": int(after.indices[place]),
+            "confidence_before": float(before.values[place]),
+            "confidence_after": float(after.values[place]),
+            "outcome": outcome,
+            **shown(samples, proof.indices[place], preparation),
+        }
+        for outcome, (which, sureness) in chosen.items()
+        for place in _surest(which, sureness)
+    ]
+
+
+def _surest(which: Tensor, sureness: Tensor) -> list[int]:
+    """Return the places of the first few that are marked, the surest wrong answers first."""
+    places = which.nonzero().flatten()
+    order: list[int] = places[sureness[places].argsort(descending=True, stable=True)][:SHOWN].tolist()
+    return order
+
+
+def shown(samples: Samples, index: int, preparation: Preparation) -> dict[str, str | None]:
+    """Return a sample's name, and its picture as a data URL or its text; None for what it has not."""
+    text = samples.text(index)
+    return {
+        "name": samples.where(index) or None,
+        "text": text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
+        "image": None if text is not None else _picture(samples, index, preparation),
+    }
+
+
+def _picture(samples: Samples, index: int, preparation: Preparation) -> str | None:
+    """Return an input ``[channels, height, width]`` as a PNG in a data URL; None if it is no picture."""
+    x = next(samples.batches([index], 1)).inputs
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape[2:]) < 2:
+        return None
+    pixels = x[0].detach().float().cpu()
+    if len(preparation.mean) == len(pixels):
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preparation.mean, preparation.std))
+        pixels = pixels * std + mean
+    elif pixels.min() < 0 or pixels.max() > 1:  # numbers of an unknown scale
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
+    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
+    picture.thumbnail((WIDEST, WIDEST))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def spectra(saved: SavedMoments, correction: Correction) -> dict[str, dict[str, Any]]:
+    """Return the eigenvalues of the activation space of every corrected layer, and its strength.
+
+    Parameters
+    ----------
+    saved
+        Moments of all verified samples.
+    correction
+        The correction.
+
+    Returns
+    -------
+    dict
+        By parameter name: "eigenvalues", descending (of all groups together, each group adds up to 1), and "alpha".
+    """
+    own = correction.layer_strengths.get("layerwise", {})
+    found: dict[str, dict[str, Any]] = {}
+    for layer, moments in saved.moments.items():
+        name = layer.parameter
+        if name in correction.corrected and name not in found:
+            alpha = own.get(name, {}).get("alpha", correction.alpha)
+            values = eigenvalues(moments).flatten().sort(descending=True).values
+            found[name] = {"eigenvalues": values.tolist(), "alpha": alpha}
+    return found
+
+
+def files_read(command: CorrectCommand) -> dict[str, dict[str, str | None]]:
+    """Return what a command reads, with the SHA-256 of each file; None for a folder."""
+    paths = {
+        name: getattr(command, name)
+        for name in ("checkpoint", "verified", "trusted", "test", "moments")
+        if getattr(command, name) is not None
+    }
+    return {name: {"path": str(path), "sha256": _digest(path)} for name, path in paths.items()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in ("verifix", "torch", "numpy")}
+
+
+def peak_memory() -> int | None:
+    """Return the most memory that this process has held, in bytes; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if platform.system() == "Darwin" else 1024 * used
+
+
+def spelled_command(command: CorrectCommand) -> str:
+    """Return the command line that repeats a run: every setting that is not the default one."""
+    return shlex.join(["verifix", "correct", *_flags(command)])
+
+
+def _flags(command: CorrectCommand) -> Iterator[str]:
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if field.default is not MISSING and value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{'' if value else 'no-'}{flag}"
+        else:
+            yield from (f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _digest(path: str) -> str | None:
+    return file_digest(Path(path)) if Path(path).is_file() else None

@@ -1,0 +1,1 @@
+"""Statistics on predictions: metrics, significance, comparison, and checks of labels."""

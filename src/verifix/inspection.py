@@ -1,0 +1,214 @@
+"""What would be corrected, before correcting anything; and moments on their own, to be used later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from verifix.capture.census import Account
+from verifix.capture.interceptor import intercepting
+from verifix.capture.layer import Layer
+from verifix.capture.saved_moments import SavedMoments
+from verifix.capture.selection import selection_of
+from verifix.errors import UsageError
+from verifix.model.borrow import borrowed, check_model, seeded
+from verifix.model.clone import copy_model
+from verifix.model.run import Forward, run_model, to_device
+from verifix.model.samples import read_samples
+from verifix.model.tensors import device_of, model_digest
+from verifix.model.wrappers import unwrapped
+from verifix.options import CorrectOptions, patterns
+from verifix.preflight import check_picked, collect_and_try, working_copy
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a correction of a model would touch.
+
+    Attributes
+    ----------
+    accounts
+        One per parameter of two or more dimensions.
+    rows
+        Input rows of each layer per sample.
+    widths
+        Groups and row width of each layer.
+    """
+
+    accounts: tuple[Account, ...]
+    rows: dict[Layer, float]
+    widths: dict[Layer, tuple[int, int]]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that would be corrected."""
+        return [layer for account in self.accounts if account.status == "corrected" for layer in account.layers]
+
+    @property
+    def share(self) -> float:
+        """Share of the multiplied weights that would be corrected, in elements; 0 for a model without any.
+
+        Multiplied are parameters of two or more dimensions that a function multiplies with activations. Those that are
+        looked up (embeddings), added (positions) or unused are not.
+        """
+        multiplied = self.sizes["corrected"] + self.sizes["skipped"]
+        return self.sizes["corrected"] / multiplied if multiplied else 0.0
+
+    @property
+    def sizes(self) -> Counter[str]:
+        """Elements of the parameters by what becomes of them; see `Account.fate`."""
+        sizes = Counter[str]()
+        for account in self.accounts:
+            sizes[account.fate] += account.size
+        return sizes
+
+    def memory(self, samples: int, folds: int) -> int:
+        """Estimate the memory that a correction holds besides the model and the samples.
+
+        Parameters
+        ----------
+        samples
+            Verified samples.
+        folds
+            Folds of the cross-fitting.
+
+        Returns
+        -------
+        int
+            Bytes: moments of every fold, and what the projection keeps of one of them.
+        """
+        total = 0
+        for layer in self.layers:
+            groups, width = self.widths[layer]
+            per_fold = min(self.rows[layer] * samples / folds, width)
+            total += int(8 * groups * width * (folds * per_fold + 3 * width))
+        return total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the survey as plain data."""
+        entries = []
+        for account in self.accounts:
+            entry = {field.name: getattr(account, field.name) for field in fields(account) if field.name != "layers"}
+            entry["rows_per_sample"] = sum(self.rows.get(layer, 0) for layer in account.layers)
+            entries.append(entry)
+        return {"corrected_share": self.share, "parameters": entries}
+
+
+def inspect(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    forward: Forward | None = None,
+) -> Survey:
+    """Run one batch through the model and see what a correction would touch.
+
+    Parameters
+    ----------
+    model
+        The model; borrowed, and left as it was.
+    inputs
+        A batch of inputs ``[n, ...]`` on the model's device, or a dictionary or tuple of tensors; their values do not
+        matter.
+    include, exclude, forward
+        As in `verifix.correct`.
+
+    Returns
+    -------
+    Survey
+        Every parameter of two or more dimensions: corrected, skipped and why, or unused.
+    """
+    rows: dict[Layer, float] = {}
+    widths: dict[Layer, tuple[int, int]] = {}
+
+    samples = _count(inputs)
+
+    def sink(layer: Layer, x: Tensor) -> None:
+        rows[layer] = rows.get(layer, 0) + x.shape[1] / samples
+        widths[layer] = (x.shape[0], x.shape[2])
+
+    options = CorrectOptions(include=patterns(include), exclude=patterns(exclude))
+    model = unwrapped(model)
+    check_model(model)
+    selection = selection_of(options.include, options.exclude)
+    work = copy_model(model)
+    with borrowed(work), intercepting(work, sink, selection, masked=False) as census:
+        census.begin(samples)
+        run_model(work, to_device(inputs, device_of(work)), forward)
+    return Survey(tuple(census.accounts(work, selection)), rows, widths)
+
+
+def _count(inputs: Any) -> int:
+    """Return the number of samples in a batch: the size of the first axis of its first tensor."""
+    first = next((leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if first is None:
+        raise UsageError(f"inputs are a {type(inputs).__name__} without tensors; give a batch of inputs [n, ...]")
+    return int(first.size(0))
+
+
+def collect_moments(
+    model: nn.Module,
+    verified: Any,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    forward: Forward | None = None,
+    padding: bool = True,
+    verified_from: Literal["unseen", "training", "trusted"] | None = None,
+    progress: bool = True,
+) -> SavedMoments:
+    """Collect the moments of verified samples, to be saved and added to those of later ones.
+
+    Parameters
+    ----------
+    model
+        The uncorrected model; borrowed, and left as it was.
+    verified
+        As in `verifix.correct`; labels are not used.
+    include, exclude
+        As in `verifix.correct`.
+    batch_size
+        Samples per batch.
+    forward, padding
+        As in `verifix.correct`.
+    verified_from
+        As in `verifix.correct`, which refuses moments of samples that are worth less than its own; None, the default,
+        if nobody is to check that. Samples that `verifix.trust` picked are "trusted".
+    progress
+        Show progress on stderr.
+
+    Returns
+    -------
+    SavedMoments
+        For `SavedMoments.save`, and for ``verifix.correct(..., moments=…)``.
+
+    Raises
+    ------
+    UsageError
+        If samples that were picked are said to be verified.
+    """
+    options = CorrectOptions(
+        include=patterns(include),
+        exclude=patterns(exclude),
+        batch_size=batch_size,
+        padding=padding,
+        progress=progress,
+    )
+    model = unwrapped(model)
+    check_model(model)
+    with torch.inference_mode(False), seeded(options.seed):
+        samples = read_samples(verified, options.batch_size, progress, forward)
+        origin = verified_from or ("trusted" if samples.source.picked_by else None)
+        check_picked(samples, origin)
+        with working_copy(model, options) as (work, where):
+            digest = model_digest(work)
+            collected, _ = collect_and_try(work, where, samples, [range(len(samples))], options)
+    return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

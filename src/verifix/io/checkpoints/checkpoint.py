@@ -1,0 +1,425 @@
+"""Checkpoints in, checkpoints out: same format, keys, nesting, dtypes and ties, and nothing else touched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verifix.correction import Correction, Record
+from verifix.errors import CheckpointError, UsageError, VerifixError
+from verifix.io.checkpoints.key_matching import Fit, choose_fit, few, fits, listed, place
+from verifix.io.checkpoints.sharded import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
+from verifix.io.checkpoints.state_dict import Found, choose_state
+from verifix.io.checkpoints.undo_record import change, describe
+from verifix.io.checkpoints.weight_file import SUFFIXES, TORCH, Part, read_part
+from verifix.model.clone import tied_names
+from verifix.model.tensors import tensor_digest
+from verifix.model.weights import tensors_of
+from verifix.storage.atomic import Output, check_apart, check_folder_output, check_outputs, file_digest
+from verifix.storage.transaction import settle
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as it was read.
+
+    Attributes
+    ----------
+    path
+        The file or folder.
+    parts
+        The files that hold its weights.
+    found
+        The state dict to use; its tensors are the very ones in the parts.
+    weights
+        Which weights were asked for: "auto", "raw" or "ema".
+    folder
+        The folder around the parts; None for a single file.
+    """
+
+    path: Path
+    parts: tuple[Part, ...]
+    found: Found
+    weights: str = "auto"
+    folder: Folder | None = None
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """The tensors of the state dict by key."""
+        return self.found.tensors
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata of all files."""
+        return {key: value for part in self.parts for key, value in part.metadata.items()}
+
+    def fit(self, model: nn.Module) -> Fit:
+        """Find the model's weights among the keys.
+
+        Parameters
+        ----------
+        model
+            The model.
+
+        Returns
+        -------
+        Fit
+            Which key is which weight.
+
+        Raises
+        ------
+        CheckpointError
+            If keys are missing or unexpected, the weights wanted are not there, or they are there more than once.
+        """
+        return choose_fit(model, self.found, self.weights, self.path)
+
+    def kind(self, model: nn.Module) -> str:
+        """Tell which weights are used: "raw" or "ema"."""
+        return "ema" if self.found.kind == "ema" or self.fit(model).averaged else "raw"
+
+    def notes(self, model: nn.Module) -> list[str]:
+        """Say what of the checkpoint is used and what is left as it is, where that is not plain.
+
+        Parameters
+        ----------
+        model
+            The model.
+
+        Returns
+        -------
+        list of str
+            One line each.
+        """
+        fit, words = self.fit(model), {"raw": "raw", "ema": "averaged (EMA)"}
+        places = {kind: found.place for kind, found in self.parts[0].found.items()}
+        if len(places) == 1:  # one state dict may hold both, behind different prefixes
+            places = {"ema" if each.averaged else "raw": each.prefix for each in fits(model, self.state)}
+        used = self.kind(model)
+        notes = []
+        if len(places) == 2:
+            other = "raw" if used == "ema" else "ema"
+            notes.append(
+                f"Used the {words[used]} weights ({places[used] or 'no prefix'}); the {words[other]} ones "
+                f"({places[other] or 'no prefix'}) stay as they are: --weights {other} takes those."
+            )
+        elif used == "ema":
+            notes.append("Used averaged (EMA) weights; the checkpoint has no others.")
+        outside = [key for key in fit.outside if key.rpartition(".")[2] != "n_averaged"]
+        if outside:
+            notes.append(f"Left as they are, because the model has no such weights: {listed(outside)}.")
+        if self.folder is not None and self.folder.left_out:
+            notes.append(f"Left out, because they hold the same weights uncorrected: {listed(self.folder.left_out)}.")
+        return notes
+
+    def load_into(self, model: nn.Module) -> None:
+        """Load the weights strictly.
+
+        Parameters
+        ----------
+        model
+            The model to fill.
+
+        Raises
+        ------
+        CheckpointError
+            If keys, shapes or kinds of numbers do not fit; names the first few.
+        """
+        state, wanted = self._values(model), model.state_dict()
+        wrong = [
+            f"{name} {list(value.shape)} instead of {list(wanted[name].shape)}"
+            for name, value in state.items()
+            if value.shape != wanted[name].shape
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{self.path} does not fit the model: {few('shapes', wrong)}; check the number of classes"
+            )
+        whole = [
+            f"{name} {value.dtype}{'' if value.layout == torch.strided else f' {value.layout}'}"
+            for name, value in state.items()
+            if wanted[name].is_floating_point() and (not value.is_floating_point() or value.layout != torch.strided)
+        ]
+        if whole:
+            raise CheckpointError(
+                f"{self.path} does not fit the model: {few('weights that are no plain floating-point numbers', whole)}"
+                "; give the checkpoint from before it was quantised or converted"
+            )
+        model.load_state_dict({**wanted, **state}, strict=True)
+
+    def _values(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the values by the model's names; of a tied weight the file may hold one name or all."""
+        keys = self.fit(model).keys
+        state = {name: self.state[key] for name, key in keys.items()}
+        for names in tied_names(model).values():
+            held = [name for name in names if name in keys]
+            for name in held[1:]:
+                if tensor_digest(state[name]) != tensor_digest(state[held[0]]):
+                    raise CheckpointError(
+                        f"{self.path} has different values for {keys[held[0]]!r} and {keys[name]!r}, which are one "
+                        "weight in the model; give the checkpoint of this model"
+                    )
+            state |= {name: state[held[0]] for name in names if held}
+        return state
+
+    def refuse_corrected(self) -> None:
+        """Refuse a checkpoint that has been corrected already.
+
+        Raises
+        ------
+        CheckpointError
+            If its metadata, or a correction file beside it, says so.
+        """
+        if "verifix" in self.metadata or self._matches_correction_beside():
+            raise CheckpointError(
+                f"{self.path} has been corrected already, and correcting twice is not correcting once; "
+                "give the original checkpoint"
+            )
+
+    def _matches_correction_beside(self) -> bool:
+        beside = correction_path(self.path if self.folder is None else self.folder.root)
+        if not beside.is_file():
+            return False
+        try:
+            after = Correction.load(beside).corrected
+        except VerifixError:
+            return False
+        digests = {tensor_digest(tensor) for tensor in self.state.values()}
+        dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
+        return any(tensor_digest(value.to(dtype)) in digests for value in after.values() for dtype in dtypes)
+
+    def check_format(self, out: Path) -> None:
+        """Check that a corrected checkpoint's name fits the format, which is that of the original.
+
+        Parameters
+        ----------
+        out
+            The name.
+
+        Raises
+        ------
+        UsageError
+            If it does not.
+        """
+        if self.folder is not None:
+            if out.name.endswith((*SUFFIXES, INDEX)):
+                raise UsageError(f"{out} and {self.path} differ in format; name a folder with --out")
+            if self.folder.root.resolve() in out.resolve().parents:
+                raise UsageError(
+                    f"{out} is in the folder of the checkpoint, {self.folder.root}; name one outside of it"
+                )
+            return
+        allowed = (".safetensors",) if self.parts[0].is_safetensors else TORCH
+        if not out.name.endswith(allowed):
+            raise UsageError(f"{out} and {self.path} differ in format; end --out in {' or '.join(allowed)}")
+
+    def check_outputs(self, out: Path, others: Sequence[Path], inputs: Sequence[str | Path], *, force: bool) -> None:
+        """Check all that a command will write beside this checkpoint's corrected copy, before it begins.
+
+        Parameters
+        ----------
+        out
+            The corrected copy.
+        others
+            Further files.
+        inputs
+            What the command reads beside this checkpoint.
+        force
+            Allow outputs that exist.
+
+        Raises
+        ------
+        UsageError
+            If they are not apart, or one cannot be written.
+        """
+        for path in (out, *others):
+            settle(path)
+        self.check_format(out)
+        inputs = [*inputs, self.path if self.folder is None else self.folder.root]
+        check_apart([out, *others], inputs)
+        check_outputs(others if self.folder else [out, *others], inputs, force=force)
+        if self.folder:
+            check_folder_output(out, force=force, marks=WEIGHTS)
+
+    def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return the dtype in which this checkpoint holds each parameter of the model."""
+        state = self._values(model)
+        return {name: state[name].dtype for name in tensors_of(model) if name in state}
+
+    def spread(self, model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return new values of parameters by the keys of this checkpoint; a tied weight may have several.
+
+        Parameters
+        ----------
+        model
+            The model.
+        update
+            New values by the model's names.
+
+        Returns
+        -------
+        dict
+            By key.
+
+        Raises
+        ------
+        CheckpointError
+            If two weights of the model are one in the file, so that it cannot hold both.
+        """
+        groups, keys = tied_names(model), self.fit(model).keys
+        first = {name: names[0] for names in groups.values() for name in names}
+        owners: dict[object, str] = {}
+        for name, key in keys.items():
+            owner = owners.setdefault(place(self.state[key]), name) if name in first else name
+            if first.get(owner) != first.get(name) and {first[owner], first[name]} & update.keys():
+                raise CheckpointError(
+                    f"{self.path} has one tensor for {keys[owner]!r} and {key!r}, which are two weights in the model; "
+                    "tie them in the model too"
+                )
+        return {
+            keys[name]: value
+            for own, value in update.items()
+            for name in groups.get(own, [own])  # buffers are not tied
+            if name in keys
+        }
+
+    def output(
+        self,
+        out: str | Path,
+        update: Mapping[str, Tensor],
+        provenance: Mapping[str, Any],
+        original: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Output, Record]:
+        """Put new values into this checkpoint's tensors, and say how to write it.
+
+        Parameters
+        ----------
+        out
+            Where to: a file, or a folder if the checkpoint has one.
+        update
+            New values by key; rounded to the dtype that the checkpoint has.
+        provenance
+            Plain data for the mark of files with changed tensors.
+        original
+            Values from before that the correction file holds anyway.
+
+        Returns
+        -------
+        output : Output
+            What to write.
+        record : Record
+            What becomes of the files; complete as soon as they are written.
+        """
+        changes = change(self.parts, {key: self.state[key] for key in update}, update, original or {})
+        provenance = {**provenance, "source_sha256": {part.path.name: part.sha256 for part in self.parts}}
+        record = describe(self.parts, self.folder, changes)
+        heads = {part.path.name: part.marked(provenance) for part in self.parts if part.path.name in changes.places}
+        return self.writing(out, heads, record), record
+
+    def writing(self, out: str | Path, heads: Mapping[str, bytes], record: Record | None = None) -> Output:
+        """Say how to write this checkpoint with the values that its tensors have now.
+
+        Parameters
+        ----------
+        out
+            Where to.
+        heads
+            For the files that have changed, their header or comment.
+        record
+            Receives the SHA-256 of each file that has changed.
+
+        Returns
+        -------
+        Output
+            What to write.
+        """
+        if self.folder is None:
+            head = heads.get(self.path.name, self.parts[0].head)
+            return Output(Path(out), partial(_write, part=self.parts[0], head=head, entry=_entry(record, "")))
+        fill = partial(_fill, folder=self.folder, parts=self.parts, heads=heads, record=record)
+        return Output(Path(out), fill, folder=True, marks=WEIGHTS)
+
+
+def _entry(record: Record | None, name: str) -> dict[str, Any]:
+    return {} if record is None else record.about["files"][name]
+
+
+def _write(path: Path, *, part: Part, head: bytes, entry: dict[str, Any]) -> None:
+    part.write(path, head)
+    entry["corrected_sha256"] = file_digest(path)
+
+
+def _fill(
+    root: Path,
+    *,
+    folder: Folder,
+    parts: Sequence[Part],
+    heads: Mapping[str, bytes],
+    record: Record | None,
+) -> None:
+    """Fill the folder of a corrected checkpoint: files without a changed tensor are copied byte for byte."""
+    for name in folder.others:
+        source, target = folder.root / name, root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+    for part in parts:
+        name, target = part.path.name, root / part.path.name
+        if name in heads:
+            _write(target, part=part, head=heads[name], entry=_entry(record, name))
+            shutil.copymode(part.path, target)
+        else:
+            shutil.copy2(part.path, target)
+            if file_digest(target) != part.sha256:
+                raise CheckpointError(f"{part.path} was changed after it was read; run again")
+
+
+def correction_path(checkpoint: str | Path) -> Path:
+    """Return where the correction file of a corrected checkpoint lies: beside it, also if it is a folder."""
+    path = Path(checkpoint)
+    if path.name in ("", ".."):
+        path = path.resolve()
+    suffix = max((end for end in SUFFIXES if path.name.endswith(end)), key=len, default="")
+    return path.with_name(f"{path.name.removesuffix(suffix)}.correction.safetensors")
+
+
+def read_checkpoint(path: str | Path, weights: str = "auto") -> Checkpoint:
+    """Read a checkpoint without running any code in it.
+
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file; a ``.pt``, ``.pth``, ``.pth.tar``, ``.bin`` or ``.ckpt`` file; an index of several
+        (``.index.json``); or a folder that transformers has saved.
+    weights
+        Which weights to use if there are several: "raw", "ema" (averaged over training steps), or "auto" for the
+        averaged ones if there are any.
+
+    Returns
+    -------
+    Checkpoint
+        Its content.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file, or its suffix is another.
+    CheckpointError
+        If it is damaged, holds no state dict, or is an adapter.
+    """
+    path = Path(path)
+    refuse_adapter(path)
+    if path.is_dir() or path.name.endswith(INDEX):
+        folder = open_folder(path)
+        parts = tuple(read_part(folder.root / name) for name in folder.weights)
+        states = [choose_state(part.found, weights, part.path) for part in parts]
+        check_shards(folder, {part.path.name: state.tensors for part, state in zip(parts, states, strict=True)})
+        tensors = {key: value for state in states for key, value in state.tensors.items()}
+        return Checkpoint(path, parts, Found(states[0].kind, states[0].place, tensors), weights, folder)
+    part = read_part(path)
+    return Checkpoint(path, (part,), choose_state(part.found, weights, path), weights)

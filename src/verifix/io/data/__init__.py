@@ -1,0 +1,1 @@
+"""Samples of every form: folders, tables, arrays, shards, datasets, and files of predictions."""

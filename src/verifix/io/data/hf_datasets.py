@@ -1,0 +1,137 @@
+"""Folders that the datasets library has written with ``save_to_disk``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from verifix.errors import DataError, UsageError
+from verifix.io.data.images import Images
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.text import text_source
+from verifix.io.optional_imports import library, reason
+from verifix.io.options import DataOptions
+from verifix.model.sources import Source
+
+SPLITS_FILE = "dataset_dict.json"
+DATASET_FILES = ("dataset_info.json", "state.json")
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Tell whether a folder was written by ``save_to_disk``.
+
+    Parameters
+    ----------
+    path
+        The folder.
+
+    Returns
+    -------
+    bool
+        Whether it was.
+    """
+    return (path / SPLITS_FILE).is_file() or all((path / file).is_file() for file in DATASET_FILES)
+
+
+def read_saved(path: Path, split: str | None, options: DataOptions, preparation: Preparation) -> Source:
+    """Read a dataset that ``save_to_disk`` has written; nothing in it is run, and images stay on the disk.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    split
+        Which split, where there are several.
+    options
+        Names of the columns.
+    preparation
+        How to turn samples into inputs, and the class names.
+
+    Returns
+    -------
+    Source
+        The samples.
+
+    Raises
+    ------
+    DataError
+        If the folder is damaged, or has no usable columns.
+    UsageError
+        If the split is not there, or one must be chosen.
+    """
+    datasets = library("datasets", "datasets", "text")
+    try:
+        content = datasets.load_from_disk(str(path))
+    except Exception as error:  # arrow, json and the library each have errors of their own
+        raise DataError(
+            f"{path} is not a readable folder of datasets.save_to_disk ({reason(error)}); save it again"
+        ) from None
+    data = _one_split(content, path, split)
+    content_name = _content(data, options, preparation, path)
+    is_image = isinstance(data.features[content_name], datasets.Image)
+    _ = (preparation.for_images if is_image else preparation.for_texts)(str(path))  # before labels are looked at
+    label_name = options.label_column or next((n for n in ("label", "labels") if n in data.features), "label")
+    if label_name not in data.features:
+        raise DataError(
+            f"{path} has no column {label_name!r} (it has {', '.join(data.features)}); name the labels with "
+            "--label-column"
+        )
+    place = partial(_row_of, path)
+    own = getattr(data.features[label_name], "names", None)
+    numbers = class_numbers(
+        list(data[label_name]), preparation.class_names, f"{path}", place, [own] if own is not None else []
+    )
+    if not is_image:
+        return text_source(data[content_name], numbers, place, preparation, str(path))
+    encoded = data.select_columns([content_name]).cast_column(content_name, datasets.Image(decode=False))
+    read = partial(_bytes_of, encoded, content_name)
+    return Source(Images(read, place, numbers, preparation, str(path), upright=True))
+
+
+def _one_split(content: Any, path: Path, split: str | None) -> Any:
+    if not isinstance(content, dict):
+        if split is not None:
+            raise UsageError(f"{path} has no splits; give it without :{split}")
+        return content
+    names = ", ".join(content)
+    if split is None and len(content) != 1:
+        raise UsageError(f"{path} has the splits {names}; choose one as {path}:{next(iter(content), 'train')}")
+    if split is not None and split not in content:
+        raise UsageError(f"{path} has no split {split!r}; it has {names}")
+    return content[split] if split is not None else next(iter(content.values()))
+
+
+def _content(data: Any, options: DataOptions, preparation: Preparation, path: Path) -> str:
+    """Choose the column of images or texts: the one named, or the only one there is."""
+    import datasets
+
+    named = options.text_column or options.image_column
+    if named is not None:
+        if named not in data.features:
+            raise DataError(f"{path} has no column {named!r} (it has {', '.join(data.features)})")
+        return named
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    texts = [name for name, kind in data.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
+             and name != options.label_column and not isinstance(kind, datasets.Image)]  # fmt: skip
+    found = (texts or images) if preparation.tokenize is not None else (images or texts)
+    if "text" in found:
+        return "text"
+    if len(found) != 1:
+        raise DataError(
+            f"{path} has the columns {', '.join(data.features)}; name the one of images or texts with --image-column "
+            "or --text-column"
+        )
+    return str(found[0])
+
+
+def _row_of(path: Path, index: int) -> str:
+    return f"row {index} of {path}"
+
+
+def _bytes_of(data: Sequence[Any], column: str, index: int) -> bytes:
+    value = data[index][column]
+    content: bytes = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    return content

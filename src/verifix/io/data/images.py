@@ -1,0 +1,228 @@
+"""Images, decoded when they are read, and the folder with one subfolder of them per class."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from verifix.errors import DataError
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.preprocessing import Preparation
+from verifix.progress import note
+
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+"""What Pillow says to images of more than twice, and more than once, the pixels that it finds plausible."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+"""What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Encoded images with labels, decoded when they are read.
+
+    Parameters
+    ----------
+    read
+        Returns the bytes of an image's file, by index.
+    place
+        Says where an image is, by index, for messages.
+    labels
+        Class indices.
+    preparation
+        How to turn an image into an input.
+    source
+        What the images come from, for messages.
+    upright
+        Whether to turn images as their EXIF data says, as the library that wrote them does when it reads them.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        place: Callable[[int], str],
+        labels: Sequence[int],
+        preparation: Preparation,
+        source: str,
+        *,
+        upright: bool = False,
+    ) -> None:
+        self.read = read
+        self.place = place
+        self.labels = labels
+        self.prepare = preparation.for_images(source)
+        self.upright = upright
+        self._shape: torch.Size | None = None
+        self._last: tuple[int, bytes] = (-1, b"")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one input ``[channels, height, width]`` and its label."""
+        image = self._decoded(index)
+        self._last = index, _pixels_digest(image)
+        x = self.prepare(image)
+        if self._shape is not None and x.shape != self._shape:
+            raise DataError(
+                f"{self.place(index)} is {x.shape[2]}×{x.shape[1]} pixels and an earlier image "
+                f"{self._shape[2]}×{self._shape[1]}; give --size to bring all images to one size"
+            )
+        self._shape = x.shape
+        return x, self.labels[index]
+
+    def fingerprint(self, index: int) -> bytes:
+        """Return the SHA-256 of an image's size and pixels: 8-bit RGB, turned upright, before it is prepared."""
+        return self._last[1] if self._last[0] == index else _pixels_digest(self._decoded(index))
+
+    def _decoded(self, index: int) -> Image.Image:
+        name = self.place(index)
+        try:
+            content = self.read(index)
+            with _bombs_refused(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+                image.load()
+                return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
+        except UnidentifiedImageError:
+            what = "not in a known image format" if content else "empty"
+            raise DataError(f"{name} is {what}; replace it or leave it out") from None
+        except BOMBS:
+            raise DataError(
+                f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels; scale it down or leave it out"
+            ) from None
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything on a damaged file
+            line = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
+
+
+@lru_cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def _bombs_refused() -> Iterator[None]:
+    """Refuse an image of far more pixels than a camera takes, of which Pillow only warns; other warnings are noise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _pixels_digest(image: Image.Image) -> bytes:
+    with contextlib.suppress(Exception):  # broken EXIF data says nothing on the image
+        image = ImageOps.exif_transpose(image)
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}".encode() + rgb.tobytes()).digest()
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Bring an image to 8 bits a channel; Pillow's own conversion clips deeper ones to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataError(f"{name} has 32 bits a channel, whose range is not known; save it with 8 or 16 bits")
+    return image.convert("RGBA") if "transparency" in image.info else image
+
+
+def from_files(
+    files: Sequence[str],
+    labels: Sequence[int],
+    preparation: Preparation,
+    source: str,
+    place: Callable[[int], str] | None = None,
+) -> Images:
+    """Return image files with labels.
+
+    Parameters
+    ----------
+    files
+        Paths.
+    labels
+        Class indices.
+    preparation
+        How to turn an image into an input.
+    source
+        What they come from, for messages.
+    place
+        Says where an image is, by its index, for messages; by default its path.
+
+    Returns
+    -------
+    Images
+        The images.
+    """
+    return Images(partial(_file_bytes, files), place or files.__getitem__, labels, preparation, source)
+
+
+def _file_bytes(files: Sequence[str], index: int) -> bytes:
+    return Path(files[index]).read_bytes()
+
+
+def read_folder(path: Path, preparation: Preparation) -> Images:
+    """Read a folder with one subfolder of images per class, named after it.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    preparation
+        How to turn an image into an input, and the class names.
+
+    Returns
+    -------
+    Images
+        The images, sorted by name.
+
+    Raises
+    ------
+    DataError
+        If there are no images, or the names of the folders do not fit the model.
+    """
+    preparation.for_images(str(path))
+    every = sorted(p for p in path.iterdir() if p.is_dir() and not _hidden(p.name))
+    for folder in every:
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder} is a link that leads back to {folder.resolve()}; remove the link")
+    images = {folder: _images_in(folder) for folder in every}
+    folders = [folder for folder in every if images[folder]]
+    if folders and len(folders) < len(every):
+        empty = [folder.name for folder in every if not images[folder]]
+        note(f"{path}: {', '.join(empty[:5])} hold{'s' * (len(empty) == 1)} no images and counted for nothing")
+    if not every:
+        raise DataError(
+            f"{path} has no subfolders; an image folder has one subfolder per class, or a metadata.csv with file_name "
+            "and label (and a folder of datasets.save_to_disk has a dataset_info.json)"
+        )
+    names = [folder.name for folder in folders]
+    numbers = class_numbers(names, preparation.class_names, f"the folders of {path}", lambda i: str(folders[i]))
+    files = [(str(file), number) for folder, number in zip(folders, numbers, strict=True) for file in images[folder]]
+    if not files:
+        raise DataError(f"{path} has no images; images end in {', '.join(IMAGE_SUFFIXES)}")
+    return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(file for file in files if file.is_file() and not any(map(_hidden, file.relative_to(folder).parts)))
+
+
+def _hidden(name: str) -> bool:
+    """Tell what programs leave beside the images: .ipynb_checkpoints, ._a.png, __MACOSX."""
+    return name.startswith((".", "__MACOSX"))

@@ -1,0 +1,177 @@
+"""Labels become outputs of the model by name, never by order."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from verifix.errors import DataError
+from verifix.progress import note
+
+NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
+DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)
+
+
+def class_numbers(
+    labels: Sequence[object],
+    classes: Sequence[str] | None,
+    source: str,
+    place: Callable[[int], str],
+    own: Sequence[Sequence[str]] = (),
+) -> list[int]:
+    """Turn labels into outputs of the model.
+
+    Parameters
+    ----------
+    labels
+        Class names, or class numbers as integers or as text.
+    classes
+        Class names of the model, in the order of its outputs; None if they are not known.
+    source
+        What the labels come from, for messages.
+    place
+        Says where a label stands, by its index, for messages.
+    own
+        Namings of the data itself, each with the name of every number; the first that the model knows is used.
+
+    Returns
+    -------
+    list of int
+        The output of each label.
+
+    Raises
+    ------
+    DataError
+        If a label is neither a name that the model has nor a whole number.
+    """
+    _check_kinds(labels, place)
+    if not own or all(isinstance(label, str) for label in labels):
+        return _by_name(labels, classes, source, place)
+    for i, label in enumerate(labels):
+        if isinstance(label, int) and not 0 <= label < len(own[0]):
+            raise DataError(f"{place(i)} has the label {label}, but {source} names {len(own[0])} classes; correct it")
+    if classes is not None:
+        return _by_own_names(labels, classes, source, place, own)
+    note(
+        f"{source} has class names and the model has none, so its class numbers are taken as the model's outputs; give "
+        "--classes to map them by name"
+    )
+    return _by_name(labels, own[0], source, place)
+
+
+def _check_kinds(labels: Sequence[object], place: Callable[[int], str]) -> None:
+    for i, label in enumerate(labels):
+        if isinstance(label, str) and label.strip():
+            continue
+        if type(label) is not int or label.bit_length() > 62:
+            raise DataError(
+                f"{place(i)} has the label {label!r}; labels must be class indices (integers) or class names"
+            )
+
+
+def _by_name(
+    labels: Sequence[object], classes: Sequence[str] | None, source: str, place: Callable[[int], str]
+) -> list[int]:
+    texts = {label.strip() for label in labels if isinstance(label, str)}
+    table = _table(classes or ())
+    if all(NUMBER.fullmatch(text) for text in texts) and not all(_plain(text) in table for text in texts):
+        return [int(str(label)) for label in labels]
+    if texts and classes is None:
+        decimal = next((i for i, label in enumerate(labels) if DECIMAL.fullmatch(str(label).strip())), None)
+        if decimal is not None:
+            raise DataError(
+                f"{place(decimal)} has the label {labels[decimal]!r}; labels must be class indices (integers) or class "
+                "names"
+            )
+        _check_mixed(labels, place)
+        few = ", ".join(sorted(texts)[:3])
+        raise DataError(
+            f"the labels of {source} are names ({few}, …), and the order of the model's outputs is not known; "
+            "give --classes with all class names in the order of the outputs"
+        )
+    return [
+        label if isinstance(label, int) else _look_up(str(label), table, classes or (), place(i))
+        for i, label in enumerate(labels)
+    ]
+
+
+def _check_mixed(labels: Sequence[object], place: Callable[[int], str]) -> None:
+    """Refuse a label such as "nan" among class numbers, by name."""
+    numbers = [not isinstance(label, str) or bool(NUMBER.fullmatch(label.strip())) for label in labels]
+    if any(numbers) and not all(numbers):
+        i = numbers.index(False)
+        raise DataError(
+            f"{place(i)} has the label {labels[i]!r}, and {sum(numbers)} of {len(labels)} labels are class numbers; "
+            "correct it or leave the sample out, or give --classes if it is a class name"
+        )
+
+
+def _by_own_names(
+    labels: Sequence[object],
+    classes: Sequence[str],
+    source: str,
+    place: Callable[[int], str],
+    own: Sequence[Sequence[str]],
+) -> list[int]:
+    """Map numbers to the data's own names, and those to the model's outputs."""
+    table = _table(classes)
+    used = {label for label in labels if isinstance(label, int)}
+    names = next((naming for naming in own if all(_plain(naming[k]) in table for k in used)), own[0])
+    numbers = [
+        _look_up(names[label] if isinstance(label, int) else str(label), table, classes, place(i))
+        for i, label in enumerate(labels)
+    ]
+    if any(number != label for number, label in zip(numbers, labels, strict=True) if isinstance(label, int)):
+        note(f"the classes of {source} stand in another order than the model's; they were mapped by name")
+    return numbers
+
+
+def _look_up(name: str, table: dict[str, list[int]], classes: Sequence[str], where: str) -> int:
+    numbers = table.get(_plain(name), [])
+    if len(numbers) == 1:
+        return numbers[0]
+    if numbers:
+        raise DataError(
+            f"{where} has the label {name!r}, which is the name of the model's outputs {numbers[0]} and {numbers[1]}; "
+            "give class numbers instead of names"
+        )
+    close = difflib.get_close_matches(name, classes, 1)
+    hint = f"did you mean {close[0]!r}? Correct the label" if close else "correct the label"
+    raise DataError(
+        f"{where} has the label {name!r}, which is none of the classes {', '.join(classes[:10])}"
+        f"{', …' if len(classes) > 10 else ''} of the model; {hint}, or check --classes"
+    )
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Check that class names given by the user differ.
+
+    Parameters
+    ----------
+    classes
+        The names.
+
+    Raises
+    ------
+    DataError
+        Naming one that is there twice.
+    """
+    name, count = Counter(map(_plain, classes)).most_common(1)[0] if classes else ("", 1)
+    if count > 1 or "" in map(_plain, classes):
+        raise DataError(f"--classes names {name!r} twice; name each class once" if count > 1 else "--classes is empty "
+                        "or has an empty name; give all class names in the order of the outputs")  # fmt: skip
+
+
+def _table(classes: Sequence[str]) -> dict[str, list[int]]:
+    table: dict[str, list[int]] = {}
+    for i, name in enumerate(classes):
+        table.setdefault(_plain(name), []).append(i)
+    return table
+
+
+def _plain(name: str) -> str:
+    """Spell a name in one form of Unicode: file systems differ in it."""
+    return unicodedata.normalize("NFC", name).strip()

@@ -1,0 +1,229 @@
+"""Tables of samples: file names, embedded images or texts, with labels and, in a manifest, what a person decided."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from verifix.errors import DataError, UsageError
+from verifix.io.data.images import Images, from_files
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.tables import Table
+from verifix.io.data.text import text_source
+from verifix.io.options import DataOptions
+from verifix.model.sources import Source
+from verifix.progress import note
+
+STATUSES = ("ok", "relabel", "unsure", "skip")
+"""What a person may have decided on a sample: its given label is right, it has another, or it is left out."""
+IMAGE_COLUMNS = ("image", "file_name")
+LABEL_COLUMNS = ("label", "labels")
+
+
+def read_samples_of(table: Table, options: DataOptions, preparation: Preparation) -> Source:
+    """Read the labelled samples of a table.
+
+    Parameters
+    ----------
+    table
+        With a column of images, file names or texts, and a column of labels; or a manifest, which has the columns
+        ``verified_label``, ``given_label`` and ``status`` instead.
+    options
+        Names of the columns, and the folder of the images.
+    preparation
+        How to turn samples into inputs, and the class names.
+
+    Returns
+    -------
+    Source
+        The samples that have a label.
+
+    Raises
+    ------
+    DataError
+        If columns are missing, or a row has no usable label or content.
+    """
+    content = _content_column(table, options, preparation)
+    is_text = options.text_column is not None or (options.image_column is None and content == "text")
+    _ = (preparation.for_texts if is_text else preparation.for_images)(str(table.path))  # before labels are looked at
+    name, rows, labels = labelled(table, options, content)
+    if not rows:
+        raise DataError(f"{table.path} has no row with a verified label; verify some samples first")
+    own = [table.class_names[name]] if name in table.class_names else []
+    place = partial(_place_of, table, rows)
+    numbers = class_numbers(labels, preparation.class_names, f"column {name!r} of {table.path}", place, own)
+    if is_text:
+        values = table.column(content)
+        return text_source([values[i] for i in rows], numbers, place, preparation, str(table.path))
+    return Source(_images(table, options, preparation, content, rows, numbers))
+
+
+def _place_of(table: Table, rows: Sequence[int], index: int) -> str:
+    return table.place(rows[index])
+
+
+def _content_column(table: Table, options: DataOptions, preparation: Preparation) -> str:
+    """Choose the column that the model's inputs come from."""
+    if options.image_column is not None and options.text_column is not None:
+        raise UsageError("--image-column and --text-column are both given; a sample is an image or a text, so give one")
+    named = options.image_column or options.text_column
+    if named is not None:
+        return _there(table, named, "--image-column" if options.image_column else "--text-column")
+    known = (*IMAGE_COLUMNS, "text") if preparation.tokenize is None else ("text", *IMAGE_COLUMNS)
+    found = next((name for name in known if name in table.names), None)
+    if found is None:
+        raise DataError(
+            f"{table.path} has no column 'image', 'file_name' or 'text' (it has {_listed(table.names)}); "
+            "name the one with --image-column or --text-column"
+        )
+    return found
+
+
+def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, list[int], list[Any]]:
+    """Find the labels of a table.
+
+    Parameters
+    ----------
+    table
+        The table.
+    options
+        Name of the column of the labels.
+    content
+        The column of the samples, which is none of labels; empty if there is none.
+
+    Returns
+    -------
+    tuple
+        The column of the labels, the rows that have one, and the labels.
+
+    Raises
+    ------
+    DataError
+        If there is no such column, or a row of a manifest contradicts itself.
+    """
+    if options.label_column is None and "verified_label" in table.names:
+        return "verified_label", *_verified(table)
+    known = [name for name in LABEL_COLUMNS if name in table.names]
+    name = options.label_column or (known[0] if known else "label")
+    if name == content:
+        raise UsageError(
+            f"--label-column is {name!r}, which holds the samples of {table.path}; name the column of the labels"
+        )
+    _there(table, name, "--label-column")
+    return name, list(range(table.rows)), list(table.column(name))
+
+
+def _there(table: Table, name: str, flag: str) -> str:
+    if name not in table.names:
+        raise DataError(
+            f"{table.path} has no column {name!r} (it has {_listed(table.names)}); name the right one with {flag}"
+        )
+    return name
+
+
+def _verified(table: Table) -> tuple[list[int], list[Any]]:
+    """Return the rows of a manifest that have a verified label, and their labels."""
+    rows: list[int] = []
+    labels: list[Any] = []
+    left_out: Counter[str] = Counter()
+    empty = [None] * table.rows
+    verified = table.column("verified_label")
+    given, statuses = (table.column(name) if name in table.names else empty for name in ("given_label", "status"))
+    for i, status in enumerate(statuses):
+        label = _decided(str(status or "").strip(), verified[i], given[i], partial(table.place, i))
+        if isinstance(label, Left):
+            left_out[label.why] += 1
+        else:
+            rows.append(i)
+            labels.append(label)
+    if left_out:
+        what = ", ".join(f"{count} {why}" for why, count in left_out.items())
+        note(f"{sum(left_out.values())} of {table.rows} rows of {table.path} are left out: {what}")
+    return rows, labels
+
+
+class Left:
+    """A row that is left out, and why."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+def _decided(status: str, verified: Any, given: Any, place: Callable[[], str]) -> Any:
+    if status not in ("", *STATUSES):
+        raise DataError(f"{place()} has the status {status!r}; it must be one of {', '.join(STATUSES)}, or empty")
+    if status in ("unsure", "skip"):
+        return Left(status)
+    if status == "ok" and not _empty(verified) and not _empty(given) and str(verified).strip() != str(given).strip():
+        raise DataError(
+            f"{place()} has the status 'ok', which says that its given label {given!r} is right, and the verified "
+            f"label {verified!r}; correct one of them, or give the status 'relabel'"
+        )
+    if not _empty(verified):
+        return verified
+    if status == "relabel":
+        raise DataError(f"{place()} has the status 'relabel' and no verified_label; give it one, or the status 'skip'")
+    if status == "ok" and _empty(given):
+        raise DataError(f"{place()} has the status 'ok' and no label; fill given_label or verified_label")
+    return given if status == "ok" else Left("not verified yet")
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _images(
+    table: Table, options: DataOptions, preparation: Preparation, name: str, rows: list[int], numbers: list[int]
+) -> Images:
+    kind = str(table.kinds.get(name, "string"))
+    embedded = table.bytes_of
+    if embedded is not None and (kind in ("binary", "large_binary") or ("struct" in kind and "bytes" in kind)):
+        place = partial(_image_place, table, rows)
+        return Images(partial(_embedded, embedded, name, rows), place, numbers, preparation, str(table.path))
+    if embedded is not None and ("string" not in kind or (name == "image" and options.image_column is None)):
+        raise DataError(
+            f"the column {name!r} of {table.path} is {kind}; it must be a struct with the field 'bytes', or file names "
+            "in a column file_name (see --image-column)"
+        )
+    root = Path(options.image_root) if options.image_root is not None else table.path.parent
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; --image-root is the folder that file names are relative to")
+    values = table.column(name)
+    files = [_inside(root, values[i], table.place(i)) for i in rows]
+    return from_files(files, numbers, preparation, str(table.path), partial(_file_place, table, rows, files))
+
+
+def _file_place(table: Table, rows: Sequence[int], files: Sequence[str], index: int) -> str:
+    return f"{files[index]} in {table.place(rows[index])}"
+
+
+def _embedded(read: Callable[[str, int], bytes], name: str, rows: Sequence[int], index: int) -> bytes:
+    return read(name, rows[index])
+
+
+def _image_place(table: Table, rows: Sequence[int], index: int) -> str:
+    return f"the image in {table.place(rows[index])}"
+
+
+def _inside(root: Path, name: Any, place: str) -> str:
+    """Return the path of a file named in a table; a table from elsewhere must not reach other files."""
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise DataError(f"{place} has the file name {name!r}; name an image, or leave the sample out")
+    base, path = os.path.abspath(root), os.path.abspath(root / name)  # noqa: PTH100 - links may lead elsewhere
+    if os.path.commonpath([base, path]) != base:
+        raise DataError(
+            f"{place} names {name}, which is outside of {root}; give names inside that folder, or another folder with "
+            "--image-root"
+        )
+    if not os.path.isfile(path):  # noqa: PTH113 - the path is text already
+        raise DataError(f"{place} names {name}, and {root / name} is no file; correct the name, or give --image-root")
+    return str(root / name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"

@@ -1,0 +1,101 @@
+"""Open labelled samples, whatever they are kept in: one table of readers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from verifix.errors import UsageError
+from verifix.io.data.cifar_n import CIFAR10N, CIFAR100N, read_cifar_n
+from verifix.io.data.hf_datasets import is_saved_dataset, read_saved
+from verifix.io.data.images import read_folder
+from verifix.io.data.manifests import read_samples_of
+from verifix.io.data.noisy_benchmarks import read_clothing1m, read_webvision
+from verifix.io.data.npz import read_npz
+from verifix.io.data.preprocessing import Preparation, prepare
+from verifix.io.data.tables import read_table
+from verifix.io.data.webdataset import read_shards
+from verifix.io.options import DataOptions
+from verifix.model.sources import Source
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+SETS: dict[str, Callable[[str, Preparation], Dataset[Any]]] = {
+    "webvision": read_webvision,
+    "mini-webvision": lambda rest, preparation: read_webvision(rest, preparation, mini=True),
+    "clothing1m": read_clothing1m,
+    "cifar10n": lambda rest, preparation: read_cifar_n(rest, preparation, CIFAR10N, "cifar10n"),
+    "cifar100n": lambda rest, preparation: read_cifar_n(rest, preparation, CIFAR100N, "cifar100n"),
+}
+"""Sets with a layout of their own, by what stands before the first colon."""
+
+FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
+    ".npz": lambda path, options, preparation: Source(read_npz(path, options, preparation)),
+    ".csv": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
+    ".jsonl": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
+    ".parquet": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
+    ".tar": lambda path, options, preparation: read_shards(str(path), options, preparation),
+}
+"""Files by their ending."""
+
+
+def open_data(path: str | Path, options: DataOptions, preparation: Preparation | None = None) -> Source:
+    """Open labelled samples.
+
+    Parameters
+    ----------
+    path
+        A folder with one subfolder of images per class, or with ``metadata.csv``; a table (``.csv``, ``.jsonl``,
+        ``.parquet``); a folder of ``datasets.save_to_disk``, with ``:SPLIT`` if it has several; ``.tar`` shards; a
+        ``.npz`` file; or one of `SETS` with its folder.
+    options
+        Names of columns and classes.
+    preparation
+        How to turn samples into inputs; by default as the flags in `options` say.
+
+    Returns
+    -------
+    Source
+        Yields samples by index.
+
+    Raises
+    ------
+    UsageError
+        If there is nothing there, or its kind is unknown.
+    DataError
+        If it cannot be read, or its labels do not fit the class names.
+    """
+    preparation = prepare(None, "", options) if preparation is None else preparation
+    name, _, rest = str(path).partition(":")
+    if name in SETS and rest:
+        return Source(SETS[name](rest, preparation))
+    file = Path(path)
+    if file.is_dir():
+        return _open_folder(file, options, preparation)
+    if file.suffix in FILES and (file.is_file() or "{" in str(path)):
+        return FILES[file.suffix](file, options, preparation)
+    folder, _, split = str(path).rpartition(":")
+    if folder and is_saved_dataset(Path(folder)):
+        return read_saved(Path(folder), split, options, preparation)
+    if folder and Path(folder).is_dir():
+        raise UsageError(
+            f"{folder} has no dataset_dict.json, so it has no split {split!r}; only folders of datasets.save_to_disk do"
+        )
+    if not file.is_file():
+        raise UsageError(f"{path} does not exist; check the path of the data")
+    raise UsageError(
+        f"{path} is not data by its name; give an image folder, a {', '.join(FILES)} file, a folder of "
+        f"datasets.save_to_disk, or {', '.join(SETS)} with a folder"
+    )
+
+
+def _open_folder(path: Path, options: DataOptions, preparation: Preparation) -> Source:
+    if is_saved_dataset(path):
+        return read_saved(path, None, options, preparation)
+    metadata = next((path / name for name in METADATA if (path / name).is_file()), None)
+    if metadata is not None:
+        return read_samples_of(read_table(metadata), options, preparation)
+    return Source(read_folder(path, preparation))

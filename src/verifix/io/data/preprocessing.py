@@ -1,0 +1,403 @@
+"""How samples become inputs: as the model's own data config says, or, item by item, as flags say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from verifix.errors import DataError, UsageError
+from verifix.io.data.labels import check_classes
+from verifix.io.optional_imports import library, reason
+from verifix.io.options import DataOptions
+from verifix.io.transformers_models import head_of
+from verifix.progress import note
+
+ImageFunction = Callable[[Image.Image], Tensor]
+Tokens = Mapping[str, Tensor]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+ENDLESS = 10**6
+"""Tokenizers that know no limit give a far larger one."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How samples become the model's inputs.
+
+    Attributes
+    ----------
+    image
+        Turns an image with 8 bits a channel into a float tensor ``[channels, height, width]``; None if the model
+        takes no images.
+    tokenize
+        Turns texts into tensors by name, each ``[texts, tokens]``, padded; None if there is no tokenizer.
+    pad
+        Brings tensors by name, each ``[tokens]``, of several texts into one batch.
+    mean
+        Mean of each channel on the scale 0 to 1, for 8-bit arrays; empty if they are not normalised.
+    std
+        Standard deviation of each channel.
+    class_names
+        Class names in the order of the model's outputs, or None if they are not known.
+    description
+        What is done, in a few words.
+    place
+        The folder that the description names; empty if it names none.
+    """
+
+    image: ImageFunction | None
+    tokenize: Callable[[Sequence[str]], Tokens] | None = None
+    pad: Callable[[Sequence[Tokens]], Tokens] | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    description: str = ""
+    place: str = ""
+
+    @property
+    def steps(self) -> str:
+        """What is done, wherever the model lies: the same for the same preparation."""
+        return self.description.replace(self.place, "the model") if self.place else self.description
+
+    def for_images(self, source: str) -> ImageFunction:
+        """Return how to turn an image into an input.
+
+        Parameters
+        ----------
+        source
+            What the images come from, for the message.
+
+        Returns
+        -------
+        callable
+            `image`.
+
+        Raises
+        ------
+        DataError
+            If the model takes no images.
+        """
+        if self.image is None:
+            raise DataError(
+                f"{source} holds images, and the model takes none ({self.description}); give a table with a column of "
+                "texts for a text model, or a model of images"
+            )
+        return self.image
+
+    def for_texts(self, source: str) -> tuple[Callable[[Sequence[str]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
+        """Return how to turn texts into inputs, and those into a batch.
+
+        Parameters
+        ----------
+        source
+            What the texts come from, for the message.
+
+        Returns
+        -------
+        tokenize, pad : callable
+            The attributes of these names.
+
+        Raises
+        ------
+        DataError
+            If the model takes no texts.
+        """
+        if self.tokenize is not None and self.pad is not None:
+            return self.tokenize, self.pad
+        if self.image is None:
+            raise DataError(f"{source} holds texts, and {self.description}; save it there with save_pretrained")
+        raise DataError(
+            f"{source} holds texts, and the model takes images; give images, or a text model with its tokenizer as "
+            "hf:DIR"
+        )
+
+
+def prepare(model: nn.Module | None, name: str, options: DataOptions) -> Preparation:
+    """Find out how samples become the inputs of a model.
+
+    Parameters
+    ----------
+    model
+        The model, or None if only flags count.
+    name
+        The name that it was built from.
+    options
+        Flags; each given one takes the place of what the model's own data config says.
+
+    Returns
+    -------
+    Preparation
+        What to do.
+
+    Raises
+    ------
+    UsageError
+        If flags and model do not fit, or the model's own preprocessing cannot be read.
+    """
+    given = options.class_names
+    if given is not None:
+        check_classes(given)
+    source, _, rest = name.partition(":")
+    if source == "hf" and model is not None:
+        return _of_transformers(model, Path(rest), options, given)
+    if source in ("timm", "hf-hub", "local-dir") and model is not None:
+        config: Any = getattr(model, "pretrained_cfg", None) or {}
+        return _of_timm(config, _names(config.get("label_names"), model), options, given)
+    return _of_flags(options, given)
+
+
+def _of_flags(options: DataOptions, given: list[str] | None, remark: str = "") -> Preparation:
+    mean, std = tuple(options.channel_mean), tuple(options.channel_std)
+    if len(mean) != len(std):
+        raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
+    size = "images keep their size" if options.size is None else f"resized to {options.size}×{options.size}"
+    normal = f"mean {_list(mean)}, std {_list(std)}" if mean else "pixels from 0 to 1, as no --mean and --std are given"
+    image = partial(_plain_image, size=options.size, mean=mean, std=std)
+    text = f"{remark}{size}, {normal}"
+    return Preparation(image, mean=mean, std=std, class_names=_tuple(given), description=text)
+
+
+def _plain_image(image: Image.Image, size: int | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    picture = image.convert("L" if len(mean) == 1 else "RGB")
+    if size is not None:
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    array = np.array(picture)
+    x = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).float() / 255
+    return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None] if mean else x
+
+
+def _of_timm(
+    config: Mapping[str, Any], names: tuple[str, ...] | None, options: DataOptions, given: list[str] | None
+) -> Preparation:
+    """Prepare images as timm's own validation does."""
+    data = library("timm.data", "timm")
+    channels = data.resolve_data_config({}, pretrained_cfg=config)["input_size"][0]
+    size = {} if options.size is None else {"input_size": (channels, options.size, options.size)}
+    mean, std = _per_channel(options, channels)
+    flags = size | ({"mean": mean} if mean else {}) | ({"std": std} if std else {})
+    # Without a size of its own, timm takes the channels from this setting.
+    settings = data.resolve_data_config({"in_chans": channels} | flags, pretrained_cfg=config)
+    transform = data.create_transform(**settings, is_training=False)
+    return Preparation(
+        partial(_converted, transform=transform, mode="L" if channels == 1 else "RGB"),
+        mean=tuple(map(float, settings["mean"])),
+        std=tuple(map(float, settings["std"])),
+        class_names=_chosen(given, names),
+        description=(
+            f"timm's data config: {'×'.join(map(str, settings['input_size'][1:]))} ({settings['interpolation']}, "
+            f"{settings['crop_mode']} crop {settings['crop_pct']:g}), mean {_list(settings['mean'])}, std "
+            f"{_list(settings['std'])}{_from_flags(options)}"
+        ),
+    )
+
+
+def _converted(image: Image.Image, transform: Callable[[Image.Image], Tensor], mode: str) -> Tensor:
+    return transform(image.convert(mode))
+
+
+def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given: list[str] | None) -> Preparation:
+    config: Any = model.config
+    labels = config.id2label
+    default = all(label == f"LABEL_{i}" for i, label in labels.items())
+    names = None if default else _names(labels, model)
+    head = head_of(config, str(folder))
+    if head == "text":
+        return _of_tokenizer(model, folder, options, _chosen(given, names))
+    if head == "audio":
+        return Preparation(None, class_names=_chosen(given, names), description="arrays are taken as they are")
+    if getattr(config, "pretrained_cfg", None):  # transformers' wrapper around models of timm
+        return _of_timm(config.pretrained_cfg, names, options, given)
+    if not any((folder / file).is_file() for file in PROCESSOR_FILES):
+        remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from flags: "
+        preparation = _of_flags(options, given, remark)
+        return replace(preparation, class_names=preparation.class_names or names)
+    return _of_processor(config, folder, options, _chosen(given, names))
+
+
+def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[str, ...] | None) -> Preparation:
+    """Prepare images with the image processor of a folder of transformers."""
+    auto = _auto("AutoImageProcessor")
+    try:
+        processor = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UsageError(
+            f"the image processor of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+        ) from None
+    channels = getattr(config, "num_channels", None) or 3
+    mean, std = _per_channel(options, channels)
+    changes: dict[str, Any] = ({"image_mean": mean} if mean else {}) | ({"image_std": std} if std else {})
+    changes |= {"do_normalize": True} if changes else {}
+    changes |= {} if options.size is None else _sizes(processor, options.size)
+    settings = processor.to_dict() | changes
+    normal = settings.get("do_normalize")
+    used = [_numbers_of(settings.get(key), channels) if normal else () for key in ("image_mean", "image_std")]
+    return Preparation(
+        partial(_processed, processor=processor, changes=changes, mode="L" if channels == 1 else "RGB"),
+        mean=used[0],
+        std=used[1],
+        class_names=names,
+        description=(
+            f"{type(processor).__name__} of {folder}: size {_size_text(settings)}, "
+            f"{f'mean {_list(used[0])}, std {_list(used[1])}' if normal else 'not normalised'}{_from_flags(options)}"
+        ),
+        place=str(folder),
+    )
+
+
+def _processed(image: Image.Image, processor: Any, changes: Mapping[str, Any], mode: str) -> Tensor:
+    pixels: Tensor = processor(images=image.convert(mode), return_tensors="pt", **changes)["pixel_values"][0]
+    return pixels
+
+
+def _sizes(processor: Any, size: int) -> dict[str, Any]:
+    """Change the side of the model's input; a resize in front of a crop keeps its ratio to it."""
+    own = {key: value for key, value in dict(processor.size or {}).items() if value}
+    if not getattr(processor, "do_center_crop", False) or not getattr(processor, "crop_size", None):
+        return {"do_resize": True, "size": dict.fromkeys(own, size) or {"height": size, "width": size}}
+    crop = dict(processor.crop_size)
+    scaled = {key: round(value * size / crop["height"]) for key, value in own.items()}
+    return {"size": scaled, "crop_size": {"height": size, "width": size}}
+
+
+def _size_text(settings: Mapping[str, Any]) -> str:
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    size = dict(settings.get("size") or {}) if settings.get("do_resize", True) else {}
+    parts = [f"{key.replace('_', ' ')} {value}" for key, value in size.items() if value]
+    return ", ".join(parts or ["as it is"]) + (f", crop {crop['height']}×{crop['width']}" if crop else "")
+
+
+def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: tuple[str, ...] | None) -> Preparation:
+    """Prepare texts with the tokenizer of a folder of transformers."""
+    if not any(next(folder.glob(pattern), None) for pattern in TOKENIZER_FILES):
+        # transformers would make one with an empty vocabulary, without a word.
+        return Preparation(None, class_names=names, description=f"{folder} has no tokenizer", place=str(folder))
+    try:
+        tokenizer = _auto("AutoTokenizer").from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UsageError(
+            f"the tokenizer of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+        ) from None
+    config: Any = model.config
+    if tokenizer.pad_token is None or config.pad_token_id is None:
+        raise UsageError(
+            f"{folder} has no padding token in its {'tokenizer' if tokenizer.pad_token is None else 'config.json'}, so "
+            "texts cannot be put into batches; set pad_token and pad_token_id as in training, and save both there"
+        )
+    limit = _longest(model, tokenizer, options.max_length)
+    special = tokenizer.num_special_tokens_to_add()
+    if limit is not None and limit <= special:
+        raise UsageError(f"max_length is {limit}, and {special} of them are special tokens; give more")
+    _refuse_image_flags(options)
+    return Preparation(
+        None,
+        partial(_tokenized, tokenizer=tokenizer, limit=limit),
+        partial(_padded, tokenizer=tokenizer),
+        class_names=names,
+        description=f"tokenizer of {folder}, {'texts of any length' if limit is None else f'at most {limit} tokens'}",
+        place=str(folder),
+    )
+
+
+def _refuse_image_flags(options: DataOptions) -> None:
+    for name in ("size", "mean", "std"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for images, and the model takes texts; leave it out")
+
+
+def _tokenized(texts: Sequence[str], tokenizer: Any, limit: int | None) -> Tokens:
+    tokens: Tokens = tokenizer(
+        list(texts), truncation=limit is not None, max_length=limit, padding=True, return_tensors="pt"
+    ).data
+    return tokens
+
+
+def _padded(texts: Sequence[Tokens], tokenizer: Any) -> Tokens:
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # padding alone is what is wanted here
+    tokens: Tokens = tokenizer.pad([dict(each) for each in texts], return_tensors="pt").data
+    return tokens
+
+
+def _longest(model: nn.Module, tokenizer: Any, wanted: int | None) -> int | None:
+    """Return how many tokens a text may have: what was asked for, else what model and tokenizer take."""
+    positions = _positions(model)
+    if wanted is not None and positions is not None and wanted > positions:
+        raise UsageError(f"max_length is {wanted}, but the model has {positions} positions; give {positions} or less")
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit is not None and limit < ENDLESS]
+    return wanted if wanted is not None else min(limits, default=None)
+
+
+def _positions(model: nn.Module) -> int | None:
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # Models like RoBERTa count positions from behind the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _per_channel(options: DataOptions, channels: int) -> tuple[list[float], list[float]]:
+    """Return mean and std of the flags, one number per channel; empty where there is no flag."""
+    for name, numbers in (("mean", options.channel_mean), ("std", options.channel_std)):
+        if len(numbers) not in (0, 1, channels):
+            raise UsageError(
+                f"{name} has {len(numbers)} numbers and the model takes images with {channels} channel"
+                f"{'s' * (channels > 1)}; give one number per channel"
+            )
+    mean, std = options.channel_mean, options.channel_std
+    return (mean * channels if len(mean) == 1 else mean), (std * channels if len(std) == 1 else std)
+
+
+def _from_flags(options: DataOptions) -> str:
+    flags = [f"--{name}" for name in ("size", "mean", "std") if getattr(options, name) is not None]
+    return f"; {', '.join(flags)} from the command line" if flags else ""
+
+
+def _names(labels: object, model: nn.Module) -> tuple[str, ...] | None:
+    """Return class names if there is one for each output."""
+    if isinstance(labels, Mapping):
+        numbered = {int(key): str(value) for key, value in labels.items() if str(key).isdigit()}
+        labels = [numbered[i] for i in range(len(labels)) if i in numbered]
+    if not isinstance(labels, (list, tuple)) or not labels:
+        return None
+    outputs = getattr(model, "num_classes", None) or getattr(getattr(model, "config", None), "num_labels", None)
+    return tuple(map(str, labels)) if outputs in (None, len(labels)) else None
+
+
+def _auto(name: str) -> Any:
+    transformers = library("transformers", "transformers", "text")
+    try:
+        return getattr(transformers, name)
+    except Exception as error:
+        raise UsageError(
+            f"{name} of transformers cannot be imported ({reason(error)}); install what it needs with: "
+            "pip install 'verifix[text,vision]'"
+        ) from None
+
+
+def _numbers_of(value: Any, channels: int) -> tuple[float, ...]:
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+    return tuple(float(each) for each in (numbers * channels if len(numbers) == 1 else numbers))
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _chosen(given: list[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Prefer the names of the flag, and say so where the model has others."""
+    if given is not None and names is not None and tuple(given) != names:
+        few = ", ".join(names[:5]) + ", …" * (len(names) > 5)
+        note(f"--classes stands in place of the model's own class names ({few})")
+    return _tuple(given) or names
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

@@ -1,0 +1,160 @@
+"""Shards of webdataset: tar files in which the files of one sample share their name up to the first dot."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from verifix.errors import DataError, UsageError
+from verifix.io.data.images import IMAGE_SUFFIXES, Images
+from verifix.io.data.labels import class_numbers
+from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.text import text_source
+from verifix.io.optional_imports import library
+from verifix.io.options import DataOptions
+from verifix.model.sources import Source
+
+IMAGE_KEYS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+
+
+class Member(NamedTuple):
+    """Where the content of a file in a tar file begins, and its size in bytes."""
+
+    path: Path
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the content."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def read_shards(pattern: str, options: DataOptions, preparation: Preparation) -> Source:
+    """Read local shards; images stay in them until they are needed.
+
+    Parameters
+    ----------
+    pattern
+        A ``.tar`` file, or several as ``shard-{000..003}.tar``.
+    options
+        The label column is the name of the label in ``json``.
+    preparation
+        How to turn samples into inputs, and the class names.
+
+    Returns
+    -------
+    Source
+        The samples, in the order in which they stand.
+
+    Raises
+    ------
+    DataError
+        If a shard is damaged, or a sample has no content or no label.
+    UsageError
+        If a shard does not exist.
+    """
+    names = library("webdataset.tariterators", "webdataset", "shards")
+    paths = [Path(path) for path in library("webdataset.shardlists", "webdataset", "shards").expand_urls(pattern)]
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist; check the path of the shards (only local files are read)")
+    samples = [sample for path in paths for sample in _samples(path, names.base_plus_ext).values()]
+    if not samples:
+        raise DataError(f"{pattern} holds no samples; each needs an image (jpg, png, …) or txt, and cls or json")
+    key = _content_key(samples, pattern)
+    _ = (preparation.for_texts if key == "txt" else preparation.for_images)(pattern)  # before labels are looked at
+    contents = [_content(sample, key) for sample in samples]
+    place = partial(_place, contents)
+    labels = [_label(sample, options, place(i)) for i, sample in enumerate(samples)]
+    numbers = class_numbers(labels, preparation.class_names, pattern, place)
+    if key == "txt":
+        texts = [_text(member) for member in contents]
+        return text_source(texts, numbers, place, preparation, pattern)
+    return Source(Images(partial(_bytes_of, contents), place, numbers, preparation, pattern))
+
+
+def _samples(path: Path, split_name: Any) -> dict[str, dict[str, Member]]:
+    """Return the files of each sample of a shard by their endings."""
+    samples: dict[str, dict[str, Member]] = {}
+    try:
+        with tarfile.open(path, "r:") as file:  # without compression, which would leave no place to read from
+            size = path.stat().st_size
+            for info in file:
+                base, ending = split_name(info.name)
+                if base is None or not info.isreg() or Path(base).name.startswith("__"):
+                    continue
+                if info.offset_data + info.size > size:
+                    raise tarfile.ReadError(f"{info.name} ends behind the end of the file")
+                samples.setdefault(base, {})[ending.lower()] = Member(path, info.name, info.offset_data, info.size)
+            _check_end(path, file, size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(
+            f"{path} is not a readable tar file without compression ({error}); check that it is complete"
+        ) from None
+    return samples
+
+
+def _check_end(path: Path, file: tarfile.TarFile, size: int) -> None:
+    """Refuse a file that was cut between two members, which the library takes for a complete one."""
+    with path.open("rb") as raw:
+        raw.seek(min(file.offset, size))
+        ending = raw.read(512)
+    if len(ending) < 512 or any(ending):
+        raise tarfile.ReadError("it has no end mark")
+
+
+def _content_key(samples: Sequence[Mapping[str, Member]], pattern: str) -> str:
+    if any(set(sample) & set(IMAGE_KEYS) for sample in samples):
+        return "image"
+    if any("txt" in sample for sample in samples):
+        return "txt"
+    endings = sorted({ending for sample in samples for ending in sample})
+    raise DataError(f"{pattern} holds only {', '.join(endings[:5])}; each sample needs an image (jpg, png, …) or txt")
+
+
+def _content(sample: Mapping[str, Member], key: str) -> Member:
+    member = sample.get("txt") if key == "txt" else next((sample[k] for k in IMAGE_KEYS if k in sample), None)
+    if member is None:
+        first = next(iter(sample.values()))
+        raise DataError(
+            f"{first.name} in {first.path} has no {'txt' if key == 'txt' else 'image'} beside it, as other samples "
+            "have; complete the sample, or leave it out"
+        )
+    return member
+
+
+def _label(sample: Mapping[str, Member], options: DataOptions, place: str) -> Any:
+    if "cls" in sample:
+        return _text(sample["cls"]).strip()
+    if "json" in sample:
+        name = options.label_column or "label"
+        try:
+            return json.loads(_text(sample["json"]))[name]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f'{place} has a json without the label {name!r} ({type(error).__name__}); write {{"{name}": …}}, or '
+                "name it with --label-column"
+            ) from None
+    raise DataError(f"{place} has no label (its sample has {', '.join(sample)}); add cls, or json with a label")
+
+
+def _text(member: Member) -> str:
+    try:
+        return member.read().decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{member.name} in {member.path} is not UTF-8; write the shard with that encoding") from None
+
+
+def _place(members: Sequence[Member], index: int) -> str:
+    return f"{members[index].name} in {members[index].path}"
+
+
+def _bytes_of(members: Sequence[Member], index: int) -> bytes:
+    return members[index].read()

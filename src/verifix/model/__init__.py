@@ -1,0 +1,1 @@
+"""Run a borrowed model on samples, and give it back as it was."""

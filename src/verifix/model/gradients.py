@@ -1,0 +1,119 @@
+"""Gradients of the verified loss with respect to a borrowed model's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from verifix.errors import DataError
+from verifix.losses import best_sharpness, cross_entropy
+from verifix.model.predict import logits_in
+from verifix.model.run import run_model, to_device
+from verifix.model.samples import Samples
+
+
+def gradients(
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    tempered: bool = False,
+) -> Mapping[str, Tensor]:
+    """Return the gradient of the mean cross-entropy over some samples.
+
+    Parameters
+    ----------
+    model
+        The model, borrowed (see `verifix.model.borrow.borrowed`), on `device`.
+    samples
+        The verified samples.
+    indices
+        Those whose loss counts.
+    names
+        Parameters to differentiate by.
+    batch_size
+        Samples per batch; the gradients of the batches are added up.
+    device
+        Where the model is.
+    tempered
+        Whether each batch's logits are taken at their best temperature. At its optimum the temperature itself adds
+        nothing to the gradient.
+
+    Returns
+    -------
+    Mapping
+        Gradients by parameter name, zero for those that the loss does not depend on.
+
+    Raises
+    ------
+    DataError
+        If the model does not pass gradients on, or they are not finite.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = {name: parameters[name] for name in names}
+    total: dict[str, Tensor] = {}
+    with differentiable(parameters, wanted):
+        for batch in samples.batches(indices, batch_size):
+            output = run_model(model, to_device(batch.inputs, device), samples.forward)
+            logits = logits_in(output, len(batch.labels))
+            if not logits.requires_grad:
+                raise DataError(
+                    "the model passes no gradients on (a no_grad inside its forward?); use --recipe verifix, which "
+                    "needs none"
+                )
+            labels = batch.labels.to(logits.device)
+            sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
+            loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
+            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            for name, gradient in zip(wanted, found, strict=True):
+                if gradient is not None:  # not in place: two parameters may have been given one tensor
+                    total[name] = total[name] + gradient if name in total else gradient
+    total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in wanted.items()}
+    broken = next((name for name, gradient in total.items() if not _finite(gradient)), None)
+    if broken is not None:
+        raise DataError(f"the gradient of {broken!r} contains NaN or Inf; correct the model in float32")
+    return total
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether all numbers are finite; their sum says so in a tenth of the time, unless it overflows."""
+    return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())
+
+
+def _precise(logits: Tensor) -> Tensor:
+    """Return logits in float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+@contextmanager
+def differentiable(parameters: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let gradients reach the wanted parameters alone; give every parameter its flag back.
+
+    Parameters
+    ----------
+    parameters
+        All parameters of a model, by name.
+    wanted
+        Those to differentiate by.
+
+    Yields
+    ------
+    None
+    """
+    # Those of a scripted part are no leaves, once copied: their flags cannot be set, and gradients reach them anyway.
+    flags = {name: parameter.requires_grad for name, parameter in parameters.items() if parameter.is_leaf}
+    try:
+        for name in flags:
+            parameters[name].requires_grad_(name in wanted)
+        # cuDNN's recurrent layers refuse a backward pass in eval mode; torch's own do not.
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        for name, flag in flags.items():
+            parameters[name].requires_grad_(flag)

@@ -1,0 +1,77 @@
+"""Run a model on samples and return logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from verifix.errors import DataError
+from verifix.model.nonfinite import check_finite, first_broken, first_tensor
+from verifix.model.run import Forward, run_model, to_device
+from verifix.model.samples import Samples
+from verifix.model.sources import Batch
+
+
+def predict(
+    model: nn.Module, samples: Samples, indices: Sequence[int], batch_size: int, device: torch.device
+) -> Tensor:
+    """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
+    parts = [
+        logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
+        for batch in samples.batches(indices, batch_size)
+    ]
+    return torch.cat(parts)
+
+
+def logits_of(model: nn.Module, inputs: object, batch: Batch, forward: Forward | None = None) -> Tensor:
+    """Run a model on a batch's inputs, on its device; see `as_logits`. Names sample and module of a NaN or Inf."""
+    logits = logits_in(run_model(model, inputs, forward), len(batch.labels)).detach().double().cpu()
+    check_finite(logits, batch.indices, partial(first_broken, model, inputs, forward))
+    return logits
+
+
+def as_logits(output: object, count: int) -> Tensor:
+    """Check a model's output and return it as logits.
+
+    Parameters
+    ----------
+    output
+        What the model returned for `count` samples: ``[count, classes]``, or ``[count]`` for one logit each; or a
+        mapping with ``logits`` in it; or a tuple that begins with one of these.
+    count
+        Number of samples.
+
+    Returns
+    -------
+    Tensor
+        ``[count, outputs]``, float64 on the CPU.
+
+    Raises
+    ------
+    DataError
+        If it is no such tensor, or not finite.
+    """
+    logits = logits_in(output, count).detach().double().cpu()
+    check_finite(logits)
+    return logits
+
+
+def logits_in(output: object, count: int) -> Tensor:
+    """Return a model's output as logits that gradients flow through, in its own dtype; see `as_logits`."""
+    given, logits = type(output).__name__, first_tensor(output)
+    if not isinstance(logits, Tensor):
+        raise DataError(
+            f"the model returned a {given}; it must return one tensor of logits [n, classes], a mapping with 'logits' "
+            "or a tuple that begins with them; forward= can pick them out"
+        )
+    shape = list(logits.shape)
+    if count == 1 and logits.ndim < 2:  # a model that squeezes its output drops the axis of a single sample, too
+        logits = logits.reshape(1, -1)
+    elif logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
+        raise DataError(f"the model returned {shape} for {count} samples; it must return logits [{count}, classes]")
+    return logits

@@ -1,0 +1,236 @@
+"""The verified samples: read once, checked, split into folds, and handed out by index in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
+from torch.utils.data import (
+    Subset,
+)
+
+from verifix.errors import DataError, VerifixError
+from verifix.model.run import Forward
+from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
+from verifix.model.tensors import tensor_sha256, tensors_in
+from verifix.progress import progress_bar
+
+MEMORY_BYTES = 2**30
+"""Samples are kept in memory after the first reading if they take no more than this."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that can be read again by index, in any order, as often as needed.
+
+    Attributes
+    ----------
+    source
+        Where they are read from.
+    batch_size
+        The user's own, or None if it is free.
+    labels
+        int64 ``[n]``.
+    digests
+        One SHA-256 per sample, of its input as the model gets it in a batch of one, which has no padding.
+    forward
+        ``(model, inputs) → output``, where calling the model is not all; None for calling it.
+    prints
+        One SHA-256 per sample, of what it was before it was prepared (the pixels of an image, upright), where the
+        data set knows; else empty.
+    origin
+        The data set that knows where its samples stand, for messages, and which sample of it each one is.
+    """
+
+    source: Source
+    batch_size: int | None
+    labels: Tensor
+    digests: tuple[bytes, ...]
+    forward: Forward | None = None
+    prints: tuple[bytes, ...] = ()
+    origin: tuple[Any, Sequence[int]] = (None, ())
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    @property
+    def fingerprints(self) -> tuple[bytes, ...]:
+        """What tells copies: `prints`, or where there are none `digests`."""
+        return self.prints or self.digests
+
+    def where(self, index: int) -> str:
+        """Return the file, row or line of a sample; empty if that is not known."""
+        dataset, numbers = self.origin
+        return (ask_dataset(dataset, numbers[index], "place") if dataset is not None else None) or ""
+
+    def text(self, index: int) -> str | None:
+        """Return the text that a sample was made from; None if it was none."""
+        dataset, numbers = self.origin
+        text: str | None = None if dataset is None else ask_dataset(dataset, numbers[index], "text")
+        return text
+
+    def place(self, index: int) -> str:
+        """Return which sample it is, and where it stands if that is known."""
+        where = self.where(index)
+        return f"sample {index}" + (f" ({where})" if where else "")
+
+    def subset(self, indices: Sequence[int]) -> Samples:
+        """Return some of the samples, in the order of `indices`."""
+        dataset, numbers = self.origin
+        return replace(
+            self,
+            source=replace(self.source, dataset=Subset(self.source.dataset, list(indices))),
+            labels=self.labels[list(indices)],
+            digests=tuple(self.digests[i] for i in indices),
+            prints=tuple(self.prints[i] for i in indices) if self.prints else (),
+            origin=(dataset, [numbers[i] for i in indices] if dataset is not None else ()),
+        )
+
+    def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Yield the samples at `indices`, in that order, `batch_size` at a time."""
+        yield from self.source.read(indices, batch_size)
+
+    def digest(self) -> str:
+        """Return one SHA-256 (hexadecimal) of all inputs and labels, whatever their order."""
+        rows = sorted(
+            d + int(y).to_bytes(8, "little", signed=True) for d, y in zip(self.digests, self.labels, strict=True)
+        )
+        return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
+def read_samples(
+    verified: Any, batch_size: int | str = "auto", show: bool = False, forward: Forward | None = None
+) -> Samples:
+    """Read all samples once: check them, fingerprint them, and keep them in memory if they are small.
+
+    Parameters
+    ----------
+    verified
+        A DataLoader (its dataset is re-read by index in order, so its shuffling does not matter), a Dataset, or a
+        pair of tensors ``inputs [n, ...]``, ``labels [n]``; inputs may be a dictionary or a tuple of tensors. Samples
+        that have been read are taken as they are.
+    batch_size
+        A number, or "auto": the DataLoader's own if there is one.
+    show
+        Whether to show progress.
+    forward
+        As in `Samples`.
+
+    Returns
+    -------
+    Samples
+        The samples.
+
+    Raises
+    ------
+    DataError
+        If an input or a label is not usable; the message names the first such sample.
+    UsageError
+        If `verified` is none of the accepted things.
+    """
+    if isinstance(verified, Samples):
+        own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
+        return replace(verified, batch_size=own_size, forward=forward or verified.forward)
+    source = source_of(verified)
+    dataset, own_size = source.dataset, source.batch_size
+    if batch_size != "auto":
+        own_size = int(batch_size)
+    count = len(dataset)  # type: ignore[arg-type]
+    if count == 0:
+        raise DataError("the verified set is empty; it must hold at least 2 samples")
+    items: list[Any] = []
+    labels: list[Tensor] = []
+    digests: list[bytes] = []
+    prints: list[bytes | None] = []
+    held = 0
+    with progress_bar("reading samples", count, show) as bar:
+        for item in source.items(own_size or DEFAULT_BATCH_SIZE):
+            batch = _alone(source, item, len(digests))
+            prints.append(ask_dataset(dataset, len(digests), "fingerprint"))
+            digests.append(_digest(batch.inputs))
+            labels.append(batch.labels)
+            held += sum(x.numel() * x.element_size() for x in tensors_in(batch.inputs))
+            if held <= MEMORY_BYTES:
+                items.append(item)
+            else:
+                items.clear()
+            bar.update()
+    known = tuple(each for each in prints if each is not None)
+    known = known if len(known) == count else ()
+    if held <= MEMORY_BYTES:
+        source = Source(Items(items, known, dataset), source.collate, picked_by=source.picked_by)
+    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, (dataset, range(count)))
+
+
+def _alone(source: Source, item: Any, number: int) -> Batch:
+    """Return one sample as a batch of its own, checked."""
+    try:
+        batch = batch_of(source.collate([item]))
+    except VerifixError as error:
+        raise type(error)(f"sample {number}: {error}") from None
+    except Exception as error:  # the user's own code, or that of torch on items it cannot put together
+        line = " ".join(str(error).split())
+        raise DataError(
+            f"sample {number} cannot be made a batch of its own ({type(error).__name__}: {line}); give samples of "
+            "tensors and numbers, or a DataLoader with a collate_fn that takes any number of them"
+        ) from error
+    if len(batch.labels) != 1:
+        raise DataError(
+            f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep every sample, once"
+        )
+    for x in tensors_in(batch.inputs):
+        if x.is_floating_point() and not all(torch.isfinite(part).all() for part in _parts(x)):
+            raise DataError(f"the input of sample {number} contains NaN or Inf; every input must be finite")
+    return batch
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    return x.unbind() if x.is_nested else [x]
+
+
+def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | None = None) -> None:
+    """Check that labels name outputs of the model.
+
+    Parameters
+    ----------
+    labels
+        int64 ``[n]``.
+    outputs
+        Number of logits per sample; one means a binary classifier with labels 0 and 1.
+    where
+        Says where a sample stands, by its index, or nothing if that is not known.
+
+    Raises
+    ------
+    DataError
+        Naming the first label out of range.
+    """
+    classes = 2 if outputs == 1 else outputs
+    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(wrong):
+        i = int(wrong[0])
+        place = f" ({where(i)})" if where is not None and where(i) else ""
+        raise DataError(
+            f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} "
+            f"output{'s' * (outputs != 1)}, so labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels "
+            "do not fit"
+        )
+
+
+def _digest(inputs: Any) -> bytes:
+    """Return the SHA-256 of one sample's inputs, by the names they have in a dictionary."""
+    if isinstance(inputs, Tensor) and not inputs.is_nested:
+        return tensor_sha256(inputs[0])
+    total = hashlib.sha256()
+    for path, leaf in sorted(tree_flatten_with_path(inputs)[0], key=lambda pair: str(pair[0])):
+        if isinstance(leaf, Tensor):
+            total.update(f"{path}".encode() + b"".join(tensor_sha256(part) for part in leaf.unbind()))
+        else:
+            total.update(f"{path}{leaf!r}".encode())
+    return total.digest()

@@ -1,0 +1,321 @@
+"""Read samples from whatever the user has: loaders, data sets, streams, tensors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
+
+from verifix.errors import DataError, UsageError
+from verifix.model.tensors import tensors_in
+
+DEFAULT_BATCH_SIZE = 64
+
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Where the labels of a batch that is a dictionary stand."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of n samples (a tensor ``[n, …]``, or a nest of them), their labels ``[n]`` (int64) and indices."""
+
+    inputs: Any
+    labels: Tensor
+    indices: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """How samples are read by index.
+
+    Attributes
+    ----------
+    dataset
+        Yields samples by index: ``(input, label)``, or whatever `collate` understands.
+    collate
+        Turns a list of those into a batch.
+    batch_size
+        The user's own, or None if it is free.
+    options
+        Further settings of the DataLoader that reads.
+    picked_by
+        How these samples were picked by their given labels, which nobody verified; empty if they were not.
+    """
+
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any] = default_collate
+    batch_size: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    picked_by: str = ""
+
+    def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Yield the samples at `indices`, in that order, `batch_size` at a time.
+
+        Parameters
+        ----------
+        indices
+            Which samples.
+        batch_size
+            How many at a time.
+
+        Yields
+        ------
+        Batch
+            Inputs and labels, checked for form.
+
+        Raises
+        ------
+        DataError
+            If they are no pair of inputs and labels, or do not fit into one batch.
+        """
+        own = [int(i) for i in indices]
+        loader = DataLoader(Subset(self.dataset, own), batch_size=batch_size, collate_fn=self.collate, **self.options)
+        try:
+            for i, item in enumerate(loader):
+                yield replace(batch_of(item), indices=own[i * batch_size : (i + 1) * batch_size])
+        except (RuntimeError, TypeError) as error:
+            if "stack expects" in str(error) or "default_collate" in str(error):
+                line = " ".join(str(error).split())
+                raise DataError(
+                    f"inputs of different shape or kind cannot be put into one batch ({line}); "
+                    "bring them to one size, or give a DataLoader with a collate_fn"
+                ) from None
+            raise
+
+    def items(self, batch_size: int) -> Iterator[Any]:
+        """Yield all samples as they are before they are put into batches."""
+        yield from itertools.chain.from_iterable(
+            DataLoader(self.dataset, batch_size=batch_size, collate_fn=_as_they_are, **self.options)
+        )
+
+
+def _as_they_are(items: list[Any]) -> list[Any]:
+    return items
+
+
+def ask_dataset(dataset: Any, index: int, question: str) -> Any:
+    """Ask the data set beneath any subsets about one of its samples; None if it is none of ours or does not know."""
+    while isinstance(dataset, Subset):
+        index, dataset = int(dataset.indices[index]), dataset.dataset
+    answer = getattr(dataset, question, None) if type(dataset).__module__.startswith("verifix.") else None
+    return answer(index) if callable(answer) else None
+
+
+class Items(Dataset[Any]):
+    """Samples in memory, and what the data set that they were read from knew about them."""
+
+    def __init__(self, items: Sequence[Any], prints: Sequence[bytes] = (), origin: Any = None) -> None:
+        self.items = items
+        self.prints = prints
+        self.origin = origin
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+    def place(self, index: int) -> Any:
+        """Return where a sample stands, if the data set says so."""
+        return ask_dataset(self.origin, index, "place")
+
+    def fingerprint(self, index: int) -> bytes | None:
+        """Return the digest of what a sample was before it was prepared, if the data set knows."""
+        return self.prints[index] if self.prints else None
+
+
+def source_of(verified: Any) -> Source:
+    """Return how to read what the user gave."""
+    if isinstance(verified, Source):
+        return verified
+    if isinstance(verified, (tuple, list)) and len(verified) == 2:
+        if all(isinstance(part, (tuple, list)) and len(part) == 2 for part in verified) and isinstance(verified, list):
+            raise UsageError(
+                "verified is a list of two pairs, which may be two samples, or inputs and labels; give tensors, or "
+                "more samples"
+            )
+        return _from_pair(*verified)
+    if isinstance(verified, Mapping):
+        return _from_pair(*_pair(verified))
+    if isinstance(verified, DataLoader):
+        return _from_loader(verified)
+    if isinstance(verified, IterableDataset):
+        return _from_stream(list(DataLoader(verified, batch_size=None, collate_fn=_as_it_is)))
+    if hasattr(verified, "__getitem__") and hasattr(verified, "__len__") and not isinstance(verified, (str, bytes)):
+        return Source(verified)
+    raise UsageError(
+        f"verified is a {type(verified).__name__}; it must be a DataLoader, a Dataset with __len__ and __getitem__, "
+        "or a pair of tensors (inputs, labels)"
+    )
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _from_loader(loader: DataLoader[Any]) -> Source:
+    """Read the samples that a loader draws, each once and by index, so that its order does not matter."""
+    options: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    if loader.num_workers:
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    if loader.batch_size is None and loader.batch_sampler is None:
+        return _from_stream(list(loader))
+    if isinstance(loader.dataset, IterableDataset):
+        items = list(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options))
+        return Source(Items(items), loader.collate_fn, loader.batch_size)
+    indices = _drawn(loader)
+    dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
+    return Source(dataset, loader.collate_fn, loader.batch_size, options)
+
+
+def _drawn(loader: DataLoader[Any]) -> list[int] | None:
+    """Return the indices that a loader's sampler draws, sorted, or None for all of them."""
+    sampler = loader.sampler
+    if loader.batch_size is not None and _draws_all(sampler):
+        return None
+    batches: Any = loader.batch_sampler if loader.batch_size is None else [sampler]
+    owners = (loader, sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    generators = [g for s in owners if isinstance(g := getattr(s, "generator", None), torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        return sorted({int(i) for batch in batches for i in batch})
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _draws_all(sampler: Any) -> bool:
+    """Tell the samplers that draw every sample once; what `drop_last` would leave out by chance is read as well."""
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) is SequentialSampler
+
+
+def _from_pair(inputs: Any, labels: Any) -> Source:
+    labels = _as_tensor(labels, "labels")
+    several = isinstance(inputs, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
+    if isinstance(inputs, Mapping):
+        inputs = {name: _as_tensor(x, f"inputs {name!r}") for name, x in inputs.items()}
+    elif not several:
+        inputs = _as_tensor(inputs, "inputs")
+    for x in tensors_in(inputs):
+        if x.ndim == 0 or labels.ndim == 0 or x.size(0) != len(labels):
+            raise DataError(
+                f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not pair up; "
+                "give one label per input"
+            )
+    labels = _as_labels(labels, len(labels))
+    if isinstance(inputs, Tensor) and inputs.is_nested:
+        return Source(Items(list(zip(inputs.unbind(), labels, strict=True))), _jagged)
+    return Source(Items([(tree_map(lambda x, i=i: x[i], inputs), y) for i, y in enumerate(labels)]))
+
+
+def _shape(x: Tensor) -> list[Any]:
+    return ["nested", x.size(0)] if x.is_nested else list(x.shape)
+
+
+def _jagged(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put samples of different length into one nested tensor."""
+    nested = torch.nested.nested_tensor([x for x, _ in items], layout=torch.jagged)
+    return nested, torch.stack([y for _, y in items])
+
+
+def _from_stream(items: list[Any]) -> Source:
+    """Read a stream, which has no indices, into memory: single samples, or batches, which are taken apart."""
+    if not items:
+        raise DataError("the verified set is empty; it must hold at least 2 samples")
+    _, labels = _pair(items[0])
+    if _as_tensor(labels, "labels").ndim == 0:
+        return Source(Items(items))
+    singles = []
+    for item in items:
+        batch = batch_of(item)
+        singles += [
+            (tree_map(lambda x, i=i: x[i] if isinstance(x, Tensor) else x, batch.inputs), y)
+            for i, y in enumerate(batch.labels)
+        ]
+    return Source(Items(singles))
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        keys = [key for key in LABEL_KEYS if key in item]
+        if len(keys) != 1:
+            raise DataError(
+                f"a batch of the verified set has the keys {', '.join(map(str, item))}; the labels must stand under "
+                f"one of {', '.join(LABEL_KEYS)}"
+            )
+        return {key: value for key, value in item.items() if key != keys[0]}, item[keys[0]]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        what = f"{len(item)} parts" if isinstance(item, (tuple, list)) else type(item).__name__
+        raise DataError(
+            f"a batch of the verified set has {what}; it must be a pair (inputs, labels), where inputs may be a tuple "
+            "or a dictionary of tensors, or a dictionary with the labels in it"
+        )
+    return item[0], item[1]
+
+
+def batch_of(item: Any) -> Batch:
+    """Tell inputs and labels of a batch apart.
+
+    Parameters
+    ----------
+    item
+        A pair ``(inputs, labels)``, or a dictionary that holds the labels as well.
+
+    Returns
+    -------
+    Batch
+        Inputs as a tensor, a tuple or a dictionary, and labels ``[n]``.
+
+    Raises
+    ------
+    DataError
+        If it is neither, or the labels are no class indices.
+    """
+    inputs, labels = _pair(item)
+    labels = _as_tensor(labels, "labels")
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    tensors = tensors_in(inputs)
+    if not tensors or not isinstance(inputs, (Tensor, tuple, list, dict)):
+        raise DataError(
+            f"the inputs of a batch are a {type(inputs).__name__} without tensors; they must be a tensor [n, ...], or "
+            "a tuple or dictionary of tensors"
+        )
+    count = tensors[0].size(0) if isinstance(inputs, Tensor) and inputs.ndim else len(labels) if labels.ndim else 1
+    return Batch(inputs, _as_labels(labels, count))
+
+
+def _as_tensor(values: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"the {what} cannot be made a tensor ({line}); give numbers in one array") from None
+
+
+def _as_labels(labels: Tensor, count: int) -> Tensor:
+    if labels.is_floating_point() or labels.is_complex():
+        broken = torch.isfinite(labels).logical_not().reshape(-1).nonzero().flatten().tolist()
+        first = f", and number {broken[0]} of them is {labels.reshape(-1)[broken[0]].item()}" if broken else ""
+        raise DataError(f"labels are {labels.dtype}{first}; they must be class indices (integers)")
+    if labels.shape != (count,):
+        raise DataError(
+            f"labels have shape {list(labels.shape)} for {count} inputs; they must be class indices of shape [{count}]"
+        )
+    return labels.long()

@@ -1,0 +1,86 @@
+"""Tensors in nests, their memory, their bytes and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from verifix.errors import UsageError
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's first parameter; the CPU for a model without any."""
+    return next(model.parameters(), torch.empty(0, device="cpu")).device
+
+
+def tensors_in(values: Any) -> list[Tensor]:
+    """Return all tensors in a nest of containers, in order."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return the address of a plain tensor's memory; 0 for one without (sparse, nested, batched, meta)."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def tensor_bytes(x: Tensor) -> bytes:
+    """Return a tensor's values as bytes, the same wherever it lies in memory."""
+    x = x if x.layout is torch.strided else x.to_dense()
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return one SHA-256 (hexadecimal) over the names and values of all parameters and buffers."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            total.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            total.update(tensor_bytes(tensor))
+    return total.hexdigest()
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Parameters
+    ----------
+    name
+        Such as "cpu" or "cuda:0".
+
+    Returns
+    -------
+    torch.device
+        The device.
+
+    Raises
+    ------
+    UsageError
+        If torch does not know it, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UsageError(f"device {name!r} is not available ({line}); use 'cpu', 'cuda' or 'auto'") from None
+    return device
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 (hexadecimal) of a tensor's dtype, shape and values."""
+    return tensor_sha256(tensor).hex()
+
+
+def tensor_sha256(tensor: Tensor) -> bytes:
+    """Return the SHA-256 of a tensor's dtype, shape and values."""
+    head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
+    return hashlib.sha256(head + tensor_bytes(tensor)).digest()

@@ -1,0 +1,365 @@
+"""All that happens before a choice: copy and check the model, split the samples, run the one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from verifix.capture.collect import Collected, collect
+from verifix.capture.input_statistics import watching_first_norm
+from verifix.capture.interceptor import intercepting
+from verifix.capture.layer import Layer
+from verifix.capture.padding_check import check_padding
+from verifix.capture.saved_moments import SavedMoments
+from verifix.capture.selection import selection_of
+from verifix.correction import refuse_corrected
+from verifix.errors import DataError, NoLayersError, UsageError
+from verifix.evaluation.channel_order import remark_on_colours
+from verifix.evaluation.duplicates import check_contradictions
+from verifix.evaluation.label_order import check_mapping
+from verifix.model.batching import with_smaller_batches
+from verifix.model.borrow import borrowed, check_model
+from verifix.model.clone import copy_model
+from verifix.model.folds import split_folds
+from verifix.model.predict import logits_of, predict
+from verifix.model.run import Forward, run_model, to_device
+from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.tensors import device_named, device_of, model_digest
+from verifix.model.weights import tensors_of
+from verifix.model.wrappers import unwrapped
+from verifix.moments import Moments
+from verifix.options import CorrectOptions
+from verifix.recipe.context import Context
+from verifix.recipe.stages import Stage, stages_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """All that is there before the first choice.
+
+    Attributes
+    ----------
+    work
+        The working copy of the model, borrowed.
+    samples
+        The verified samples.
+    stages
+        The stages to run.
+    whole
+        The context of all samples.
+    provenance
+        What goes in, as plain data.
+    """
+
+    work: nn.Module
+    samples: Samples
+    stages: Sequence[Stage]
+    whole: Context
+    provenance: dict[str, Any]
+
+
+@contextmanager
+def begin(
+    model: nn.Module,
+    verified: Any,
+    options: CorrectOptions,
+    *,
+    folds: int | None,
+    moments: str | Path | SavedMoments | None = None,
+    forward: Forward | None = None,
+    stored_as: Mapping[str, torch.dtype] | None = None,
+) -> Iterator[Start]:
+    """Check what was given, and run a copy of the model once over the samples.
+
+    Parameters
+    ----------
+    model, verified, moments, forward, stored_as
+        As in `verifix.correct`.
+    options
+        Its settings.
+    folds
+        Into how many folds the samples are split; None if nothing will be chosen.
+
+    Yields
+    ------
+    Start
+        Copy, samples, stages and moments. The copy is lent until the end, and still has its weights then.
+    """
+    stages = stages_of(options.stages)
+    model = unwrapped(model)
+    check_model(model)
+    refuse_corrected(tensors_of(model))
+    saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    if saved is not None:
+        saved.check_origin(options.verified_from)
+    samples = read_samples(verified, options.batch_size, options.progress, forward)
+    check_enough(samples, options)
+    with working_copy(model, options) as (work, where):
+        provenance = describe(work, samples, options, earlier=saved is not None)
+        outputs = check_outputs(model, work, where, samples)
+        provenance["classes_without_samples"] = check_classes(samples, outputs, options)
+        provenance["notes"] = look_over(work, where, samples, options)
+        members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
+        digest, dtypes = provenance["model_sha256"], stored_as or {}
+        whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+        yield Start(work, samples, stages, whole, provenance)
+
+
+@contextmanager
+def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
+    """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
+    home, work = device_of(model), copy_model(model)
+    where = home if options.device == "auto" else device_named(options.device)
+    if where != home:
+        work.to(where)
+    with borrowed(work):
+        yield work, where
+    if where != home:
+        work.to(home)
+
+
+def collect_and_try(
+    work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CorrectOptions
+) -> tuple[Collected, int]:
+    """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
+    selection = selection_of(options.include, options.exclude)
+    common: dict[str, Any] = {"device": where, "selection": selection, "padding": options.padding}
+
+    def run(size: int) -> Collected:
+        return collect(work, samples, folds, batch_size=size, show=options.progress, **common)
+
+    collected, size = with_smaller_batches(run, samples.batch_size, options)
+    if collected.padded and collected.layers:
+        check_padding(work, samples, collected.padded, **common)
+    return collected, size
+
+
+def prepare(
+    work: nn.Module,
+    where: torch.device,
+    samples: Samples,
+    options: CorrectOptions,
+    folds: Sequence[Sequence[int]],
+    saved: SavedMoments | None,
+    digest: str,
+    stored_as: Mapping[str, torch.dtype],
+) -> Context:
+    """Run the one pass over all samples.
+
+    Parameters
+    ----------
+    work, where
+        The working copy, and its device.
+    samples
+        The verified samples.
+    options
+        The settings.
+    folds
+        Indices of the samples of each fold.
+    saved
+        Moments of earlier samples, or None.
+    digest
+        Digest of the uncorrected model; see `model_digest`.
+    stored_as
+        Dtypes, by parameter name, to round new weights to.
+
+    Returns
+    -------
+    Context
+        To fit on all samples.
+
+    Raises
+    ------
+    NoLayersError
+        If no layer can be corrected.
+    """
+    selection = selection_of(options.include, options.exclude)
+
+    collected, size = collect_and_try(work, where, samples, folds, options)
+    if len(folds) > 1 and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
+        some = range(min(size, len(samples)))
+        _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
+    if not collected.layers:
+        raise NoLayersError(_nothing_to_correct(collected))
+    earlier: dict[Layer, Moments] = {}
+    if saved is not None:
+        earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
+
+    run = (collected, earlier, size, where, selection, options.padding)
+    return Context(work, samples, folds, range(len(folds)), *run, stored_as=stored_as, seed=options.seed)
+
+
+def check_enough(samples: Samples, options: CorrectOptions) -> None:
+    """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
+    picked = options.verified_from == "trusted"
+    check_picked(samples, options.verified_from)
+    if len(samples) < options.minimum_samples:
+        more = "pick more" if picked else "verify more"
+        alternative = f"{more}, or give alpha as a number" if options.choosing else more
+        raise DataError(
+            f"{len(samples)} {'trusted' if picked else 'verified'} sample{'s' * (len(samples) != 1)}, but "
+            f"{'choosing a strength' if options.choosing else 'a correction'} needs at least "
+            f"{options.minimum_samples}; {alternative}"
+        )
+
+
+def check_picked(samples: Samples, verified_from: str | None) -> None:
+    """Refuse samples that were picked but pass for verified."""
+    if samples.source.picked_by and verified_from != "trusted":
+        raise UsageError(
+            f"verified_from is {verified_from!r}, but these samples were picked by {samples.source.picked_by} "
+            "and nobody verified them; it must be 'trusted'"
+        )
+
+
+def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:
+    """Run the copy on a small batch, which must leave the original alone; return the number of its outputs."""
+    count = min(2, samples.batch_size or 2)
+    batch = next(samples.batches(range(count), count))
+
+    def ignore(layer: Layer, rows: Tensor) -> None:
+        """Rows are not needed."""
+
+    with borrowed(model), intercepting(model, ignore, masked=False) as original:
+        logits = logits_of(work, to_device(batch.inputs, where), batch, samples.forward)
+    used = [layer.parameter for layer in original.layers] + list(original.used_by)
+    if used:
+        raise UsageError(
+            f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
+            "define it in the module's class instead"
+        )
+    check_labels(samples.labels, logits.shape[1], samples.where)
+    return logits.shape[1]
+
+
+def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:
+    """Run the uncorrected model once over the samples, and see whether it knows them as they are given.
+
+    Parameters
+    ----------
+    work, where
+        The working copy, and its device.
+    samples
+        The verified samples.
+    options
+        The settings.
+
+    Returns
+    -------
+    list of str
+        What the user should know, a sentence or two each.
+
+    Raises
+    ------
+    DataError
+        If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
+    """
+    remarks: list[str] = []
+    if options.check_labels and options.verified_from != "trusted":
+        copies = check_contradictions(samples)
+        if copies:
+            remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
+
+    def run(size: int) -> tuple[Tensor, str]:
+        with watching_first_norm(work) as seen:
+            return predict(work, samples, range(len(samples)), size, where), seen.remark()
+
+    (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
+    if options.check_labels:
+        check_mapping(logits, samples.labels)
+    return [x for x in (*remarks, remark, _remark_on_colours(work, where, samples, logits, size)) if x]
+
+
+def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:
+    """Try images of three colours with red and blue exchanged."""
+    inputs = next(samples.batches([0], 1)).inputs
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
+        return ""
+
+    def forward(model: nn.Module, images: Tensor) -> object:
+        return run_model(model, images.flip(1), samples.forward)
+
+    exchanged = predict(work, replace(samples, forward=forward), range(len(samples)), size, where)
+    return remark_on_colours(logits, exchanged, samples.labels)
+
+
+def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:
+    """Return the outputs that no verified sample has as its label; refuse to choose from samples of one class.
+
+    Parameters
+    ----------
+    samples
+        The verified samples.
+    outputs
+        Number of logits per sample.
+    options
+        The settings.
+
+    Returns
+    -------
+    list of int
+        Classes without a sample.
+
+    Raises
+    ------
+    DataError
+        If a strength is to be chosen from samples of a single class: forgetting all others would look perfect.
+    """
+    there = set(samples.labels.tolist())
+    if len(there) == 1 and options.choosing:
+        raise DataError(
+            f"all {len(samples)} verified samples have the label {there.pop()}, and a strength chosen from one class "
+            "would favour it; verify samples of every class"
+        )
+    return [label for label in range(max(outputs, 2)) if label not in there]
+
+
+def _nothing_to_correct(collected: Collected) -> str:
+    if not collected.accounts:
+        return "the model has no weight matrix at all; there is nothing to correct"
+    reasons = "; ".join(
+        f"{a.parameter} {a.status}{' (' + a.reason + ')' if a.reason else ''}" for a in collected.accounts[:3]
+    )
+    return f"no layer of the model can be corrected: {reasons}; see 'verifix inspect'"
+
+
+def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, earlier: bool) -> dict[str, Any]:
+    """Return versions, digests and settings.
+
+    Parameters
+    ----------
+    model
+        The model with its original weights, before it has run.
+    samples
+        The verified samples.
+    options
+        The settings.
+    earlier
+        Whether moments of earlier samples are added.
+
+    Returns
+    -------
+    dict
+        Plain data; the same for the same inputs, so it holds no time and no host.
+    """
+    settings = {k: v for k, v in asdict(options).items() if k not in ("progress", "moments")}
+    picked = {"picked_by": samples.source.picked_by} if samples.source.picked_by else {}
+    return {
+        "verifix": version("verifix"),
+        "torch": torch.__version__,
+        "model_sha256": model_digest(model),
+        "samples": len(samples),
+        "samples_sha256": samples.digest(),
+        "earlier_moments": earlier,
+        **settings,
+        **picked,
+    }

@@ -1,0 +1,1 @@
+"""Which stages a correction runs, and how strongly: cross-fitting, candidates and the decision."""

@@ -1,0 +1,1 @@
+"""Which samples to take: today those whose given label is probably correct."""
