@@ -12,10 +12,10 @@ a loss of 0.2 nats on average, a wrong one of 1.4, and where the answer stays th
 deviation). These outcomes stand in for the inner cross-fitted scores, too.
 
 **The proof** is nested: in each of 5 outer folds the strength is chosen by the project's own rule
-(`verifix.recipe.decision`) on the other folds' samples, "no change" among the candidates; the held-out fold is answered under that choice; all
-folds are pooled and `verifix.compare` gives the verdict. Accepted means "improved". Since every strength has the same
-truth, what is reported should be the truth times the share of folds that chose a strength: that is ``expected_gain``,
-and ``bias`` the difference.
+(`verifix.recipe.decision`) on the other folds' samples, "no change" among the candidates; the held-out fold is answered
+under that choice; all folds are pooled and `verifix.compare` gives the verdict. Accepted means "improved". Since every
+strength has the same truth, what is reported should be the truth times the share of folds that chose a strength: that
+is ``expected_gain``, and ``bias`` the difference.
 
 **For contrast**, ``naive_gain`` is the best strength's gain on the very samples that chose it, and ``naive_accepted``
 how often that is above 0; ``rule_accepted`` is how often the project's rule chooses a strength at all, without a test.

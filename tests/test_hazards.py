@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, SubsetRandomSampler, Tens
 
 import verifix
 from tests.cases import small_data, small_net
-from tests.test_correct import verified
+from tests.test_algorithm import verified
 from verifix import CheckpointError, DataError, UsageError
 from verifix.cli.demo import digits
 from verifix.cli.main import main

@@ -36,7 +36,7 @@ def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing
     for fold, shown in zip(folds, proof.folds, strict=True):
         rest = [i for i in range(90) if i not in set(fold.tolist())]
         inner = [[rest.index(i) for i in other] for other in folds if other is not fold]
-        monkeypatch.setattr("verifix.model.folds.split_folds", lambda *_, inner=inner: inner)
+        monkeypatch.setattr("verifix.preflight.split_folds", lambda *_, inner=inner: inner)
         fixed = verifix.correct(model, (x[rest], y[rest]), seed=3, progress=False, **settings | {"folds": 4})
         with torch.no_grad():
             before, after = model(x[fold]).double(), fixed.model(x[fold]).double()

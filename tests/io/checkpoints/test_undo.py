@@ -198,7 +198,7 @@ def test_a_correction_file_with_a_nonsensical_record_is_refused(here, capsys):
 
 @pytest.mark.parametrize("form", ["sharded", "bin"])
 def test_what_a_folder_has_lost_or_what_was_edited_is_said(form, here, vision, capsys):
-    from tests.test_checkpoints import transformers_folder
+    from tests.io.checkpoints.test_checkpoints import transformers_folder
 
     case = transformers_folder(form)
     (case.path / "tf_model.h5").write_text("the same weights again")

@@ -491,7 +491,7 @@ def outcomes(vision, tmp_path_factory) -> dict[tuple[str, str], tuple[Outcome, b
         cases = [
             Case(name, str(folders[run, name]), payload.words)
             if run != "unprotected"
-            else Case(name, str(folders[run, name]), list(payload.unsafe), "tests.test_payloads:unprotected")
+            else Case(name, str(folders[run, name]), list(payload.unsafe), "tests.io.test_payloads:unprotected")
             for name, payload in PAYLOADS.items()
         ]
         for name, outcome in run_cases(cases, **environment, **(FORCED if run == "forced" else {})).items():

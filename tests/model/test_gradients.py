@@ -60,7 +60,7 @@ def test_half_precision_logits_are_scored_in_float32(monkeypatch):
         scored.append(logits.dtype)
         return cross_entropy(logits, labels)
 
-    monkeypatch.setattr("verifix.losses.cross_entropy", noted)
+    monkeypatch.setattr("verifix.model.gradients.cross_entropy", noted)
     found = found_by(model, x, y)
     assert scored == [torch.float32]
     assert found["5.bias"].dtype == torch.bfloat16

@@ -140,7 +140,7 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     "config object in ckpt": (
         lambda: saved({"state_dict": state(), "hyper_parameters": Config(lr=1)}, "c.ckpt"),
         5,
-        "c.ckpt cannot be read with weights_only=True: it holds a tests.test_malformed_checkpoints.Config",
+        f"c.ckpt cannot be read with weights_only=True: it holds a {__name__}.Config",
         "save its state dict alone",
     ),
     "scripted": (scripted, 5, "c.pt cannot be read", "save its state dict"),

@@ -460,7 +460,7 @@ def words(checkpoint: str = "good.safetensors", verified: str = "good.npz", *mor
 
 
 WITH_MOMENTS = words("good.safetensors", "good.npz", "--moments", "m.safetensors")
-LOAD = "tests.test_malformed_files:load"
+LOAD = "tests.io.test_malformed_files:load"
 FOLDERS = ("c.safetensors", "c.pt", "d.npz", "d.csv", "d.parquet", "d.tar", "m.safetensors")
 
 

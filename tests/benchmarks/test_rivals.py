@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import cells, grids, runner
 from benchmarks.cells import Cell, measured, read
 from benchmarks.grids import GRIDS, Grid
 from benchmarks.methods import METHODS
@@ -16,6 +15,7 @@ from benchmarks.methods.base import NO_CHANGE, ROUNDS, Case, Rival, answered, co
 from benchmarks.rivals_page import BEGIN, BOUND, END, half_width, load, tables
 from benchmarks.tasks import check_case
 
+from benchmarks import cells, grids, runner
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.model.borrow import borrowed
@@ -24,7 +24,7 @@ from verifix.model.folds import split_folds
 from verifix.model.samples import read_samples
 from verifix.recipe.candidates import Listed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

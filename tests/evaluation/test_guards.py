@@ -712,7 +712,7 @@ def test_a_loader_of_the_users_own_is_read_as_before(world):
 
 
 def test_the_figures_of_the_page_are_those_measured():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     found = json.loads((root / "benchmarks" / "results" / "label_guards.json").read_text())
     page = " ".join((root / "docs" / "data.md").read_text(encoding="utf-8").split())
     right = found["right_labels"]

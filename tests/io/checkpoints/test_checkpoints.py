@@ -586,8 +586,8 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
 
     moments = {
         "copy": ("shutil.copy2", fail),
-        "write": ("verifix.io.checkpoints.byte_layout.write_tensors_like", fail),
-        "read back": ("verifix.storage.tensors.read_safetensors", None),
+        "write": ("verifix.io.checkpoints.weight_file.write_tensors_like", fail),
+        "read back": ("verifix.io.checkpoints.weight_file.read_safetensors", None),
         "flush": ("os.fsync", fail),
         "rename": ("pathlib.Path.rename", rename),
     }
@@ -673,6 +673,6 @@ def test_the_correction_file_lies_beside(here):
 def test_the_manual_names_every_ending_and_setting():
     from verifix.io.checkpoints.weight_file import SUFFIXES
 
-    page = (Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     for word in (*SUFFIXES, ".index.json", "--weights", "state_dict_ema", "unchanged_by_rounding"):
         assert re.search(re.escape(word) + r"\b", page), word

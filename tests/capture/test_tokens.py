@@ -361,7 +361,7 @@ def test_capturing_an_encoder_changes_none_of_its_logits():
 
 @pytest.mark.parametrize("family", ["Bert", "DistilBert", "Albert", "GPT2"])
 def test_texts_for_transformers_give_the_same_weights_with_0_4_and_124_tokens_of_padding(family, vision):
-    from tests.test_families import FAMILIES
+    from tests.capture.test_families import FAMILIES
 
     model = FAMILIES[f"transformers {family.lower()}"][0]().eval()
     items, results = texts(), []

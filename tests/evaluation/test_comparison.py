@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.test_cli import MODEL, images, run, write_parquet
+from tests.cli.test_cli import MODEL, images, run, write_parquet
 from verifix import DataError, UsageError, class_weights, compare
 from verifix.evaluation.significance import (
     Outcomes,
@@ -688,7 +688,7 @@ def test_what_the_command_cannot_use_is_one_line(changes, code, message, files, 
 
 
 def test_the_figures_of_the_manual_are_those_that_were_measured():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     page = (root / "docs" / "proof.md").read_text(encoding="utf-8")
     measured = json.loads((root / "benchmarks" / "results" / "proof_simulation.json").read_text(encoding="utf-8"))
     for row in measured["random"]:

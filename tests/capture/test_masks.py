@@ -424,7 +424,7 @@ def test_a_decoder_without_a_mask_of_its_own_is_not_masked_by_the_encoders():
 
 
 def test_tokens_of_a_decoder_need_a_mask_beside_a_padded_encoder(vision):
-    from tests.test_families import FAMILIES
+    from tests.capture.test_families import FAMILIES
 
     model = FAMILIES["transformers t5"][0]().eval()
     ids = torch.randint(5, 60, (N, T))
@@ -497,7 +497,7 @@ def test_what_a_convolution_has_taught_a_mask_is_known_to_the_module_that_gets_i
 
 
 def test_a_padded_wav2vec2_is_followed_through_its_convolutions(vision):
-    from tests.test_families import FAMILIES
+    from tests.capture.test_families import FAMILIES
 
     model = FAMILIES["transformers wav2vec2"][0]().double().eval()
     lengths = torch.arange(N) % 11 + 100

@@ -236,7 +236,7 @@ def test_a_given_strength_alone_is_the_projection_alone_and_with_a_recipe_the_re
 
 
 def test_nothing_is_timed_where_nothing_is_chosen(monkeypatch):
-    monkeypatch.setattr("verifix.recipe.budget.measure", None)
+    monkeypatch.setattr("verifix.algorithm.measure", None)
     model, x, y = noisy_case()
     assert verifix.correct(model, (x, y), alpha=30, progress=False).alpha == 30
 

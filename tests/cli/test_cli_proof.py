@@ -215,7 +215,7 @@ def leaky(world, tmp_path):
 def test_weights_are_checked_as_they_stand_in_the_file_before_the_correction(
     world, leaky, tmp_path, capsys, monkeypatch, change, words
 ):
-    monkeypatch.setattr("verifix.algorithm.correct", lambda *_, **__: pytest.fail("corrected"))
+    monkeypatch.setattr("verifix.cli.commands.correct.correct", lambda *_, **__: pytest.fail("corrected"))
     path, y = leaky
     np.save(tmp_path / "w.npy", change(np.ones(len(y)) + np.arange(len(y)) % 2))
     code, text, err = run(world, tmp_path, capsys, "--test", str(path), "--weights-file", str(tmp_path / "w.npy"))

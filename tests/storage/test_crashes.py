@@ -263,7 +263,7 @@ def test_names_as_long_as_can_be_and_strange_ones_are_written(tmp_path):
 
 
 def test_the_committed_figures_are_without_a_fault():
-    record = json.loads((Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "crashes.json").read_text())
+    record = json.loads((Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "crashes.json").read_text())
     for kind in ("random_kills", "kills_at_each_call", "kills_with_nothing_before", "full_disk"):
         assert record[kind].keys() == FORMS.keys()
         assert all(result["faults"] == [] for result in record[kind].values())

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pyarrow.parquet
 import pytest
 import torch
-from benchmarks import tasks, texts_and_vit
 from benchmarks.methods.base import counted
 from benchmarks.noise import realised
 from benchmarks.small_resnet import SmallResNet
 from benchmarks.tasks import TASKS, case, stratified_order
 
+from benchmarks import tasks, texts_and_vit
 from verifix.cli.demo import digits, spiral
 from verifix.cli.demo.training import train
 from verifix.errors import UsageError
