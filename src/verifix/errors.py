@@ -39,3 +39,8 @@ class CheckpointError(VerifixError):
 
 class AmbiguousBatchError(DataError):
     """A padded batch with as many samples as tokens; other batches of the same samples can be masked."""
+
+
+def one_line(error: BaseException | str, most: int | None = None) -> str:
+    """Return the text of an error on one line, cut after `most` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

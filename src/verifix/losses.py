@@ -20,9 +20,8 @@ def probabilities(logits: Tensor) -> Tensor:
 
 
 def correct_or_not(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1 where the predicted class is the label, else 0: float64 ``[n]``. One logit predicts class 1 above 0."""
-    predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
-    return (predicted == labels).double()
+    """Return 1 where the predicted class is the label, else 0: float64 ``[n]``."""
+    return (predicted_classes(logits) == labels).double()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from jsonschema import Draft202012Validator
 
 from tests import report_cases as cases
 from verifix.errors import OutputError, UsageError
+from verifix.projection import importance
 from verifix.report import SCHEMA, as_json, model_card, plain, render, schema, write_card, write_report, write_result
-from verifix.report.charts import importance, kept, spectrum, thinned
+from verifix.report.charts import kept, spectrum, thinned
 from verifix.report.formatting import printable, shortened
 from verifix.report.page import SECTIONS
 from verifix.report.proof_section import interval
@@ -414,7 +416,7 @@ def test_layers_spectra_and_skipped_ones(results, pages):
         assert layer["parameter"] in skipped
         assert (layer["reason"] or "not used by the model") in skipped
     for name, data in results["digits"]["spectra"].items():
-        above = sum(importance(r, 316.2) >= 0.5 for r in data["eigenvalues"])
+        above = int((importance(torch.tensor(data["eigenvalues"], dtype=torch.float64), 316.2) >= 0.5).sum())
         assert f"{name} " in section(pages["digits"], "spectra")
         assert f"{above} of {len(data['eigenvalues'])} directions keep half or more" in section(
             pages["digits"], "spectra"
@@ -427,7 +429,8 @@ def test_layers_spectra_and_skipped_ones(results, pages):
 
 def test_the_cut_is_where_the_importance_is_one_half():
     for alpha in (0.5, 1.0, 30.0, 1e6):
-        assert importance(1 / (alpha + 1), alpha) == pytest.approx(0.5, rel=1e-12)
+        r = torch.tensor(1 / (alpha + 1), dtype=torch.float64)
+        assert float(importance(r, alpha)) == pytest.approx(0.5, rel=1e-12)
         values = np.geomspace(1, 1e-9, 200)
         lam = alpha * values / ((alpha - 1) * values + 1)
         assert kept(list(values), alpha) == int((lam >= 0.5).sum())

@@ -13,6 +13,7 @@ from verifix.capture.padding import RunningBatch
 from verifix.capture.parameters import ParameterIndex, extent, partly_shared
 from verifix.capture.selection import Selection
 from verifix.capture.skip_reasons import MULTIPLY_NOT, explained, fixed_reasons
+from verifix.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,8 @@ class Census:
 
     def note_failure(self, parameters: Iterable[str], kind: str, error: Exception) -> None:
         """Remember parameters whose rows could not be read, although the model itself runs."""
-        line = " ".join(str(error).split())[:100]
         for name in parameters:
-            self.failures[name] = f"rows of {kind} cannot be read ({type(error).__name__}: {line})"
+            self.failures[name] = f"rows of {kind} cannot be read ({type(error).__name__}: {one_line(error, 100)})"
 
     def accounts(self, model: nn.Module, selection: Selection) -> list[Account]:
         """Account for every parameter of two or more dimensions, in the model's own order.

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifix.errors import DataError
+from verifix.errors import DataError, one_line
+from verifix.losses import predicted_classes
 
 ROUNDING = 1e-3
 """How far the sum of a row of probabilities may be from 1: half precision loses as much."""
@@ -76,7 +77,7 @@ def as_answers(values: Any, what: str, count: int) -> Answers:
             "whole numbers for predicted classes"
         )
     logits = _as_logits(_finite(x.double(), what))
-    return Answers(logits.argmax(dim=1).numpy(), logits)
+    return Answers(predicted_classes(logits).numpy(), logits)
 
 
 def as_labels(values: Any) -> Array:
@@ -186,7 +187,7 @@ def _as_tensor(values: Any, what: str) -> Tensor:
         # Through numpy, for torch would round a list of numbers to single precision.
         x = (values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise DataError(f"{what} cannot be made an array of numbers ({line}); give numbers in one array") from None
     if x.is_complex() or x.dtype == torch.bool:
         raise DataError(f"{what} is {x.dtype}; give real numbers")

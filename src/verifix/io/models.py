@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, one_line
 from verifix.io.optional_imports import library, reason
 from verifix.io.transformers_models import build_transformers
 
@@ -70,7 +70,7 @@ def _from_python(rest: str, num_classes: int | None) -> nn.Module:
     try:
         model = factory()
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{where}:{factory_name}() failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{where}:{factory_name}() failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{where}:{factory_name}() returned a {type(model).__name__}; it must return a torch.nn.Module"
@@ -97,7 +97,7 @@ def _import(where: str) -> ModuleType:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     finally:
         sys.path.pop(0)
     return module

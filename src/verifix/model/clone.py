@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, one_line
 from verifix.model.borrow import lock_of
 from verifix.model.tensors import storage_of, tensors_in
 from verifix.model.wrappers import run_eagerly
@@ -39,7 +39,8 @@ def copy_model(model: nn.Module) -> nn.Module:
             work = copy.deepcopy(model, _twins(model))
         except Exception as error:
             raise UsageError(
-                f"the model cannot be copied ({type(error).__name__}: {error}); remove what cannot be copied from it"
+                f"the model cannot be copied ({type(error).__name__}: {one_line(error)}); remove what cannot be copied "
+                "from it"
             ) from error
     for parameter in work.parameters():
         if parameter.is_leaf:  # those of a scripted part are not, once copied

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from verifix.errors import DataError, VerifixError
+from verifix.errors import DataError, VerifixError, one_line
 
 Forward = Callable[[nn.Module, Any], Any]
 """``(model, inputs) → output``: how a batch enters a model, where calling it with the batch is not all."""
@@ -44,9 +44,8 @@ def run_model(model: nn.Module, inputs: Any, forward: Forward | None = None) -> 
     except Exception as error:
         if isinstance(error, (VerifixError, MemoryError)) or out_of_memory(error):
             raise
-        line = " ".join(str(error).split())
         raise DataError(
-            f"the model cannot run on inputs of {_form(inputs)}: {type(error).__name__}: {line}"
+            f"the model cannot run on inputs of {_form(inputs)}: {type(error).__name__}: {one_line(error)}"
             + ("" if forward or isinstance(inputs, Tensor) else "; forward= says how a batch enters the model")
         ) from error
 

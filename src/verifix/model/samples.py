@@ -14,7 +14,7 @@ from torch.utils.data import (
     Subset,
 )
 
-from verifix.errors import DataError, VerifixError
+from verifix.errors import DataError, VerifixError, one_line
 from verifix.model.run import Forward
 from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
@@ -175,7 +175,7 @@ def _alone(source: Source, item: Any, number: int) -> Batch:
     except VerifixError as error:
         raise type(error)(f"sample {number}: {error}") from None
     except Exception as error:  # the user's own code, or that of torch on items it cannot put together
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise DataError(
             f"sample {number} cannot be made a batch of its own ({type(error).__name__}: {line}); give samples of "
             "tensors and numbers, or a DataLoader with a collate_fn that takes any number of them"

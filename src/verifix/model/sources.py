@@ -20,7 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, one_line
 from verifix.model.tensors import tensors_in
 
 DEFAULT_BATCH_SIZE = 64
@@ -90,9 +90,8 @@ class Source:
                 yield replace(batch_of(item), indices=own[i * batch_size : (i + 1) * batch_size])
         except (RuntimeError, TypeError) as error:
             if "stack expects" in str(error) or "default_collate" in str(error):
-                line = " ".join(str(error).split())
                 raise DataError(
-                    f"inputs of different shape or kind cannot be put into one batch ({line}); "
+                    f"inputs of different shape or kind cannot be put into one batch ({one_line(error)}); "
                     "bring them to one size, or give a DataLoader with a collate_fn"
                 ) from None
             raise
@@ -305,8 +304,7 @@ def _as_tensor(values: Any, what: str) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        raise DataError(f"the {what} cannot be made a tensor ({line}); give numbers in one array") from None
+        raise DataError(f"the {what} cannot be made a tensor ({one_line(error)}); give numbers in one array") from None
 
 
 def _as_labels(labels: Tensor, count: int) -> Tensor:

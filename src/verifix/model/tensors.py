@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, one_line
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -70,7 +70,7 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = one_line(error, 200)
         raise UsageError(f"device {name!r} is not available ({line}); use 'cpu', 'cuda' or 'auto'") from None
     return device
 

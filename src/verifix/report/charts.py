@@ -13,8 +13,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from markupsafe import Markup, escape
 
+from verifix.projection import importance
 from verifix.report.formatting import printable
 
 INK, MUTED, LINE, BEFORE, AFTER, SOFT = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
@@ -229,18 +231,13 @@ def spectrum(eigenvalues: Sequence[float], alpha: float | None, layer: str) -> M
 
 def _importance(axes: Any, order: Sequence[int], values: Sequence[float], alpha: float, above: int) -> None:
     beside = axes.twinx()
-    beside.plot(order, [importance(r, alpha) for r in values], color=AFTER)
+    beside.plot(order, importance(torch.tensor(values, dtype=torch.float64), alpha).tolist(), color=AFTER)
     beside.set(ylim=(0, 1.02), ylabel="importance λ", yticks=[0, 0.5, 1])
     beside.yaxis.label.set_color(AFTER)
     beside.spines["right"].set_visible(True)
     axes.axhline(1 / (alpha + 1), color=BEFORE, linestyle=(0, (5, 3)), linewidth=1.2)
     if above:
         axes.axvspan(0.8, above + 0.5, color=SOFT, zorder=0)
-
-
-def importance(eigenvalue: float, alpha: float) -> float:
-    """Return λ = α r / ((α − 1) r + 1), what a direction is multiplied with."""
-    return alpha * eigenvalue / ((alpha - 1) * eigenvalue + 1)
 
 
 def kept(eigenvalues: Sequence[float], alpha: float) -> int:

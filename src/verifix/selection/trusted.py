@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import Subset
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, one_line
 from verifix.io.optional_imports import library
 from verifix.losses import cross_entropy, probabilities
 from verifix.model.batching import with_smaller_batches
@@ -357,7 +357,7 @@ def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise DataError(f"the model has no gradient with respect to its inputs ({line}), so {remedy}") from error
 
 

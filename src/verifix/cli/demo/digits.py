@@ -13,6 +13,7 @@ from verifix.algorithm import correct
 from verifix.cli.demo.outcome import Outcome
 from verifix.cli.demo.training import mlp, percent_right, train, wrong_labels
 from verifix.correction import Correction
+from verifix.losses import predicted_classes
 
 TRAINING, VERIFIED, WRONG = 1000, 200, 0.3
 
@@ -90,7 +91,7 @@ def _draw(digits: Digits, model: nn.Module, correction: Correction, folder: Path
 
     x = digits.inputs[digits.training]
     true, given = digits.labels[digits.training], digits.given
-    before, after = model(x).argmax(1), correction.model(x).argmax(1)
+    before, after = predicted_classes(model(x)), predicted_classes(correction.model(x))
     wrong = (given != true) & (before == given) & (after == true)
     shown = wrong.nonzero().flatten()[:20]
     names = pictures.digits_set_right(

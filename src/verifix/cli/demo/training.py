@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from verifix.losses import correct_or_not
+
 
 def wrong_labels(labels: Tensor, rate: float, classes: int, seed: int) -> Tensor:
     """Replace a share of labels by another class, drawn evenly.
@@ -74,7 +76,7 @@ def train(
 @torch.no_grad()
 def percent_right(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     """Return the accuracy in percent."""
-    return 100 * float((model(inputs).argmax(dim=1) == labels).double().mean())
+    return 100 * float(correct_or_not(model(inputs), labels).mean())
 
 
 def mlp(widths: tuple[int, ...], seed: int, *, norm: bool) -> nn.Sequential:

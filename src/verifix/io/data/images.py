@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from verifix.errors import DataError
+from verifix.errors import DataError, one_line
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preprocessing import Preparation
 from verifix.progress import note
@@ -105,7 +105,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         except DataError:
             raise
         except Exception as error:  # Pillow raises nearly anything on a damaged file
-            line = " ".join(str(error).split())[:200] or type(error).__name__
+            line = one_line(error, 200)
             raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.options import DataOptions
@@ -76,7 +76,7 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")

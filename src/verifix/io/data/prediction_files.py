@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, one_line
 from verifix.evaluation.predictions import Array
 from verifix.io.data.labels import NUMBER, class_numbers
 from verifix.io.data.manifests import LABEL_COLUMNS, labelled
@@ -154,7 +154,7 @@ def _array(path: Path, names: Sequence[str]) -> Array:
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise DataError(f"{path} is not a readable file of numpy ({line}); write numbers with numpy.save") from None
     if values is None:
         raise DataError(f"{path} has the arrays {listed}; one must be named {' or '.join(names)}")

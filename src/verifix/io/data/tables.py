@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from verifix.errors import DataError
+from verifix.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = one_line(error, 200)
         raise DataError(f"{path} is not a readable Parquet file ({line}); check that it is complete") from None
 
 
