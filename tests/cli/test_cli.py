@@ -683,7 +683,8 @@ def test_nothing_is_written_into_a_folder_that_is_read(world, tmp_path, capsys):
 
 def test_a_process_that_is_asked_to_end_leaves_nothing_half_written(world, tmp_path):
     code = (
-        "import os, signal, sys, threading\nfrom verifix import files\nfrom verifix.cli.main import main\n"
+        "import os, signal, sys, threading\n"
+        "from verifix.cli.main import main\nfrom verifix.storage import tensors as files\n"
         "fill = files.fill_safetensors\n"
         "def slow(*a, **k):\n    fill(*a, **k)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "files.fill_safetensors = slow\n"

@@ -4,58 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from verifix.errors import OutputError, UsageError, VerifixError
-from verifix.storage.transaction import Move, carry_out, flush, identity, plan, settle, staged
+from verifix.errors import OutputError, UsageError, VerifixError, one_line
+from verifix.storage.transaction import Move, carry_out, flush, identity, settle, staged
 
 
-def check_output(path: str | Path, *, force: bool = False) -> Path:
-    """Check that a file may be written, before the work for it begins.
-
-    Parameters
-    ----------
-    path
-        Where to.
-    force
-        Allow a file that exists.
-
-    Returns
-    -------
-    Path
-        The path.
-
-    Raises
-    ------
-    UsageError
-        If the file exists and `force` is not set, or its folder does not exist.
-    """
-    path = Path(path)
-    settle(path)
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; name a file")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already; choose another name, or pass --force to replace it")
-    _check_parent(path)
-    return path
-
-
-def check_folder_output(path: str | Path, *, force: bool = False, marks: Sequence[str] = ()) -> Path:
-    """Check that a folder may be written, before the work for it begins.
+def check_output(path: str | Path, *, force: bool = False, folder: bool = False, marks: Sequence[str] = ()) -> Path:
+    """Check that a file or folder may be written, before the work for it begins.
 
     Parameters
     ----------
     path
-        Where to; a folder that is empty counts as none.
+        Where to; an empty folder in the place of a folder counts as nothing.
     force
-        Allow a folder that is not empty.
+        Allow a file, or a folder that is not empty.
+    folder
+        Whether a folder is to be written.
     marks
-        Files of which a folder that is replaced must hold one, so that a slip of the keyboard replaces no other.
+        Files of which a folder that is replaced must hold one, so that a typing error replaces no other folder.
 
     Returns
     -------
@@ -65,48 +36,25 @@ def check_folder_output(path: str | Path, *, force: bool = False, marks: Sequenc
     Raises
     ------
     UsageError
-        If something else is there, or its parent folder does not exist.
+        If something else is there, it exists and `force` is not set, or its parent folder does not exist.
     """
     path = Path(path)
     settle(path)
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
+    if path.is_dir() and not folder:
+        raise UsageError(f"{path} is a folder; name a file")
+    if folder and (path.is_symlink() or (path.exists() and not path.is_dir())):
         raise UsageError(f"{path} is not a folder, and a folder is to be written; choose another name")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not (folder and not any(path.iterdir())):
         if not force:
-            raise UsageError(f"{path} exists already and is not empty; choose another name, or pass --force")
-        if not any((path / mark).is_file() for mark in marks):
+            there = "exists already and is not empty" if folder else "exists already"
+            raise UsageError(f"{path} {there}; choose another name, or pass --force to replace it")
+        if folder and not any((path / mark).is_file() for mark in marks):
             raise UsageError(f"{path} is a folder of other things and is not replaced; choose another name")
-    _check_parent(path)
-    return path
-
-
-def _check_parent(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"the folder {path.parent} cannot be written to; choose another")
-
-
-def check_outputs(outputs: Sequence[Path], inputs: Sequence[str | Path], *, force: bool) -> None:
-    """Check all files that a command will write, before it begins.
-
-    Parameters
-    ----------
-    outputs
-        Where to.
-    inputs
-        What the command reads; never overwritten, whatever `force` says.
-    force
-        Allow other files that exist.
-
-    Raises
-    ------
-    UsageError
-        If two outputs are one file, one is an input, or one cannot be written.
-    """
-    check_apart(outputs, inputs)
-    for path in outputs:
-        check_output(path, force=force)
+    return path
 
 
 def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
@@ -149,20 +97,13 @@ class Output:
     folder
         Whether it is a folder.
     marks
-        See `check_folder_output`.
+        See `check_output`.
     """
 
     path: Path
     fill: Callable[[Path], object]
     folder: bool = False
     marks: tuple[str, ...] = ()
-
-    def check(self, force: bool) -> None:
-        """Check that it may be written; see `check_output` and `check_folder_output`."""
-        if self.folder:
-            check_folder_output(self.path, force=force, marks=self.marks)
-        else:
-            check_output(self.path, force=force)
 
 
 def write_together(outputs: Sequence[Output], *, force: bool = False) -> None:
@@ -184,46 +125,40 @@ def write_together(outputs: Sequence[Output], *, force: bool = False) -> None:
         If one cannot be written; what was there before is untouched.
     """
     for output in outputs:
-        output.check(force)
+        check_output(output.path, force=force, folder=output.folder, marks=output.marks)
     with ExitStack() as stack:
         folders: dict[Path, Path] = {}
         moves = []
-        for i, output in enumerate(outputs):
+        for number, output in enumerate(outputs):
             with _named(output.path):
                 parent = output.path.parent
                 if parent not in folders:
                     folders[parent] = stack.enter_context(staged(parent, output.path.name))
-                moves.append(_fill(output, folders[parent], i))
+                moves.append(_fill(output, folders[parent], number))
         with _named(outputs[0].path):
-            for folder in reversed(folders.values()):  # the first output decides, so its plan comes last
-                plan(folder, [move for move in moves if move.folder == folder])
             carry_out(moves)
 
 
 def _fill(output: Output, folder: Path, number: int) -> Move:
     """Make one output in its hidden folder, with the permissions it will have, and wait until it is on the disk."""
-    path, before = output.path, identity(output.path)
-    place = f"{number}/{path.name}"
-    new = folder / place
-    new.parent.mkdir()
+    move = Move(folder, number, output.path.name, None, identity(output.path))
+    new = move.staged
+    new.parent.mkdir(parents=True)
     if output.folder:
         new.mkdir()
     output.fill(new)
-    _like(new, path if path.exists() else None, folder=output.folder)
+    if output.path.exists():
+        _like(new, output.path.stat())
     for inner in (*new.rglob("*"), new, new.parent):
         flush(inner)
-    return Move(folder, place, path.name, new.lstat().st_ino, before)
+    return replace(move, new=identity(new))
 
 
-def _like(new: Path, old: Path | None, *, folder: bool) -> None:
+def _like(new: Path, old: os.stat_result) -> None:
     """Give something new the permissions of what it replaces, and its owner if that is allowed."""
-    if old is None:
-        new.chmod((0o777 if folder else 0o666) & ~_umask())
-        return
-    was = old.stat()
-    with suppress(OSError):
-        os.chown(new, was.st_uid, was.st_gid)
-    new.chmod(stat.S_IMODE(was.st_mode))
+    with suppress(OSError, AttributeError):  # Windows has no owners
+        os.chown(new, old.st_uid, old.st_gid)
+    new.chmod(stat.S_IMODE(old.st_mode))
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object], *, force: bool = False) -> Path:
@@ -254,26 +189,20 @@ def write_atomically(path: str | Path, write: Callable[[Path], object], *, force
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Say in one line what could not be written, and why."""
+    """Turn an error into one line that says what could not be written, and why."""
     try:
         yield
     except VerifixError:
         raise
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise OutputError(f"{path} could not be written ({type(error).__name__}: {line}); check the disk") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def file_digest(path: Path) -> str:
     """Return the SHA-256 (hexadecimal) of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        digest = hashlib.sha256()
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
@@ -284,17 +213,3 @@ def existing(path: str | Path) -> Path:
     if not Path(path).is_file():
         raise UsageError(f"{path} does not exist or is not a file; check the path")
     return Path(path)
-
-
-def reason_of(error: Exception) -> str:
-    """Say in one line what torch.load found, and what to do."""
-    text = " ".join(str(error).split())
-    found = re.search(r"GLOBAL (\S+)", text)
-    if found:
-        return (
-            f"it holds a {found[1]}, and such objects can run code; if you trust the file, load it with "
-            "weights_only=False, and save its state dict alone, with torch.save(state_dict, …)"
-        )
-    inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
-    line = (inner or text)[:200].rstrip(". ") or type(error).__name__
-    return f"{line}; check that it is complete and a file of torch.save, or save its state dict as safetensors"

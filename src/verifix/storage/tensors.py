@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import pathlib
+import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifix.errors import CheckpointError
-from verifix.storage.atomic import existing, reason_of, write_atomically
+from verifix.errors import CheckpointError, one_line
+from verifix.storage.atomic import existing, file_digest, write_atomically
 from verifix.storage.transaction import flush
 
 HARMLESS: tuple[Any, ...] = (
@@ -78,34 +80,38 @@ def fill_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     CheckpointError
         If it does not read back as it was written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, path, dict(metadata))
-    _sort_header(path)
+    content = memoryview(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}))
+    size = int.from_bytes(content[:8], "little")
+    header = safetensors_header(json.loads(bytes(content[8 : 8 + size])), dict(sorted(metadata.items())))
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in (len(header).to_bytes(8, "little"), header, content[8 + size :]):
+            file.write(piece)
+            digest.update(piece)
     flush(path, forget=True)
-    again, about = read_safetensors(path)
-    same = again.keys() == contiguous.keys() and all(_same_bits(again[name], contiguous[name]) for name in again)
-    if about != dict(metadata) or not same:
+    if file_digest(path) != digest.hexdigest():
         raise CheckpointError(f"{path.name} does not read back as it was written; check the disk")
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+def safetensors_header(places: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a safetensors file: its metadata first, in the given order, padded as the format requires.
 
+    Parameters
+    ----------
+    places
+        What a header says of each tensor.
+    metadata
+        Strings by name.
 
-def _sort_header(path: Path) -> None:
-    """Put the metadata in the order of its names: the library writes several entries in an arbitrary one."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:
-            file.seek(8)
-            file.write(text.ljust(size))
+    Returns
+    -------
+    bytes
+        The header, without its length.
+    """
+    text = json.dumps({"__metadata__": metadata, **places}, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(-(-len(text) // 8) * 8)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -137,7 +143,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except Exception as error:  # the library's own, and those of torch on a header that only looks right
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise CheckpointError(f"{path} is not a readable safetensors file: {line}; check that it is complete") from None
 
 
@@ -176,10 +182,14 @@ def read_torch(path: str | Path, storages: list[torch.UntypedStorage] | None = N
     _check_size(path)
     known = torch.serialization.get_safe_globals()  # leaving the context would take away what the user has allowed
     try:
-        with torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]), _quiet():
+        with (
+            torch.serialization.safe_globals([kind for kind in HARMLESS if kind not in known]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # torch warns beside the error that it raises
             return torch.load(path, map_location=here, weights_only=True)  # type: ignore[arg-type]  # it gets untyped ones
     except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise CheckpointError(f"{path} cannot be read with weights_only=True: {reason_of(error)}") from None
+        raise CheckpointError(f"{path} cannot be read with weights_only=True: {_reason(error)}") from None
 
 
 def _check_size(path: Path) -> None:
@@ -194,9 +204,15 @@ def _check_size(path: Path) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from telling, beside an error, what it thinks of a file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _reason(error: Exception) -> str:
+    """Return in one line why torch.load refused a file, and what to do."""
+    text = one_line(error)
+    found = re.search(r"GLOBAL (\S+)", text)
+    if found:
+        return (
+            f"it holds a {found[1]}, and such objects can run code; if you trust the file, load it with "
+            "weights_only=False, and save its state dict alone, with torch.save(state_dict, …)"
+        )
+    inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
+    line = (inner or text)[:200].rstrip(". ")
+    return f"{line}; check that it is complete and a file of torch.save, or save its state dict as safetensors"

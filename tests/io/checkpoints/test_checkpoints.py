@@ -579,9 +579,9 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         raise OSError("disk\nfull")
 
     def rename(path: Path, target: Path) -> Path:
-        if path.name == target.name:  # not the one that sets the old folder aside, nor that of the plan
+        if target.name == "fixed":  # not the plan's
             fail()
-        os.rename(path, target)  # noqa: PTH104 - the method is replaced
+        os.replace(path, target)  # noqa: PTH105 - the method is replaced
         return target
 
     moments = {
@@ -589,7 +589,7 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
         "write": ("verifix.io.checkpoints.weight_file.write_tensors_like", fail),
         "read back": ("verifix.io.checkpoints.weight_file.read_safetensors", None),
         "flush": ("os.fsync", fail),
-        "rename": ("pathlib.Path.rename", rename),
+        "rename": ("pathlib.Path.replace", rename),
     }
     name, replacement = moments[moment]
     before = {str(p): p.read_bytes() for p in here.rglob("*") if p.is_file() and p.suffix != ".pyc"}

@@ -281,18 +281,18 @@ def test_a_flipped_bit_in_a_pt_is_noticed(here, capsys):
 
 
 def test_a_correction_file_that_does_not_read_back_is_not_put_in_place(here, capsys, monkeypatch):
-    from verifix.storage import atomic as files
+    from verifix.storage import tensors
 
     save_file(state(), "c.safetensors")
-    sort, before = files._sort_header, sorted(here.iterdir())
+    flush, before = tensors.flush, sorted(here.iterdir())
 
-    def sort_and_damage(path: Path) -> None:
-        sort(path)
+    def damage_and_flush(path: Path, *, forget: bool) -> None:
         raw = bytearray(path.read_bytes())
         raw[-1] ^= 1
         path.write_bytes(raw)
+        flush(path, forget=forget)
 
-    monkeypatch.setattr(files, "_sort_header", sort_and_damage)
+    monkeypatch.setattr(tensors, "flush", damage_and_flush)
     assert main(arguments("c.safetensors", "f.safetensors")) == 5
     assert "f.correction.safetensors does not read back as it was written; check the disk" in capsys.readouterr().err
     assert [path for path in sorted(here.iterdir()) if path.name != "__pycache__"] == before

@@ -301,7 +301,7 @@ def outputs_of(
     Returns
     -------
     list of Output
-        The correction file after the checkpoint, whose SHA-256 it holds.
+        The checkpoint, then the correction file.
     """
     provenance = {
         **correction.provenance,

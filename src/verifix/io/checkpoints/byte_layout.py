@@ -1,14 +1,15 @@
-"""Where in a file each tensor lies, so that a corrected copy differs from its source in those bytes and a mark alone.
+"""Where each tensor lies in a file, so that a corrected copy differs from its source in those bytes and a mark alone.
 
 A safetensors file is a header in JSON and one block of bytes. A file of torch.save is a ZIP archive whose entries are
 not compressed: one for each piece of memory behind the tensors, each with a CRC-32 that torch itself does not check.
-The mark of a corrected archive is the archive's comment: torch.load takes no notice of it, a copy of the file keeps
-it, and a file that is loaded and saved again has none.
+The mark of a corrected archive is the archive's comment: torch.load ignores it, a copy of the file keeps it, and a file
+that is loaded and saved again has none.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -16,6 +17,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -23,13 +25,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from verifix.errors import CheckpointError
 from verifix.model.tensors import tensor_bytes
+from verifix.storage.tensors import safetensors_header
 
-PIECE = 1 << 22
 LONGEST_COMMENT = 65_535
-END = struct.Struct("<4s4H2LH")
-"""The last record of an archive; its last number is the length of the comment after it."""
+NO_ARCHIVE = (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError)
+"""Errors of zipfile on a file that is no archive, or a damaged one."""
 
 
 def read_header(path: Path) -> bytes:
@@ -39,24 +40,10 @@ def read_header(path: Path) -> bytes:
 
 
 def marked_header(header: bytes, mark: str) -> bytes:
-    """Return a header with one more entry in its metadata, ``verifix``, and everything else in its order.
-
-    Parameters
-    ----------
-    header
-        As `read_header` returns it.
-    mark
-        The entry.
-
-    Returns
-    -------
-    bytes
-        The new header, padded as the format wants it.
-    """
+    """Return a header with one more entry in its metadata, ``verifix``, and everything else in its order."""
     content = json.loads(header)
     metadata = {**content.pop("__metadata__", {}), "verifix": mark}
-    text = json.dumps({"__metadata__": metadata, **content}, separators=(",", ":"), ensure_ascii=False).encode()
-    return text.ljust(-(-len(text) // 8) * 8)
+    return safetensors_header(content, metadata)
 
 
 def write_tensors_like(source: Path, path: Path, header: bytes, tensors: Mapping[str, Tensor]) -> None:
@@ -73,19 +60,15 @@ def write_tensors_like(source: Path, path: Path, header: bytes, tensors: Mapping
     tensors
         Every tensor by key.
     """
+    old_header = read_header(source)
+    places, start = json.loads(old_header), 8 + len(header)
     with source.open("rb") as old, path.open("wb") as new:
-        start = 8 + int.from_bytes(old.read(8), "little")
-        places = json.loads(old.read(start - 8))
-        old.seek(start)
+        old.seek(8 + len(old_header))
         new.write(len(header).to_bytes(8, "little") + header)
-        shutil.copyfileobj(old, new, PIECE)
+        shutil.copyfileobj(old, new)
         for key, tensor in tensors.items():
-            first, last = places[key]["data_offsets"]
-            value = tensor_bytes(tensor)
-            if len(value) != last - first:
-                raise CheckpointError(f"{source} holds {last - first} bytes for {key!r} instead of {len(value)}")
-            new.seek(8 + len(header) + first)
-            new.write(value)
+            new.seek(start + places[key]["data_offsets"][0])
+            new.write(tensor_bytes(tensor))
 
 
 @dataclass(frozen=True)
@@ -113,25 +96,17 @@ class Entry:
     crc_places: tuple[int, int]
     plain: bool
 
+    def read(self, file: BinaryIO) -> bytes:
+        """Return its bytes."""
+        file.seek(self.start)
+        return file.read(self.size)
+
 
 def entries(path: Path) -> list[Entry]:
-    """List what is in an archive.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    list of Entry
-        In the order of the archive; empty if it is none.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            return list(_entries(archive, file))
-    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError):
-        return []
+    """Return what is in an archive, in its order; nothing if the file is none."""
+    with suppress(*NO_ARCHIVE), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        return list(_entries(archive, file))
+    return []
 
 
 def _entries(archive: zipfile.ZipFile, file: BinaryIO) -> Iterator[Entry]:
@@ -165,53 +140,26 @@ def damaged_entry(path: Path) -> str | None:
     """
     plain = [entry for entry in entries(path) if entry.plain]
     with path.open("rb") as file:
-        wrong = [entry.name for entry in plain if _crc(file, entry) != entry.crc]
+        wrong = [entry.name for entry in plain if zlib.crc32(entry.read(file)) != entry.crc]
     return wrong[0] if wrong and len(wrong) < len(plain) else None
-
-
-def _crc(file: BinaryIO, entry: Entry) -> int:
-    crc, left = 0, entry.size
-    file.seek(entry.start)
-    while left and (piece := file.read(min(left, PIECE))):
-        crc, left = zlib.crc32(piece, crc), left - len(piece)
-    return crc
 
 
 def read_comment(path: Path) -> bytes:
     """Return the comment of an archive; empty if there is none, or the file is no archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.comment
-    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError):
-        return b""
+    with suppress(*NO_ARCHIVE), zipfile.ZipFile(path) as archive:
+        return archive.comment
+    return b""
 
 
 def write_comment(path: Path, comment: bytes) -> bool:
-    """Give an archive another comment.
-
-    Parameters
-    ----------
-    path
-        The file.
-    comment
-        The comment, up to 65,535 bytes.
-
-    Returns
-    -------
-    bool
-        False if the file does not end as archives do; then it is left as it is.
-    """
+    """Give an archive another comment, up to 65,535 bytes; return False, with no change, if it ends in another way."""
     before = read_comment(path)
     with path.open("r+b") as file:
-        place = file.seek(0, 2) - len(before) - END.size
-        if place < 0:
+        place = file.seek(-len(before) - 2, os.SEEK_END)
+        if file.read(2) != len(before).to_bytes(2, "little"):
             return False
         file.seek(place)
-        *fields, length = END.unpack(file.read(END.size))
-        if fields[0] != b"PK\x05\x06" or length != len(before):
-            return False
-        file.seek(place)
-        file.write(END.pack(*fields, len(comment)) + comment)
+        file.write(len(comment).to_bytes(2, "little") + comment)
         file.truncate()
     return True
 
@@ -235,40 +183,25 @@ def write_archive_like(source: Path, path: Path, storages: Sequence[torch.Untype
     bool
         False if the source has another form, such as that of torch before 1.6; then nothing of use is written.
     """
-    pieces = _pieces(source, storages)
-    if pieces is None:
-        return False
-    shutil.copyfile(source, path)
-    with path.open("r+b") as file:
-        for entry, storage in pieces:
-            _replace(file, entry, storage)
-    return write_comment(path, comment)
-
-
-def _pieces(source: Path, storages: Sequence[torch.UntypedStorage]) -> list[tuple[Entry, torch.UntypedStorage]] | None:
-    """Pair the numbered entries of an archive with the memory they were read into."""
     every = entries(source)
     numbered = {int(found[1]): entry for entry in every if (found := re.fullmatch(r"data/(\d+)", entry.name))}
     data = [numbered[number] for number in sorted(numbered) if numbered[number].size]
     full = [storage for storage in storages if storage.nbytes()]  # empty ones are read again each time
-    if not data or [entry.size for entry in data] != [storage.nbytes() for storage in full]:
-        return None
-    order = next((entry for entry in every if entry.name == "byteorder"), None)
+    fits = [entry.size for entry in data] == [storage.nbytes() for storage in full]
     with source.open("rb") as file:
-        if order is not None and _read(file, order) != sys.byteorder.encode():
-            return None
-    return list(zip(data, full, strict=True)) if all(entry.plain for entry in data) else None
-
-
-def _read(file: BinaryIO, entry: Entry) -> bytes:
-    file.seek(entry.start)
-    return file.read(entry.size)
+        order = [entry.read(file) for entry in every if entry.name == "byteorder"]
+    if not (data and fits and all(entry.plain for entry in data) and order in ([], [sys.byteorder.encode()])):
+        return False
+    shutil.copyfile(source, path)
+    with path.open("r+b") as file:
+        for entry, storage in zip(data, full, strict=True):
+            _replace(file, entry, storage)
+    return write_comment(path, comment)
 
 
 def _replace(file: BinaryIO, entry: Entry, storage: torch.UntypedStorage) -> None:
     """Write new bytes, if they are new, and their CRC-32, if the old one was right."""
-    new = tensor_bytes(torch.empty(0, dtype=torch.uint8).set_(storage))
-    old = _read(file, entry)
+    new, old = tensor_bytes(torch.empty(0, dtype=torch.uint8).set_(storage)), entry.read(file)
     if new == old:
         return
     file.seek(entry.start)

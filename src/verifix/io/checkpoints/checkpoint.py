@@ -17,12 +17,12 @@ from verifix.errors import CheckpointError, UsageError, VerifixError
 from verifix.io.checkpoints.key_matching import Fit, choose_fit, few, fits, listed, place
 from verifix.io.checkpoints.sharded import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
 from verifix.io.checkpoints.state_dict import Found, choose_state
-from verifix.io.checkpoints.undo_record import change, describe
+from verifix.io.checkpoints.undo_record import change
 from verifix.io.checkpoints.weight_file import SUFFIXES, TORCH, Part, read_part
 from verifix.model.clone import tied_names
 from verifix.model.tensors import tensor_digest
 from verifix.model.weights import tensors_of
-from verifix.storage.atomic import Output, check_apart, check_folder_output, check_outputs, file_digest
+from verifix.storage.atomic import Output, check_apart, check_output, file_digest
 from verifix.storage.transaction import settle
 
 
@@ -59,6 +59,11 @@ class Checkpoint:
     def metadata(self) -> dict[str, str]:
         """The metadata of all files."""
         return {key: value for part in self.parts for key, value in part.metadata.items()}
+
+    @property
+    def files(self) -> dict[str, Part]:
+        """The parts by file name; the name of a single file is empty."""
+        return {"" if self.folder is None else part.path.name: part for part in self.parts}
 
     def fit(self, model: nn.Module) -> Fit:
         """Find the model's weights among the keys.
@@ -194,19 +199,8 @@ class Checkpoint:
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
         return any(tensor_digest(value.to(dtype)) in digests for value in after.values() for dtype in dtypes)
 
-    def check_format(self, out: Path) -> None:
-        """Check that a corrected checkpoint's name fits the format, which is that of the original.
-
-        Parameters
-        ----------
-        out
-            The name.
-
-        Raises
-        ------
-        UsageError
-            If it does not.
-        """
+    def _check_format(self, out: Path) -> None:
+        """Check that a corrected checkpoint's name fits the format, which is that of the original."""
         if self.folder is not None:
             if out.name.endswith((*SUFFIXES, INDEX)):
                 raise UsageError(f"{out} and {self.path} differ in format; name a folder with --out")
@@ -236,16 +230,16 @@ class Checkpoint:
         Raises
         ------
         UsageError
-            If they are not apart, or one cannot be written.
+            If they are not apart, one cannot be written, or the copy's name does not fit the original's format.
         """
         for path in (out, *others):
             settle(path)
-        self.check_format(out)
+        self._check_format(out)
         inputs = [*inputs, self.path if self.folder is None else self.folder.root]
         check_apart([out, *others], inputs)
-        check_outputs(others if self.folder else [out, *others], inputs, force=force)
-        if self.folder:
-            check_folder_output(out, force=force, marks=WEIGHTS)
+        check_output(out, force=force, folder=self.folder is not None, marks=WEIGHTS)
+        for path in others:
+            check_output(path, force=force)
 
     def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
         """Return the dtype in which this checkpoint holds each parameter of the model."""
@@ -314,15 +308,14 @@ class Checkpoint:
         output : Output
             What to write.
         record : Record
-            What becomes of the files; complete as soon as they are written.
+            What becomes of the files.
         """
-        changes = change(self.parts, {key: self.state[key] for key in update}, update, original or {})
+        record = change(self.files, self.folder, self.state, update, original or {})
         provenance = {**provenance, "source_sha256": {part.path.name: part.sha256 for part in self.parts}}
-        record = describe(self.parts, self.folder, changes)
-        heads = {part.path.name: part.marked(provenance) for part in self.parts if part.path.name in changes.places}
-        return self.writing(out, heads, record), record
+        changed = [name for name, said in record.about["files"].items() if said["changed"]]
+        return self.writing(out, {name: self.files[name].marked(provenance) for name in changed}), record
 
-    def writing(self, out: str | Path, heads: Mapping[str, bytes], record: Record | None = None) -> Output:
+    def writing(self, out: str | Path, heads: Mapping[str, bytes]) -> Output:
         """Say how to write this checkpoint with the values that its tensors have now.
 
         Parameters
@@ -331,8 +324,6 @@ class Checkpoint:
             Where to.
         heads
             For the files that have changed, their header or comment.
-        record
-            Receives the SHA-256 of each file that has changed.
 
         Returns
         -------
@@ -340,38 +331,22 @@ class Checkpoint:
             What to write.
         """
         if self.folder is None:
-            head = heads.get(self.path.name, self.parts[0].head)
-            return Output(Path(out), partial(_write, part=self.parts[0], head=head, entry=_entry(record, "")))
-        fill = partial(_fill, folder=self.folder, parts=self.parts, heads=heads, record=record)
+            (part,) = self.parts
+            return Output(Path(out), partial(part.write, head=heads.get("", part.head)))
+        fill = partial(_fill, folder=self.folder, parts=self.files, heads=heads)
         return Output(Path(out), fill, folder=True, marks=WEIGHTS)
 
 
-def _entry(record: Record | None, name: str) -> dict[str, Any]:
-    return {} if record is None else record.about["files"][name]
-
-
-def _write(path: Path, *, part: Part, head: bytes, entry: dict[str, Any]) -> None:
-    part.write(path, head)
-    entry["corrected_sha256"] = file_digest(path)
-
-
-def _fill(
-    root: Path,
-    *,
-    folder: Folder,
-    parts: Sequence[Part],
-    heads: Mapping[str, bytes],
-    record: Record | None,
-) -> None:
+def _fill(root: Path, *, folder: Folder, parts: Mapping[str, Part], heads: Mapping[str, bytes]) -> None:
     """Fill the folder of a corrected checkpoint: files without a changed tensor are copied byte for byte."""
     for name in folder.others:
         source, target = folder.root / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-    for part in parts:
-        name, target = part.path.name, root / part.path.name
+    for name, part in parts.items():
+        target = root / name
         if name in heads:
-            _write(target, part=part, head=heads[name], entry=_entry(record, name))
+            part.write(target, heads[name])
             shutil.copymode(part.path, target)
         else:
             shutil.copy2(part.path, target)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from verifix.correction import Correction, Record, load_with_record
 from verifix.errors import CheckpointError, VerifixError
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import FORMAT, content_digest
-from verifix.io.checkpoints.weight_file import Part, digests, read_part, tensors_in
+from verifix.io.checkpoints.weight_file import Part, digests, tensors_in
 from verifix.model.tensors import tensor_digest
 from verifix.storage.atomic import file_digest, write_together
 
@@ -38,37 +36,8 @@ class Undo:
 
     @property
     def files(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is said about each file; see `verifix.io.checkpoints.undo_record.describe`."""
+        """What is said about each file; see `verifix.io.checkpoints.undo_record.change`."""
         return self.record.about["files"]  # type: ignore[no-any-return]
-
-    def value(self, place: str, said: Mapping[str, Any], like: Tensor) -> Tensor:
-        """Return the value that was at a place, in the form in which the file holds it.
-
-        Parameters
-        ----------
-        place
-            The place.
-        said
-            What is said about its file.
-        like
-            The tensor there now.
-
-        Returns
-        -------
-        Tensor
-            The value.
-
-        Raises
-        ------
-        CheckpointError
-            If it is not the one whose SHA-256 was recorded.
-        """
-        kind, _, name = said["changed"][place]["from"].partition("/")
-        held = self.record.tensors if kind == "source" else self.correction.original
-        value = held[name].to(like.dtype)
-        if tensor_digest(value) != said["tensors"][place]:
-            raise CheckpointError(f"{self.path} does not restore {place}: its SHA-256 is another; it is damaged")
-        return value
 
 
 def read_undo(path: Path) -> Undo:
@@ -127,19 +96,13 @@ def restore(checkpoint: Checkpoint, undo: Undo, out: Path, *, force: bool) -> di
         If the checkpoint is not the corrected one, or any hash does not come out as recorded; nothing is written then.
     """
     try:
-        heads = _put_back(_parts_said(checkpoint, undo), undo)
+        heads = _put_back(checkpoint, undo)
     except VerifixError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{undo.path} is damaged ({error!r}); restore it from a copy") from None
-    output = checkpoint.writing(out, heads)
-    files: dict[str, Any] = {}
-
-    def fill(path: Path) -> None:
-        output.fill(path)
-        files.update(_hashed(path, undo))
-
-    write_together([replace(output, fill=fill)], force=force)
+    write_together([checkpoint.writing(out, heads)], force=force)
+    files = _hashed(out, undo)
     return {
         "tensors": sum(len(said["tensors"]) for said in undo.files.values()),
         "restored": sum(len(said["changed"]) for said in undo.files.values()),
@@ -149,41 +112,38 @@ def restore(checkpoint: Checkpoint, undo: Undo, out: Path, *, force: bool) -> di
     }
 
 
-def _put_back(parts: Mapping[str, Part], undo: Undo) -> dict[str, bytes]:
+def _put_back(checkpoint: Checkpoint, undo: Undo) -> dict[str, bytes]:
     """Give the tensors that were read their values back; return the headers and comments of the files they are in."""
-    for name, part in parts.items():
-        _check_corrected(part, undo.files[name], undo.path)
-    for name, part in parts.items():
-        said, found = undo.files[name], tensors_in(part.content)
-        for place in said["changed"]:
-            found[place].data.copy_(undo.value(place, said, found[place]))
-        _check_restored(part, said)
-    return {
-        parts[name].path.name: said["head"].encode("latin-1") for name, said in undo.files.items() if said["changed"]
-    }
-
-
-def _parts_said(checkpoint: Checkpoint, undo: Undo) -> dict[str, Part]:
-    """Pair the files of a checkpoint with what is said about them."""
-    single = checkpoint.folder is None
-    parts = {"" if single else part.path.name: part for part in checkpoint.parts}
+    parts = checkpoint.files
     if parts.keys() != undo.files.keys():
         raise CheckpointError(
             f"{undo.path} belongs to a checkpoint of other files than {checkpoint.path}; give the correction file that "
             "was written with it"
         )
-    return parts
+    for name, part in parts.items():
+        _check_corrected(part, undo.files[name], undo.path)
+    for name, part in parts.items():
+        said, found = undo.files[name], tensors_in(part.content)
+        for place, entry in said["changed"].items():
+            kind, _, key = entry["from"].partition("/")
+            held = undo.record.tensors if kind == "source" else undo.correction.original
+            found[place].data.copy_(held[key])
+        if content_digest(digests(part.content)) != said["content_sha256"]:
+            raise CheckpointError(
+                f"{part.path} has the corrected tensors, but something beside them has changed since it was corrected; "
+                "give the file that verifix has written"
+            )
+    return {name: said["head"].encode("latin-1") for name, said in undo.files.items() if said["changed"]}
 
 
 def _check_corrected(part: Part, said: Mapping[str, Any], path: Path) -> None:
     """Refuse what is not exactly what the correction has made."""
     now = {place: tensor_digest(tensor) for place, tensor in tensors_in(part.content).items()}
-    changed = {place: entry["sha256"] for place, entry in said["changed"].items()}
+    expected = said["tensors"] | {place: entry["sha256"] for place, entry in said["changed"].items()}
     if now.keys() != said["tensors"].keys():
         raise CheckpointError(f"{path} belongs to another checkpoint than {part.path}; give the one written with it")
-    if changed and now == said["tensors"]:
+    if said["changed"] and now == said["tensors"]:
         raise CheckpointError(f"{part.path} holds the original weights already; there is nothing to undo")
-    expected = {**said["tensors"], **changed}
     wrong = sorted(place for place in now if now[place] != expected[place])
     if wrong:
         raise CheckpointError(
@@ -193,24 +153,9 @@ def _check_corrected(part: Part, said: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def _check_restored(part: Part, said: Mapping[str, Any]) -> None:
-    """Check that everything in a file, tensors or not, is what it was before the correction."""
-    if content_digest(digests(part.content)) != said["content_sha256"]:
-        raise CheckpointError(
-            f"{part.path} has the corrected tensors, but something beside them has changed since it was corrected; "
-            "give the file that verifix has written"
-        )
-
-
 def _hashed(path: Path, undo: Undo) -> dict[str, Any]:
-    """Read the restored files again, and compare them with what was recorded."""
-    files = {}
-    for name, said in undo.files.items():
-        file = path / name if name else path
-        if content_digest(digests(read_part(file).content)) != said["content_sha256"]:
-            raise CheckpointError(f"{file.name} does not read back as the original; check the disk")
-        files[name or path.name] = said["sha256"]
-    files |= undo.record.about["others"]
+    """Compare the SHA-256 of the restored files, which were read back as they were written, with what was recorded."""
+    files = {name or path.name: said["sha256"] for name, said in undo.files.items()} | undo.record.about["others"]
     places = {name: path / name if path.is_dir() else path for name in files}
     found = {name: file_digest(place) if place.is_file() else None for name, place in places.items()}
     return {name: {"sha256": found[name], "identical": found[name] == files[name]} for name in files}

@@ -73,11 +73,6 @@ class Part:
         """Whether the file is a safetensors file."""
         return self.path.suffix == ".safetensors"
 
-    @property
-    def keys(self) -> set[str]:
-        """The keys of all its state dicts."""
-        return {key for found in self.found.values() for key in found.tensors}
-
     def marked(self, provenance: Mapping[str, Any]) -> bytes:
         """Return the head of a corrected copy, which says what it was made from.
 
