@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from verifix.capture.saved_moments import SavedMoments
-from verifix.correction import Correction, LayerReport, remember_corrected
+from verifix.correction import Correction
 from verifix.errors import DataError
 from verifix.losses import Score
 from verifix.model.borrow import seeded
+from verifix.model.corrected import remember_corrected
 from verifix.model.run import Forward
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectOptions
@@ -33,6 +34,7 @@ from verifix.recipe.budget import Pace, measure
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules, run_stage
 from verifix.recipe.decision import Choice
+from verifix.recipe.outcome import LayerReport
 
 
 def correct(
@@ -165,7 +167,7 @@ def correct(
         tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
-        remember_corrected(original, corrected)
+        remember_corrected(start.work, original, corrected)
         return Correction(original, corrected, choices, reports, start.provenance, start.work)
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
+from verifix.model.corrected import remember_corrected
 from verifix.model.tensors import tensor_digest
 from verifix.model.weights import tensors_of
 from verifix.model.wrappers import unwrapped
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
+from verifix.recipe.outcome import LayerReport, stage_lines
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
 FORMAT = "verifix-correction-1"
@@ -36,40 +38,6 @@ TRUSTED_NO_CHANGE = (
     "such a choice mostly comes to: give alpha as a number."
 )
 UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and is no estimate of a gain"
-
-_CORRECTED_HERE: set[str] = set()
-"""SHA-256 of every weight that this process has corrected, so that a second correction of it can be refused."""
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one parameter of two or more dimensions.
-
-    Attributes
-    ----------
-    parameter
-        Qualified name.
-    kind
-        Layer kind; empty if no layer uses it.
-    status
-        "corrected", "kept" (no change won), "skipped" or "unused".
-    reason
-        Why it was skipped.
-    rows
-        Input rows seen, per group.
-    effective_rank
-        1 / ‖C‖²_F: how many directions the verified samples excite, mean over groups with any; None if not corrected.
-    relative_change
-        ‖W' − W‖_F / ‖W‖_F; None if not corrected.
-    """
-
-    parameter: str
-    kind: str
-    status: str
-    reason: str = ""
-    rows: int = 0
-    effective_rank: float | None = None
-    relative_change: float | None = None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -245,7 +213,7 @@ class Correction:
         for name, value in new.items():
             tensors[name].data.copy_(value)
         if verb == "apply":
-            remember_corrected(expected, new)
+            remember_corrected(unwrapped(model), expected, new)
         return model
 
     @property
@@ -270,14 +238,12 @@ class Correction:
                 "would show it."
             )
         lines += [f"  Note: {note}" for note in self.notes]
-        for stage, choice in self.choices.items():
-            lines.append(f"  {stage}: {choice.reason}{_given(choice)}{_times(choice)}")
-            lines += [f"    {_point_line(point, choice.strength)}" for point in choice.points]
+        lines += [f"  {line}" for stage, choice in self.choices.items() for line in stage_lines(stage, choice)]
         if any(choice.points for choice in self.choices.values()) and not self.unverified:
             lines.append("  These scores chose the strengths and overstate the gain; measure it on other samples.")
         if self.caution:
             lines.append(f"  {self.caution}")
-        lines += [f"  {_layer_line(layer)}" for layer in self.layers]
+        lines += [f"  {layer.line}" for layer in self.layers]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -421,58 +387,5 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
     return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
 
 
-def remember_corrected(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> None:
-    """Note weights that are corrected now, unless a correction left them as they were; see `refuse_corrected`."""
-    before = {tensor_digest(tensor) for tensor in original.values()}
-    _CORRECTED_HERE.update({tensor_digest(tensor) for tensor in corrected.values() if tensor.any()} - before)
-
-
-def refuse_corrected(parameters: Mapping[str, Tensor]) -> None:
-    """Refuse to correct weights that this process has corrected already.
-
-    Parameters
-    ----------
-    parameters
-        Current values, by name.
-
-    Raises
-    ------
-    CheckpointError
-        Naming the first such weight: correcting twice is not correcting once.
-    """
-    for name, parameter in parameters.items():
-        if tensor_digest(parameter) in _CORRECTED_HERE:
-            raise CheckpointError(
-                f"{name!r} has been corrected already; correct the original weights (undo_ restores them)"
-            )
-
-
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _given(choice: Choice) -> str:
-    return f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
-
-
-def _times(choice: Choice) -> str:
-    if choice.seconds is None or not choice.points:
-        return ""
-    return f"; took {choice.seconds:.1f} s, estimated {choice.estimated or 0:.1f} s"
-
-
-def _point_line(point: Point, chosen: Strength | None) -> str:
-    name = spelled(point.strength)
-    mark = "  ← chosen" if point.strength == chosen else ""
-    gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
-    return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"
-
-
-def _layer_line(layer: LayerReport) -> str:
-    if layer.status != "corrected":
-        return f"{layer.parameter}: {layer.status}{': ' * bool(layer.reason)}{layer.reason}"
-    change = "" if layer.relative_change is None else f", changed by {layer.relative_change:.1%}"
-    if layer.effective_rank is None:  # no layer, or a part of one, that a stage has changed all the same
-        return f"{layer.parameter}: {layer.kind or 'no layer'}{change}"
-    rank = f"effective rank {layer.effective_rank:.1f}"
-    return f"{layer.parameter}: {layer.kind}, {layer.rows} rows, {rank}{change}"

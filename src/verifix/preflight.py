@@ -19,7 +19,6 @@ from verifix.capture.layer import Layer
 from verifix.capture.padding_check import check_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
-from verifix.correction import refuse_corrected
 from verifix.errors import DataError, NoLayersError, UsageError
 from verifix.evaluation.channel_order import remark_on_colours
 from verifix.evaluation.duplicates import check_contradictions
@@ -27,6 +26,7 @@ from verifix.evaluation.label_order import check_mapping
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
+from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
 from verifix.model.predict import logits_of, predict
 from verifix.model.run import Forward, run_model, to_device

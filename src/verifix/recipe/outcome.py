@@ -1,0 +1,66 @@
+"""What a recipe did to each layer, and lines for reading about its stages and layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verifix.recipe.candidates import Strength
+from verifix.recipe.decision import Choice, Point, spelled
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one parameter of two or more dimensions.
+
+    Attributes
+    ----------
+    parameter
+        Qualified name.
+    kind
+        Layer kind; empty if no layer uses it.
+    status
+        "corrected", "kept" (no change won), "skipped" or "unused".
+    reason
+        Why it was skipped.
+    rows
+        Input rows seen, per group.
+    effective_rank
+        1 / ‖C‖²_F: how many directions the verified samples excite, mean over groups with any; None if not corrected.
+    relative_change
+        ‖W' − W‖_F / ‖W‖_F; None if not corrected.
+    """
+
+    parameter: str
+    kind: str
+    status: str
+    reason: str = ""
+    rows: int = 0
+    effective_rank: float | None = None
+    relative_change: float | None = None
+
+    @property
+    def line(self) -> str:
+        """The report on one line."""
+        if self.status != "corrected":
+            return f"{self.parameter}: {self.status}{': ' * bool(self.reason)}{self.reason}"
+        change = "" if self.relative_change is None else f", changed by {self.relative_change:.1%}"
+        if self.effective_rank is None:  # no layer, or a part of one, that a stage has changed all the same
+            return f"{self.parameter}: {self.kind or 'no layer'}{change}"
+        rank = f"effective rank {self.effective_rank:.1f}"
+        return f"{self.parameter}: {self.kind}, {self.rows} rows, {rank}{change}"
+
+
+def stage_lines(stage: str, choice: Choice) -> list[str]:
+    """Return what a stage chose and why, then its curve, one line per point."""
+    given = f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
+    timed = choice.seconds is not None and choice.points
+    times = f"; took {choice.seconds:.1f} s, estimated {choice.estimated or 0:.1f} s" if timed else ""
+    points = [f"  {_point_line(point, choice.strength)}" for point in choice.points]
+    return [f"{stage}: {choice.reason}{given}{times}", *points]
+
+
+def _point_line(point: Point, chosen: Strength | None) -> str:
+    name = spelled(point.strength)
+    mark = "  ← chosen" if point.strength == chosen else ""
+    gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
+    return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"
