@@ -114,7 +114,7 @@ def test_every_public_name_is_there_and_in_dir():
     for name in verifix.__all__:
         assert getattr(verifix, name).__doc__
     assert dir(verifix) == sorted(verifix.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match="No verifix attribute nonsense"):
         _ = verifix.nonsense
 
 
