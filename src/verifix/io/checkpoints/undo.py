@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,14 @@ def restore(checkpoint: Checkpoint, undo: Undo, out: Path, *, force: bool) -> di
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{undo.path} is damaged ({error!r}); restore it from a copy") from None
-    write_together([checkpoint.writing(out, heads)], force=force)
-    files = _hashed(out, undo)
+    output = checkpoint.writing(out, heads)
+    files: dict[str, Any] = {}
+
+    def fill(path: Path) -> None:
+        output.fill(path)
+        files.update(_hashed(path, undo))
+
+    write_together([replace(output, fill=fill)], force=force)
     return {
         "tensors": sum(len(said["tensors"]) for said in undo.files.values()),
         "restored": sum(len(said["changed"]) for said in undo.files.values()),
