@@ -11,7 +11,7 @@ from verifix.capture.collect import collect
 from verifix.capture.selection import selection_of
 from verifix.losses import cross_entropy
 from verifix.model.samples import read_samples
-from verifix.recipe.context import Context
+from verifix.recipe.context import Context, Run
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def interleaved(count: int, folds: int) -> list[range]:
 
 
 def context_of(
-    model: nn.Module, x, y, folds=1, without=None, include=None, exclude=None, batch_size=64, **changes
+    model: nn.Module, x, y, folds=1, without=None, include=None, exclude=None, batch_size=64, **settings
 ) -> Context:
     """A context of all folds but one; the model must be borrowed, or in eval mode and without gradients."""
     samples, members = read_samples((x, y)), interleaved(len(y), folds)
@@ -33,13 +33,13 @@ def context_of(
     with torch.no_grad():
         collected = collect(model, samples, members, batch_size=batch_size, device=CPU, selection=selection)
     kept = [k for k in range(folds) if k != without]
-    context = Context(model, samples, members, kept, collected, {}, batch_size, CPU, selection)
-    return replace(context, **changes)
+    run = Run(model, samples, members, collected, {}, batch_size, CPU, selection, **settings)
+    return Context(run, kept)
 
 
-def anew(context: Context) -> Context:
-    """The same context, with nothing remembered or learned."""
-    return replace(context, memo={}, learned={})
+def with_run(context: Context, **changes) -> Context:
+    """The same context with other samples, or another model, or other settings."""
+    return replace(context, run=replace(context.run, **changes))
 
 
 def inputs_of(model: nn.Module, x) -> dict[str, torch.Tensor]:

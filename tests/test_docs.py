@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import verifix
+from tests.cases import small_data, small_net
+from tests.stage_cases import memorised
 from verifix.capture.kinds import KINDS
 from verifix.cli.main import COMMANDS, parse
+from verifix.recipe.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,8 +25,6 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
-    from tests.cases import small_data, small_net
-
     monkeypatch.chdir(tmp_path)
     torch.save(small_net().eval(), "classifier.pt")
     torch.save(small_data(), "verified.pt")
@@ -33,12 +35,23 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 def test_the_example_of_a_layer_kind_runs():
-    (example,) = blocks(ROOT / "docs" / "extending.md", "python")
+    example, _ = blocks(ROOT / "docs" / "extending.md", "python")
     try:
         exec(example, {})
         assert KINDS[torch.tensordot].name == "tensordot"
     finally:
         KINDS.pop(torch.tensordot, None)
+
+
+def test_the_example_of_a_stage_runs():
+    _, example = blocks(ROOT / "docs" / "extending.md", "python")
+    model, samples = memorised(small_net(), *small_data()), small_data()
+    try:
+        exec(example, {"__name__": "extending"})
+        choice = verifix.correct(model, samples, recipe="scale_bias", progress=False).choices["scale_bias"]
+        assert [point.strength for point in choice.points] == [None, 0.25, 0.5, 2.0]
+    finally:
+        STAGES.pop("scale_bias", None)
 
 
 def test_the_command_of_the_readme_parses():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from benchmarks.methods.base import Case, Method
+from benchmarks.methods.base import Rival
 from benchmarks.methods.cuts import TaskSpace
 from benchmarks.methods.finetune import FineTuning, LongFineTuning
 from benchmarks.methods.head_refit import HeadRefit
@@ -27,12 +27,12 @@ class Entry:
     Attributes
     ----------
     make
-        Makes it from a case; or a recipe of the tool. What `benchmarks.methods.base.answered` takes.
+        Its class; or a recipe of the tool. What `benchmarks.methods.base.answered` takes.
     title
         Its name in a table.
     """
 
-    make: Callable[[Case], Method] | str
+    make: type[Rival] | str
     title: str
 
 

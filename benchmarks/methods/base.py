@@ -1,8 +1,8 @@
 """What every method gets, what it gives back, and how its settings are chosen: the same for all of them.
 
-A method follows the stage protocol of the library (`verifix.recipe.stages.base.Stage`): `fit(context, strength)` sees
-the samples of one context and nothing else. Its strength is a tuple of settings. What it gives back is new weights, or,
-where it leaves the network's form, a function that predicts.
+A method is made like a stage of the library (`verifix.recipe.stages.base.Stage`): one class, whose instance is the
+method at work in one context, and sees its samples and nothing else. Its strength is a tuple of settings. What it gives
+back is new weights, or, where it leaves the network's form, a function that predicts.
 
 How settings are chosen. A coarse list is scored on folds of the verified samples; then the neighbours of the best, for
 as long as one of them is better, at most `ROUNDS` times, so that a list that ends too early costs a rival little. "No
@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,7 @@ from verifix.model.tensors import device_of
 from verifix.model.weights import Update, weights_replaced
 from verifix.proof import predicted
 from verifix.recipe.candidates import Listed
-from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.context import Context, Run
 
 FOLDS = 5
 
@@ -93,32 +94,15 @@ class Case:
         return [i for i in self.checked if self.training.labels[i] != self.truth[i]]
 
 
-class Method(Protocol):
-    """A rival: a stage of the library whose strength is a tuple of settings, and which may leave the network's form."""
-
-    name: str
-    settled: Any
-
-    def obstacle(self, context: Context) -> str:
-        """Say what keeps it from running here; empty if nothing does."""
-
-    def candidates(self, context: Context) -> Listed:
-        """Return the settings to begin with: 8 or more, unless there is nothing to set."""
-
-    def neighbours(self, context: Context, best: Any) -> Sequence[Any]:
-        """Return the settings next to the best so far, in an order in which they can be fitted."""
-
-    def fit(self, context: Context, strength: Any) -> Fitted:
-        """Return new weights, or what predicts, fitted on the context's samples."""
-
-
-class Rival:
-    """What the rivals share: they are built from a case, and say nothing about layers or costs.
+class Rival(ABC):
+    """A method at work in one context; its strength is a tuple of settings, and it may leave the network's form.
 
     Parameters
     ----------
     case
         The network and what there is to correct it with.
+    context
+        The verified samples to fit on.
 
     Attributes
     ----------
@@ -129,24 +113,47 @@ class Rival:
     name = ""
     settled: Any = None
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, case: Case, context: Context) -> None:
+        self.case, self.context = case, context
 
-    def obstacle(self, context: Context) -> str:  # noqa: ARG002 - most can always run
-        """Return nothing: it can run."""
+    @classmethod
+    @contextmanager
+    def open(cls, case: Case) -> Iterator[Callable[[Context], Rival]]:
+        """Lend what puts the method to work in contexts; what these have in common may live until the end.
+
+        Yields
+        ------
+        callable
+            Context → the method there.
+        """
+        yield partial(cls, case)
+
+    def obstacle(self) -> str:
+        """Say what keeps it from running here; empty if nothing does."""
         return ""
 
-    def neighbours(self, context: Context, best: Any) -> Sequence[Any]:  # noqa: ARG002
-        """Return nothing: the settings to begin with are all there are."""
+    @abstractmethod
+    def candidates(self) -> Listed:
+        """Return the settings to begin with: 8 or more, unless there is nothing to set."""
+
+    def neighbours(self, best: Any) -> Sequence[Any]:  # noqa: ARG002
+        """Return the settings next to the best so far, in an order in which they can be fitted; none by default."""
         return ()
 
-    def layers(self, context: Context, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002
-        """Return nothing: the layers are not told apart."""
-        return {}
+    @abstractmethod
+    def fit(self, strength: Any) -> Fitted:
+        """Return new weights, or what predicts, fitted on the context's samples."""
 
-    def cost(self, context: Context) -> Cost:  # noqa: ARG002
-        """Return nothing: a benchmark measures."""
-        return Cost(0.0, 0.0, 0)
+    def release(self) -> None:  # noqa: B027 - most keep nothing large
+        """Let go of what is large; called after each round of settings."""
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Fit some settings, and let go of what they shared at the end."""
+        try:
+            yield
+        finally:
+            self.release()
 
 
 @dataclass(frozen=True)
@@ -211,11 +218,12 @@ def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context,
     found = collect(model, samples, few, batch_size=2, device=device, selection=selection, show=False, padding=False)
     size = samples.batch_size or DEFAULT_BATCH_SIZE
     numbers = range(folds)
-    whole = Context(model, samples, members, numbers, found, {}, size, device, selection, False, seed=case.seed)
+    run = Run(model, samples, members, found, {}, size, device, selection, padding=False, seed=case.seed)
+    whole = Context(run, numbers)
     return whole, [whole.without(fold) for fold in numbers]
 
 
-def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
+def tuned(method: type[Rival], case: Case, model: nn.Module) -> Answer:
     """Choose a method's settings on the folds of the verified samples, and fit it with them on all.
 
     Of all settings, "no change" among them, the one with the least loss on held-out samples is taken, at its best
@@ -235,31 +243,32 @@ def tuned(method: Method, case: Case, model: nn.Module) -> Answer:
     Answer
         What it made of them.
     """
-    with torch.inference_mode(False), torch.no_grad():
-        whole, parts = contexts(case, model)
-        obstacle = method.obstacle(whole)
+    with torch.inference_mode(False), torch.no_grad(), method.open(case) as prepare:
+        all_samples, without = contexts(case, model)
+        whole = prepare(all_samples)
+        obstacle = whole.obstacle()
         if obstacle:
             return Answer(predictor(model, {}), obstacle=obstacle)
-        first = method.candidates(whole).strengths
-        tried = _searched(method, whole, first, partial(_tried, method, case, model, parts)) if len(first) > 1 else []
+        first = whole.candidates().strengths
+        tried: list[Setting] = []
+        if len(first) > 1:
+            tried = _searched(whole, first, partial(_tried, case, model, [prepare(part) for part in without]))
         best = _best(tried).strength if tried else first[0]
-        with whole.fresh() as fresh:
-            fitted = {} if best == NO_CHANGE else method.fit(fresh, best)
-    return Answer(predictor(model, fitted), chosen=best or method.settled, tried=tuple(tried))
+        with whole.round():
+            fitted = {} if best == NO_CHANGE else whole.fit(best)
+    return Answer(predictor(model, fitted), chosen=best or whole.settled, tried=tuple(tried))
 
 
 def _best(tried: Sequence[Setting]) -> Setting:
     return min(tried, key=lambda setting: setting.loss)
 
 
-def _searched(
-    method: Method, whole: Context, first: Sequence[Any], score: Callable[[Sequence[Any]], list[Setting]]
-) -> list[Setting]:
+def _searched(whole: Rival, first: Sequence[Any], score: Callable[[Sequence[Any]], list[Setting]]) -> list[Setting]:
     """Score no change and the first settings, and then neighbours of the best ones until none is better."""
     tried = score([NO_CHANGE, *first])
     for _ in range(ROUNDS):
         known = {setting.strength for setting in tried}
-        around = [near for near in method.neighbours(whole, _best(tried[1:]).strength) if near not in known]
+        around = [near for near in whole.neighbours(_best(tried[1:]).strength) if near not in known]
         if not around:
             break
         tried += score(around)
@@ -292,17 +301,15 @@ def nearby(
     return [step for step in found if lowest <= step <= highest and step != value]
 
 
-def _tried(
-    method: Method, case: Case, model: nn.Module, parts: Sequence[Context], strengths: Sequence[Any]
-) -> list[Setting]:
+def _tried(case: Case, model: nn.Module, parts: Sequence[Rival], strengths: Sequence[Any]) -> list[Setting]:
     """Score settings: each fold is predicted by fits that have not seen it."""
     count = len(case.verified)
     logits = torch.empty(len(strengths), count, case.classes, dtype=torch.float64)
     for part in parts:
-        held_out = part.outside
-        with part.fresh() as fresh:
+        held_out = part.context.outside
+        with part.round():
             for i, strength in enumerate(strengths):
-                fitted = {} if strength == NO_CHANGE else method.fit(fresh, strength)
+                fitted = {} if strength == NO_CHANGE else part.fit(strength)
                 logits[i, held_out] = predictor(model, fitted)(case.verified, held_out)
     labels = case.verified.labels
     return [
@@ -359,13 +366,13 @@ def by_verifix(recipe: str, case: Case) -> Answer:
     return Answer(predictor(correction.model, {}), chosen=correction.strengths)
 
 
-def answered(make: Callable[[Case], Method] | str, case: Case) -> Answer:
+def answered(make: type[Rival] | str, case: Case) -> Answer:
     """Let a method correct a case, and measure what it takes.
 
     Parameters
     ----------
     make
-        Makes the method from the case; or a recipe of the tool.
+        The method; or a recipe of the tool.
     case
         The network and the samples.
 
@@ -381,7 +388,7 @@ def answered(make: Callable[[Case], Method] | str, case: Case) -> Answer:
         else:
             model = copy_model(case.model)
             with borrowed(model):
-                answer = tuned(make(case), case, model)
+                answer = tuned(make, case, model)
     return replace(answer, seconds=time.perf_counter() - start, runs=runs[0])
 
 

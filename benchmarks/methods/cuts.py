@@ -36,25 +36,24 @@ class TaskSpace(Rival):
     """Subtract what training on wrong labels adds; its strength is (epochs, s)."""
 
     name = "cuts"
+    training: Training | None = None
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return every length of the proxy's training with every s."""
         return Listed(tuple((float(epochs), scale) for epochs, scale in itertools.product(EPOCHS, SCALES)))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return trainings a third and three times as long, and s half a decade away."""
         epochs, scale = best
         lengths = [(near, scale) for near in nearby(epochs, 3, 1, 30, whole=True)]
         scales = [(epochs, near) for near in nearby(scale, HALF_A_DECADE, 1e-3)]
         return sorted(lengths + scales)  # one training has them all
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return θ − s τ.
 
         Parameters
         ----------
-        context
-            Where to take weights and the proxy's samples from.
         strength
             Epochs of the proxy's training, and s.
 
@@ -64,21 +63,25 @@ class TaskSpace(Rival):
             New values of all parameters that may be trained.
         """
         epochs, scale = strength
-        training: Training = context.remember("training", lambda: self._training(context))
-        update = {}
-        for name, corrupted in training.after(int(epochs)).items():
+        context, update = self.context, {}
+        self.training = self.training or self._corrupted(context)
+        for name, corrupted in self.training.after(int(epochs)).items():
             weight = context.parameter(name).double()
             update[name] = context.writable(name).copy_(weight - scale * (corrupted.double() - weight))
         return update
 
-    def _training(self, context: Context) -> Training:
+    def release(self) -> None:
+        """Let go of the training."""
+        self.training = None
+
+    def _corrupted(self, context: Context) -> Training:
         steps = Steps(context, momentum(RATE))
-        wrong = corrupted_labels(context.samples.labels, mistakes(self.case), context.seed)
+        wrong = corrupted_labels(context.run.samples.labels, mistakes(self.case), context.run.seed)
 
         def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:
             return cross_entropy(logits, wrong[list(indices)].to(logits.device)).mean()
 
-        return Training(trained(steps, lambda _: steps.epoch(context.samples, context.indices, loss)))
+        return Training(trained(steps, lambda _: steps.epoch(context.run.samples, context.indices, loss)))
 
 
 def mistakes(case: Case) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from torch import Tensor
 
+from benchmarks.methods.base import Rival
 from verifix.model.borrow import borrowed
 from verifix.model.samples import Samples
 from verifix.recipe.context import Context
@@ -15,9 +17,23 @@ from verifix.recipe.stages.heads import Head, find_head
 NO_HEAD = "no linear layer gives the logits"
 
 
-def head_of(context: Context) -> Head | None:
-    """Return the context's head, looked for once."""
-    return context.learn("head", lambda: find_head(context))
+class OnHead(Rival):
+    """A method that works on the last linear layer and what it sees."""
+
+    @cached_property
+    def head(self) -> Head | None:
+        """The layer; None if no linear layer gives the logits."""
+        return find_head(self.context)
+
+    @property
+    def found(self) -> Head:
+        """The layer, where `obstacle` has said nothing."""
+        assert self.head is not None, NO_HEAD
+        return self.head
+
+    def obstacle(self) -> str:
+        """Say if there is no linear head."""
+        return "" if self.head else NO_HEAD
 
 
 def penultimate(context: Context, samples: Samples, indices: Sequence[int]) -> Tensor:
@@ -38,8 +54,9 @@ def penultimate(context: Context, samples: Samples, indices: Sequence[int]) -> T
         ``[n, d]``, float64 on the CPU, in the order of `indices`.
     """
     part = samples.subset(indices)
-    with borrowed(context.model):
-        head = find_head(replace(context, samples=part, members=[range(len(part))], folds=[0], memo={}, learned={}))
+    run = replace(context.run, samples=part, members=[range(len(part))])
+    with borrowed(run.model):
+        head = find_head(replace(context, run=run, folds=[0]))
     assert head is not None, NO_HEAD
     return head.features
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
+from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
 from benchmarks.methods.steps import Optimizer, Steps
 from verifix.errors import DataError
 from verifix.losses import cross_entropy
@@ -37,28 +37,34 @@ class FineTuning(Rival):
     name = "finetuning"
     most = MOST
 
-    def obstacle(self, context: Context) -> str:
-        """Say if no parameter may be changed."""
-        return "" if trainable(context) else "no parameter may be changed"
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        self.trainings: dict[float, Training] = {}
 
-    def candidates(self, context: Context) -> Listed:
+    def release(self) -> None:
+        """Let go of the trainings."""
+        self.trainings = {}
+
+    def obstacle(self) -> str:
+        """Say if no parameter may be changed."""
+        return "" if trainable(self.context) else "no parameter may be changed"
+
+    def candidates(self) -> Listed:
         """Return each rate with a short and a long training."""
-        shortest = max(1, round(SEEN / len(context.indices)))
+        shortest = max(1, round(SEEN / len(self.context.indices)))
         return Listed(tuple((rate, float(count)) for rate, count in itertools.product(RATES, (shortest, 4 * shortest))))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return the rates half a decade away, and trainings a quarter and four times as long."""
         rate, epochs = best
-        lengths = nearby(epochs, 4, 1, max(4, self.most // len(context.indices)), whole=True)
+        lengths = nearby(epochs, 4, 1, max(4, self.most // len(self.context.indices)), whole=True)
         return [(near, epochs) for near in nearby(rate, HALF_A_DECADE, 1e-7, 1.0)] + [(rate, near) for near in lengths]
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return the weights after so many epochs.
 
         Parameters
         ----------
-        context
-            Where to take samples and weights from.
         strength
             Learning rate and epochs.
 
@@ -68,8 +74,9 @@ class FineTuning(Rival):
             New values of all parameters.
         """
         rate, epochs = strength
-        training: Training = context.remember(f"training at {rate}", lambda: Training(_epochs(context, rate)))
-        return training.after(int(epochs))
+        if rate not in self.trainings:
+            self.trainings[rate] = Training(_epochs(self.context, rate))
+        return self.trainings[rate].after(int(epochs))
 
 
 class LongFineTuning(FineTuning):
@@ -84,10 +91,10 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     steps = Steps(context, _adam(context, rate), BATCH)
 
     def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:
-        return cross_entropy(logits, context.samples.labels[list(indices)].to(logits.device)).mean()
+        return cross_entropy(logits, context.run.samples.labels[list(indices)].to(logits.device)).mean()
 
     while True:
-        steps.epoch(context.samples, context.indices, loss)
+        steps.epoch(context.run.samples, context.indices, loss)
         broken = next((name for name, weight in steps.weights.items() if not torch.isfinite(weight).all()), None)
         if broken is not None:
             raise DataError(f"fine-tuning at rate {rate} made {broken!r} NaN or Inf; try lower rates only")
@@ -95,5 +102,5 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
 
 
 def _adam(context: Context, rate: float) -> Optimizer:
-    fused = context.device.type in ("cpu", "cuda")  # a third of the time
+    fused = context.run.device.type in ("cpu", "cuda")  # a third of the time
     return lambda weights: torch.optim.Adam(weights, lr=rate, fused=fused)

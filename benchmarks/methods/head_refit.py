@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
-from benchmarks.methods.features import NO_HEAD, head_of
+from benchmarks.methods.base import HALF_A_DECADE, nearby
+from benchmarks.methods.features import OnHead
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
-from verifix.recipe.context import Context
 from verifix.recipe.stages.heads import fit_logistic
 from verifix.recipe.stages.refit import written
 
@@ -20,30 +19,24 @@ STRENGTHS = tuple(10.0**exponent for exponent in range(-7, 1))
 """λ from 10⁻⁷ to 1, relative to the features' scale."""
 
 
-class HeadRefit(Rival):
+class HeadRefit(OnHead):
     """Multinomial logistic regression on the features with an L2 penalty; its setting is λ."""
 
     name = "head_refit"
 
-    def obstacle(self, context: Context) -> str:
-        """Say if there is no linear head."""
-        return "" if head_of(context) else NO_HEAD
-
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - λ means the same for every network
+    def candidates(self) -> Listed:
         """Return the strengths of the penalty."""
         return Listed(tuple((strength,) for strength in STRENGTHS))
 
-    def neighbours(self, context: Context, best: tuple[float]) -> list[tuple[float]]:  # noqa: ARG002
+    def neighbours(self, best: tuple[float]) -> list[tuple[float]]:
         """Return half a decade more and less."""
         return [(near,) for near in nearby(best[0], HALF_A_DECADE, 1e-12)]
 
-    def fit(self, context: Context, strength: tuple[float]) -> Update:
+    def fit(self, strength: tuple[float]) -> Update:
         """Return the head that minimises the mean cross-entropy + λ / 2 · (s ‖W‖² + ‖b‖²), s the mean of ‖x‖².
 
         Parameters
         ----------
-        context
-            Where to take features and labels from.
         strength
             λ.
 
@@ -52,11 +45,10 @@ class HeadRefit(Rival):
         Update
             New weight, and bias if the head has one.
         """
-        head = head_of(context)
-        assert head is not None  # `obstacle` has been asked
+        head = self.found
         zeros = torch.zeros(len(head.offset), head.features.shape[1], dtype=torch.float64)
         offset = head.beyond if head.bias else head.offset
         fitted = fit_logistic(
-            head.features, context.labels, zeros, strength[0], free_bias=head.bias is not None, offset=offset
+            head.features, self.context.labels, zeros, strength[0], free_bias=head.bias is not None, offset=offset
         )
-        return written(context, head, *fitted)
+        return written(self.context, head, *fitted)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Predictor, Rival, nearby
-from benchmarks.methods.features import NO_HEAD, Features, head_of
+from benchmarks.methods.base import Case, Predictor, nearby
+from benchmarks.methods.features import Features, OnHead
 from verifix.model.samples import Samples
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
@@ -22,31 +22,33 @@ NEIGHBOURS = (1, 3, 5, 10, 20, 40)
 WEIGHTS = ("uniform", "distance")
 
 
-class NearestNeighbours(Rival):
+class NearestNeighbours(OnHead):
     """k nearest neighbours; its settings are (k, 0 for equal votes or 1 for votes by inverse distance)."""
 
     name = "knn"
 
-    def obstacle(self, context: Context) -> str:
-        """Say if there is no linear head, whose inputs are compared."""
-        return "" if head_of(context) else NO_HEAD
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        self.features = Features(context)
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def release(self) -> None:
+        """Let go of the features."""
+        self.features = Features(self.context)
+
+    def candidates(self) -> Listed:
         """Return each number of neighbours with both ways to vote."""
         votes = itertools.product(NEIGHBOURS, range(len(WEIGHTS)))
         return Listed(tuple((float(count), float(weighting)) for count, weighting in votes))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return half and twice as many."""
-        return [(near, best[1]) for near in nearby(best[0], 2, 1, len(context.indices), whole=True)]
+        return [(near, best[1]) for near in nearby(best[0], 2, 1, len(self.context.indices), whole=True)]
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Predictor:
+    def fit(self, strength: tuple[float, float]) -> Predictor:
         """Return log-probabilities: the neighbours' votes, smoothed by one vote that is shared by all classes.
 
         Parameters
         ----------
-        context
-            Where to take features and labels from.
         strength
             Number of neighbours, no more than there are samples, and index into `WEIGHTS`.
 
@@ -57,13 +59,11 @@ class NearestNeighbours(Rival):
         """
         from sklearn.neighbors import KNeighborsClassifier
 
-        head = head_of(context)
-        assert head is not None  # `obstacle` has been asked
+        context, head = self.context, self.found
         count, weights = min(int(strength[0]), len(context.indices)), WEIGHTS[int(strength[1])]
         votes = KNeighborsClassifier(count, weights=weights, metric="cosine")
         votes.fit(head.features.numpy(), context.labels.numpy())
-        features = context.remember("features", lambda: Features(context))
-        classes = self.case.classes
+        features, classes = self.features, self.case.classes
 
         def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
             return _smoothed(votes, features(samples, indices), count, classes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from benchmarks.methods.base import Rival
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
-from verifix.recipe.context import Context
 
 
 class Nothing(Rival):
@@ -13,10 +12,10 @@ class Nothing(Rival):
 
     name = "nothing"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - there is nothing to set
+    def candidates(self) -> Listed:
         """Return one setting."""
         return Listed(((),))
 
-    def fit(self, context: Context, strength: tuple[float, ...]) -> Update:  # noqa: ARG002
+    def fit(self, strength: tuple[float, ...]) -> Update:  # noqa: ARG002
         """Return no new weights."""
         return {}

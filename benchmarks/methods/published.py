@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Rival, predictor
+from benchmarks.methods.base import Case, Rival, predictor
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer, read_matrix, write_matrix
 from verifix.capture.selection import Selection
@@ -68,21 +68,27 @@ class Published(Rival):
     alphas = ALPHAS
     rows = ROWS
 
-    def obstacle(self, context: Context) -> str:
-        """Say if there is no layer to project."""
-        return "" if context.layers else "no layer can be corrected"
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        self.spectra: dict[Layer, Spectrum] = {}
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def release(self) -> None:
+        """Let go of the decompositions."""
+        self.spectra = {}
+
+    def obstacle(self) -> str:
+        """Say if there is no layer to project."""
+        return "" if self.context.layers else "no layer can be corrected"
+
+    def candidates(self) -> Listed:
         """Return α from 10⁴ to 10⁶."""
         return Listed(tuple((alpha,) for alpha in self.alphas))
 
-    def fit(self, context: Context, strength: tuple[float, ...]) -> Update:
+    def fit(self, strength: tuple[float, ...]) -> Update:
         """Return W U diag(λ) Uᵀ for every layer.
 
         Parameters
         ----------
-        context
-            Where to take rows and weights from.
         strength
             α.
 
@@ -91,11 +97,12 @@ class Published(Rival):
         Update
             New weights.
         """
-        return self._projected(context, strength[0])
+        return self._projected(strength[0])
 
-    def _projected(self, context: Context, alpha: float) -> Update:
-        update: dict[str, Tensor] = {}
-        for layer, spectrum in context.remember("spectra", lambda: spectra(context, self.rows)).items():
+    def _projected(self, alpha: float) -> Update:
+        context, update = self.context, dict[str, Tensor]()
+        self.spectra = self.spectra or spectra(context, self.rows)
+        for layer, spectrum in self.spectra.items():
             for name in layer.parameters:
                 if name not in update:
                     update[name] = context.writable(name)
@@ -114,17 +121,15 @@ class PublishedOracle(Published):
 
     name = "published_oracle"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return one empty setting."""
         return Listed(((),))
 
-    def fit(self, context: Context, strength: tuple[float, ...]) -> Update:  # noqa: ARG002 - there is none
+    def fit(self, strength: tuple[float, ...]) -> Update:  # noqa: ARG002 - there is none
         """Return the projection that gets the most training samples right; of equals that of the least α.
 
         Parameters
         ----------
-        context
-            Where to take rows and weights from.
         strength
             Nothing.
 
@@ -133,15 +138,15 @@ class PublishedOracle(Published):
         Update
             New weights.
         """
-        self.settled = max(self.alphas, key=lambda alpha: self._right(context, self._projected(context, alpha)))
-        return self._projected(context, self.settled)
+        self.settled = max(self.alphas, key=lambda alpha: self._right(self._projected(alpha)))
+        return self._projected(self.settled)
 
-    def _right(self, context: Context, update: Update) -> float:
+    def _right(self, update: Update) -> float:
         """Return the share of training samples that new weights get right."""
         count = len(self.case.training)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(context.seed))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.context.run.seed))
         indices = order[:SCORED].tolist()
-        logits = predictor(context.model, update)(self.case.training, indices)
+        logits = predictor(self.context.run.model, update)(self.case.training, indices)
         return float(correct_or_not(logits, self.case.truth[indices]).mean())
 
 
@@ -204,7 +209,7 @@ class Draw:
 
 def drawn_rows(context: Context, most: int) -> dict[Layer, Draw]:
     """Run a context's samples once, and draw rows of every layer."""
-    drawn = {layer: Draw(most, context.seed) for layer in context.layers}
+    drawn = {layer: Draw(most, context.run.seed) for layer in context.layers}
     counting = False
 
     def sink(layer: Layer, rows: Tensor) -> None:
@@ -212,14 +217,14 @@ def drawn_rows(context: Context, most: int) -> dict[Layer, Draw]:
             drawn[layer].add(rows.detach())
 
     selection = Selection(only=frozenset(drawn))
-    with context.corrected() as model, intercepting(model, sink, selection, padding=context.padding) as census:
+    with context.corrected() as model, intercepting(model, sink, selection, padding=context.run.padding) as census:
 
         def run(batch: Batch) -> None:
             census.begin(len(batch.labels))
-            run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
+            run_model(model, to_device(batch.inputs, context.run.device), context.run.samples.forward)
 
-        run(next(context.samples.batches(context.indices, 1)))  # shows what grows with the number of samples
+        run(next(context.run.samples.batches(context.indices, 1)))  # shows what grows with the number of samples
         counting = True
-        for batch in context.samples.batches(context.indices, context.batch_size):
+        for batch in context.run.samples.batches(context.indices, context.run.batch_size):
             run(batch)
     return drawn

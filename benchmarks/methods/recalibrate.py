@@ -7,7 +7,7 @@ batch, so that later layers see what they would see.
 
 from __future__ import annotations
 
-from benchmarks.methods.base import Rival, nearby
+from benchmarks.methods.base import Case, Rival, nearby
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
@@ -21,25 +21,31 @@ class Recalibration(Rival):
 
     name = "recalibration"
 
-    def obstacle(self, context: Context) -> str:
-        """Say if there is no BatchNorm that keeps statistics."""
-        return Recalibrate().obstacle(context)
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        self.stage = Recalibrate(context)
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def release(self) -> None:
+        """Let go of the statistics."""
+        self.stage.release()
+
+    def obstacle(self) -> str:
+        """Say if there is no BatchNorm that keeps statistics."""
+        return self.stage.obstacle()
+
+    def candidates(self) -> Listed:
         """Return the shares of the new statistics."""
         return Listed(tuple((share,) for share in SHARES))
 
-    def neighbours(self, context: Context, best: tuple[float]) -> list[tuple[float]]:  # noqa: ARG002
+    def neighbours(self, best: tuple[float]) -> list[tuple[float]]:
         """Return half and twice as much."""
         return [(near,) for near in nearby(best[0], 2, 1e-3, 1.0)]
 
-    def fit(self, context: Context, strength: tuple[float]) -> Update:
+    def fit(self, strength: tuple[float]) -> Update:
         """Return the mixed statistics.
 
         Parameters
         ----------
-        context
-            Where to take samples and weights from.
         strength
             m, from 0 to 1.
 
@@ -48,4 +54,4 @@ class Recalibration(Rival):
         Update
             New buffers.
         """
-        return Recalibrate().fit(context, strength[0])
+        return self.stage.fit(strength[0])

@@ -6,7 +6,6 @@ import torch
 
 from benchmarks.methods.base import Predictor, Rival, predictor
 from verifix.recipe.candidates import Listed
-from verifix.recipe.context import Context
 
 
 class Retrain(Rival):
@@ -14,17 +13,15 @@ class Retrain(Rival):
 
     name = "retrain"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - it is trained as the network was
+    def candidates(self) -> Listed:
         """Return one setting."""
         return Listed(((),))
 
-    def fit(self, context: Context, strength: tuple[float, ...]) -> Predictor:  # noqa: ARG002
+    def fit(self, strength: tuple[float, ...]) -> Predictor:  # noqa: ARG002
         """Return the new network's logits.
 
         Parameters
         ----------
-        context
-            Not used.
         strength
             Empty.
 

@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import HALF_A_DECADE, Fitted, Rival, nearby
-from benchmarks.methods.features import NO_HEAD, Features, head_of, penultimate
+from benchmarks.methods.base import HALF_A_DECADE, Case, Fitted, nearby
+from benchmarks.methods.features import NO_HEAD, Features, OnHead, penultimate
 from verifix.model.samples import Samples
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
@@ -42,33 +44,78 @@ TINY = 1e-12
 """Least variance that a covariance is shrunk towards, so that equal features have a covariance that can be inverted."""
 
 
-class RobustGenerative(Rival):
+class Discriminants:
+    """LDA of the training samples: the same for all folds, so that contexts share it.
+
+    Parameters
+    ----------
+    case
+        The network and what there is to correct it with.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.components: tuple[Tensor, Tensor, Tensor] | None = None
+        self.fitted: dict[tuple[float, float], tuple[Tensor, Tensor]] = {}
+
+    def of(self, context: Context, support: float, shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Return weight and bias."""
+        training, key = self.case.training, (support, shrinkage)
+        if self.components is None:
+            self.components = components(penultimate(context, training, range(len(training))))
+        reduced, centre, directions = self.components
+        if key not in self.fitted:
+            self.fitted[key] = discriminant(reduced, training.labels, self.case.classes, support, shrinkage)
+        weight = self.fitted[key][0] @ directions.mT
+        return weight, self.fitted[key][1] - weight @ centre
+
+
+class RobustGenerative(OnHead):
     """LDA with robust means and covariance; its settings are (share of samples kept, shrinkage)."""
 
     name = "rog"
 
-    def obstacle(self, context: Context) -> str:
+    def __init__(self, case: Case, context: Context, discriminants: Discriminants | None = None) -> None:
+        super().__init__(case, context)
+        self.discriminants = discriminants or Discriminants(case)
+        self.features = Features(context)
+
+    @classmethod
+    @contextmanager
+    def open(cls, case: Case) -> Iterator[Callable[[Context], RobustGenerative]]:
+        """Lend what puts the method to work in contexts, which share what comes from training samples.
+
+        Yields
+        ------
+        callable
+            Context → the method there.
+        """
+        yield partial(cls, case, discriminants=Discriminants(case))
+
+    def release(self) -> None:
+        """Let go of the features."""
+        self.features = Features(self.context)
+
+    def obstacle(self) -> str:
         """Say if there is no linear head, or a class has too few training samples."""
-        if head_of(context) is None:
+        if self.head is None:
             return NO_HEAD
         fewest = int(torch.bincount(self.case.training.labels, minlength=self.case.classes).min())
         return "" if fewest > 1 else "a class has fewer than 2 training samples"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return each share with every shrinkage."""
         return Listed(tuple(itertools.product(SUPPORTS, SHRINKAGES)))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return half a decade more and less shrinkage."""
         return [(best[0], near) for near in nearby(best[1], HALF_A_DECADE, 1e-6, 1.0)]
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Fitted:
+    def fit(self, strength: tuple[float, float]) -> Fitted:
         """Return the head that LDA gives, or where the head has no bias of its own what predicts.
 
         Parameters
         ----------
-        context
-            How to run the network.
         strength
             Share of each class's samples that is kept, and shrinkage.
 
@@ -77,28 +124,16 @@ class RobustGenerative(Rival):
         Update or callable
             New weight and bias, or (samples, indices) → logits.
         """
-        head = head_of(context)
-        assert head is not None  # `obstacle` has been asked
-        weight, bias = self._discriminant(context, *strength)
+        head = self.found
+        weight, bias = self.discriminants.of(self.context, *strength)
         if head.bias is not None:
-            return written(context, head, weight, bias)
-        features = context.remember("features", lambda: Features(context))
+            return written(self.context, head, weight, bias)
+        features = self.features
 
         def predict(samples: Samples, indices: Sequence[int]) -> Tensor:
             return features(samples, indices) @ weight.mT + bias
 
         return predict
-
-    def _discriminant(self, context: Context, support: float, shrinkage: float) -> tuple[Tensor, Tensor]:
-        """Return weight and bias; they come from training samples, and so are the same for all folds."""
-        training, key = self.case.training, ("rog", support, shrinkage)
-        if "training" not in context.shared:
-            context.shared["training"] = components(penultimate(context, training, range(len(training))))
-        reduced, centre, directions = context.shared["training"]
-        if key not in context.shared:
-            context.shared[key] = discriminant(reduced, training.labels, self.case.classes, support, shrinkage)
-        weight: Tensor = context.shared[key][0] @ directions.mT
-        return weight, context.shared[key][1] - weight @ centre
 
 
 def components(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

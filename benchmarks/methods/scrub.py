@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
+from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
 from benchmarks.methods.steps import Steps, momentum, trained
 from verifix.losses import cross_entropy
 from verifix.model.samples import Samples
@@ -49,29 +49,35 @@ class Scrub(Rival):
 
     name = "scrub"
 
-    def obstacle(self, context: Context) -> str:  # noqa: ARG002 - the same for every context
+    def __init__(self, case: Case, context: Context) -> None:
+        super().__init__(case, context)
+        self.trainings: dict[float, Training] = {}
+
+    def release(self) -> None:
+        """Let go of the trainings."""
+        self.trainings = {}
+
+    def obstacle(self) -> str:
         """Say if there is nothing to forget."""
         return "" if self.case.known_wrong else "no training sample is known to have a wrong label"
 
-    def candidates(self, context: Context) -> Listed:
+    def candidates(self) -> Listed:
         """Return every rate with a quarter, half and all of the longest training."""
-        longest = _longest(context)
+        longest = _longest(self.context)
         epochs = (longest // 4, longest // 2, longest)
         return Listed(tuple((rate, float(count)) for rate, count in itertools.product(RATES, epochs)))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return the rates half a decade away, and trainings half and twice as long."""
         rate, epochs = best
-        lengths = nearby(epochs, 2, 1, 4 * _longest(context), whole=True)
+        lengths = nearby(epochs, 2, 1, 4 * _longest(self.context), whole=True)
         return [(near, epochs) for near in nearby(rate, HALF_A_DECADE, 1e-6, 1.0)] + [(rate, near) for near in lengths]
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return the student's weights.
 
         Parameters
         ----------
-        context
-            Where to take weights and kept samples from.
         strength
             Learning rate and epochs.
 
@@ -81,19 +87,20 @@ class Scrub(Rival):
             New values of all parameters that may be trained.
         """
         rate, epochs = strength
-        training: Training = context.remember(f"training at {rate}", lambda: self._training(context, rate))
-        return training.after(int(epochs))
+        if rate not in self.trainings:
+            self.trainings[rate] = self._training(self.context, rate)
+        return self.trainings[rate].after(int(epochs))
 
     def _training(self, context: Context, rate: float) -> Training:
         steps = Steps(context, momentum(rate))
-        kept = _Taught(context, context.samples, context.indices)
+        kept = _Taught(context, context.run.samples, context.indices)
         forgotten = _Taught(context, self.case.training, self.case.known_wrong)
 
         def disobey(student: Tensor, indices: Sequence[int]) -> Tensor:
             return -divergence(forgotten.teacher(indices), student)
 
         def obey(student: Tensor, indices: Sequence[int]) -> Tensor:
-            return obedience(kept.teacher(indices), student, context.samples.labels[list(indices)])
+            return obedience(kept.teacher(indices), student, context.run.samples.labels[list(indices)])
 
         def epoch(number: int) -> None:
             if number < MAX_EPOCHS:
@@ -152,7 +159,7 @@ class _Taught:
 
     def __init__(self, context: Context, samples: Samples, indices: Sequence[int]) -> None:
         self.samples, self.indices = samples, list(indices)
-        self._logits = replace(context, samples=samples).predict(self.indices, {})
+        self._logits = replace(context, run=replace(context.run, samples=samples)).predict(self.indices, {})
         self._row = {index: row for row, index in enumerate(self.indices)}
 
     def teacher(self, indices: Sequence[int]) -> Tensor:

@@ -13,12 +13,14 @@ Where a share f of the labels is wrong, I_f is hardly ever above I_D / f: an α 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import HALF_A_DECADE, Rival, nearby
+from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
 from verifix.model.gradients import gradients
 from verifix.model.samples import Samples
 from verifix.model.weights import Update
@@ -38,32 +40,72 @@ MOST = 500
 Importance = Mapping[str, Tensor]
 
 
+class Importances:
+    """I_D and I_f: they come from training samples, and so are the same for all folds, and contexts share them.
+
+    Parameters
+    ----------
+    case
+        The network and what there is to correct it with.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.found: tuple[Importance, Importance] | None = None
+
+    def of(self, context: Context) -> tuple[Importance, Importance]:
+        """Return both, measured once."""
+        if self.found is None:
+            every = range(len(self.case.training))
+            self.found = self._mean(context, every), self._mean(context, self.case.known_wrong)
+        return self.found
+
+    def _mean(self, context: Context, indices: Sequence[int]) -> Importance:
+        drawn = some(indices, MOST, context.run.seed)
+        total = squares(context, self.case.training, drawn, trainable(context))
+        return {name: x / len(drawn) for name, x in total.items()}
+
+
 class SelectiveDampening(Rival):
     """Shrink the parameters that matter for samples with wrong labels; its strength is (α, λ')."""
 
     name = "ssd"
 
-    def obstacle(self, context: Context) -> str:  # noqa: ARG002 - the same for every context
+    def __init__(self, case: Case, context: Context, importances: Importances | None = None) -> None:
+        super().__init__(case, context)
+        self.importances = importances or Importances(case)
+
+    @classmethod
+    @contextmanager
+    def open(cls, case: Case) -> Iterator[Callable[[Context], SelectiveDampening]]:
+        """Lend what puts the method to work in contexts, which share the importances.
+
+        Yields
+        ------
+        callable
+            Context → the method there.
+        """
+        yield partial(cls, case, importances=Importances(case))
+
+    def obstacle(self) -> str:
         """Say if there is nothing to forget."""
         return "" if self.case.known_wrong else "no training sample is known to have a wrong label"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return every α with every λ'."""
         return Listed(tuple(itertools.product(SELECTIONS, DAMPENINGS)))
 
-    def neighbours(self, context: Context, best: tuple[float, float]) -> list[tuple[float, float]]:  # noqa: ARG002
+    def neighbours(self, best: tuple[float, float]) -> list[tuple[float, float]]:
         """Return a little more and less α, and half a decade more and less λ'."""
         alpha, share = best
         shares = [(alpha, near) for near in nearby(share, HALF_A_DECADE, 1e-4, 1.0)]
         return [(near, share) for near in nearby(alpha, 1.25)] + shares
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return the dampened parameters.
 
         Parameters
         ----------
-        context
-            Where to take weights from.
         strength
             α and λ'.
 
@@ -73,22 +115,12 @@ class SelectiveDampening(Rival):
             New values of all parameters that may be trained.
         """
         alpha, share = strength[0], strength[0] * strength[1]
-        kept, forgotten = self._importances(context)
+        context = self.context
+        kept, forgotten = self.importances.of(context)
         update = {name: context.writable(name) for name in kept}
         for name, target in update.items():
             target.copy_(dampened(context.parameter(name).double(), kept[name], forgotten[name], alpha, share))
         return update
-
-    def _importances(self, context: Context) -> tuple[Importance, Importance]:
-        """Return I_D and I_f: they come from training samples, and so are the same for all folds."""
-        shared, names = context.shared, trainable(context)
-        every = range(len(self.case.training))
-        for key, indices in (("ssd kept", every), ("ssd forgotten", self.case.known_wrong)):
-            if key not in shared:
-                drawn = some(indices, MOST, context.seed)
-                total = squares(context, self.case.training, drawn, names)
-                shared[key] = {name: x / len(drawn) for name, x in total.items()}
-        return shared["ssd kept"], shared["ssd forgotten"]
 
 
 def dampened(weight: Tensor, kept: Tensor, forgotten: Tensor, alpha: float, share: float) -> Tensor:
@@ -118,7 +150,7 @@ def squares(context: Context, samples: Samples, indices: Sequence[int], names: S
     total = {name: torch.zeros_like(context.parameter(name), dtype=torch.float64) for name in names}
     with context.corrected() as model:
         for i in indices:
-            slopes = gradients(model, samples, [i], names, batch_size=1, device=context.device)
+            slopes = gradients(model, samples, [i], names, batch_size=1, device=context.run.device)
             for name, slope in slopes.items():
                 total[name] += slope.double().square()
     return total

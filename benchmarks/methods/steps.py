@@ -69,7 +69,7 @@ class Steps:
         self.context, self.batch = context, batch
         self.weights = {name: context.parameter(name).detach().clone() for name in trainable(context)}
         self.optimizer = optimizer(list(self.weights.values()))
-        self.generator = torch.Generator().manual_seed(context.seed)
+        self.generator = torch.Generator().manual_seed(context.run.seed)
 
     def epoch(self, samples: Samples, indices: Sequence[int], loss: Loss) -> None:
         """Go over some samples once, in random order.
@@ -82,7 +82,7 @@ class Steps:
             What each step lowers.
         """
         order = [indices[i] for i in torch.randperm(len(indices), generator=self.generator).tolist()]
-        device = self.context.device
+        device = self.context.run.device
         with self.context.corrected(self.weights) as model:
             parameters = dict(model.named_parameters())
             live = {name: parameters[name] for name in self.weights}
@@ -99,10 +99,10 @@ class Steps:
 
     def sane(self) -> bool:
         """Tell whether what the network makes of the context's first samples still looks like logits."""
-        samples, indices = self.context.samples, self.context.indices
+        samples, indices = self.context.run.samples, self.context.indices
         with self.context.corrected(self.weights) as model:
             batch = next(samples.batches(indices, batch_size(len(indices))))
-            output = run_model(model, to_device(batch.inputs, self.context.device), samples.forward)
+            output = run_model(model, to_device(batch.inputs, self.context.run.device), samples.forward)
             return bool((logits_in(output, len(batch.labels)).abs() <= LARGEST).all())
 
 

@@ -12,12 +12,16 @@ of their second moments.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.methods.base import Rival
-from benchmarks.methods.features import head_of, penultimate
+from benchmarks.methods.base import Case
+from benchmarks.methods.features import OnHead, penultimate
 from verifix.capture.layer import read_matrix
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
@@ -32,29 +36,68 @@ SOURCES = (0, 1)
 """Where directions come from: 0 the verified samples, 1 the training samples."""
 
 
-class Truncation(Rival):
+class TrainingSpread:
+    """Mean and directions of the training samples: the same for all folds, so that contexts share them.
+
+    Parameters
+    ----------
+    case
+        The network and what there is to correct it with.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.found: tuple[Tensor, Tensor] | None = None
+
+    def of(self, context: Context, head: Head) -> tuple[Tensor, Tensor]:
+        """Return both, computed once."""
+        if self.found is None:
+            training = self.case.training
+            features = penultimate(context, training, range(len(training)))
+            self.found = spread(features, centred=head.bias is not None)
+        return self.found
+
+
+class Truncation(OnHead):
     """Keep the d directions of the head's input that vary most; its strength is (d, one of `SOURCES`)."""
 
     name = "truncation"
 
-    def obstacle(self, context: Context) -> str:
-        """Say if there is no linear layer whose products are the logits."""
-        return "" if head_of(context) else "no linear layer that may be corrected gives the logits"
+    def __init__(self, case: Case, context: Context, training: TrainingSpread | None = None) -> None:
+        super().__init__(case, context)
+        self.training = training or TrainingSpread(case)
 
-    def candidates(self, context: Context) -> Listed:
+    @classmethod
+    @contextmanager
+    def open(cls, case: Case) -> Iterator[Callable[[Context], Truncation]]:
+        """Lend what puts the method to work in contexts, which share what comes from training samples.
+
+        Yields
+        ------
+        callable
+            Context → the method there.
+        """
+        yield partial(cls, case, training=TrainingSpread(case))
+
+    @cached_property
+    def verified(self) -> tuple[Tensor, Tensor]:
+        """Mean and directions of the verified samples."""
+        return spread(self.found.features, centred=self.found.bias is not None)
+
+    def obstacle(self) -> str:
+        """Say if there is no linear layer whose products are the logits."""
+        return "" if self.head else "no linear layer that may be corrected gives the logits"
+
+    def candidates(self) -> Listed:
         """Return d from 1 to the number of features or of verified samples, whichever is less, with either source."""
-        head = head_of(context)
-        assert head is not None
-        steps = np.geomspace(1, min(head.features.shape), VALUES).round()
+        steps = np.geomspace(1, min(self.found.features.shape), VALUES).round()
         return Listed(tuple((float(d), float(source)) for source in SOURCES for d in np.unique(steps)))
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return the head that reads d directions alone.
 
         Parameters
         ----------
-        context
-            Where to take features and weights from.
         strength
             d, 1 or more, and where its directions come from.
 
@@ -63,26 +106,12 @@ class Truncation(Rival):
         Update
             New weight, and bias if the head has one of its own.
         """
-        head = head_of(context)
-        assert head is not None
-        mean, directions = self._spread(context, head) if strength[1] else _verified_spread(context, head)
+        context, head = self.context, self.found
+        mean, directions = self.training.of(context, head) if strength[1] else self.verified
         weight = read_matrix(head.layer, context.parameter)[0].cpu()
         kept = directions[:, : int(strength[0])]
         truncated = weight @ kept @ kept.mT
         return written(context, head, truncated, head.offset + (weight - truncated) @ mean)
-
-    def _spread(self, context: Context, head: Head) -> tuple[Tensor, Tensor]:
-        """Return mean and directions of the training samples; they are the same for all folds."""
-        training, shared = self.case.training, context.shared
-        if "training spread" not in shared:
-            features = penultimate(context, training, range(len(training)))
-            shared["training spread"] = spread(features, centred=head.bias is not None)
-        found: tuple[Tensor, Tensor] = shared["training spread"]
-        return found
-
-
-def _verified_spread(context: Context, head: Head) -> tuple[Tensor, Tensor]:
-    return context.remember("directions", lambda: spread(head.features, centred=head.bias is not None))
 
 
 def spread(features: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,11 @@ from .inspection import collect_moments as collect_moments
 from .inspection import inspect as inspect
 from .proof import Proof as Proof
 from .proof import prove as prove
+from .recipe.candidates import Grid as Grid
+from .recipe.candidates import Listed as Listed
 from .recipe.outcome import LayerReport as LayerReport
+from .recipe.stages import Cost as Cost
+from .recipe.stages import Stage as Stage
+from .recipe.stages import register_stage as register_stage
 from .selection.trusted import Trusted as Trusted
 from .selection.trusted import trust as trust

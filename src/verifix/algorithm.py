@@ -32,9 +32,10 @@ from verifix.preflight import begin
 from verifix.progress import tell
 from verifix.recipe.budget import Pace, measure
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, run_stage
+from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
 from verifix.recipe.outcome import LayerReport
+from verifix.recipe.plan import is_choosing
 
 
 def correct(
@@ -78,8 +79,9 @@ def correct(
         (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
         that strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples).
     recipe
-        Stages to run, in order: "auto" is all of `verifix.recipe.stages.STAGES`, each kept only if the verified samples
-        clearly support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas.
+        Stages to run, in order: "auto" is all of verifix's own, each kept only if the verified samples clearly
+        support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas, of
+        which `verifix.register_stage` adds more.
     budget
         Time that choosing may take: seconds, or a text such as "5min". A stage that is expected to take longer than
         what is left is not tried, and `Correction.summary` says so. The first pass over the samples is not counted.
@@ -148,18 +150,18 @@ def correct(
     """
     options = CorrectOptions.of_arguments(locals())
     given: dict[str, Any] = {"moments": moments, "forward": forward, "stored_as": stored_as}
-    folded = folds if options.choosing else None
+    choosing = is_choosing(options)
     with torch.inference_mode(False), seeded(options.seed):
-        with begin(model, verified, options, folds=folded, **given) as start:
+        with begin(model, verified, options, folds=folds if choosing else None, **given) as start:
             whole = start.whole
-            parts = [whole.without(fold) for fold in whole.folds] if options.choosing else []
-            pace = measure(whole) if options.choosing else Pace(math.inf, math.inf)
+            parts = [whole.without(fold) for fold in whole.folds] if choosing else []
+            pace = measure(whole) if choosing else Pace(math.inf, math.inf)
             rules, begun = Rules(options, pace, score, loss), time.perf_counter()
             choices: dict[str, Choice] = {}
             for stage in start.stages:
                 left, last = options.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]
-                choice, whole, parts = run_stage(stage, whole, parts, rules, left, last=last)
-                whole.shared.clear()
+                with trying(stage) as trials:
+                    choice, whole, parts = run_stage(trials, whole, parts, rules, left, last=last)
                 choices[stage.name] = choice
                 tell(f"{stage.name}: {choice.reason}", options.progress)
             original, corrected = _outcome(start.work, whole)
@@ -183,11 +185,12 @@ def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[s
 
 
 def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Tensor]) -> Iterator[LayerReport]:
-    for account in whole.collected.accounts:
+    collected = whole.run.collected
+    for account in collected.accounts:
         name, rows, ranks = account.parameter, 0, []
         if account.status == "corrected":
             for layer in account.layers:
-                seen = whole.collected.moments(layer, whole.folds, whole.earlier)
+                seen = collected.moments(layer, whole.folds, whole.run.earlier)
                 rows += seen.n
                 ranks += [rank for rank in seen.effective_rank.tolist() if rank > 0]
         kept = account.status == "corrected" and name not in corrected

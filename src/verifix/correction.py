@@ -18,6 +18,7 @@ from verifix.model.wrappers import unwrapped
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
 from verifix.recipe.outcome import LayerReport, stage_lines
+from verifix.recipe.stages import projection_among
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
 FORMAT = "verifix-correction-1"
@@ -94,12 +95,14 @@ class Correction:
     @property
     def alpha(self) -> float | None:
         """The strength α of the projection; None if no change won."""
-        return self.strengths.get("project")  # type: ignore[return-value]
+        stage = projection_among(self.choices)
+        return None if stage is None else self.choices[stage].strength  # type: ignore[return-value]
 
     @property
     def curve(self) -> tuple[Point, ...]:
         """The projection's strength curve: selection scores, which overstate the gain. Empty if α was given."""
-        return self.choices["project"].points if "project" in self.choices else ()
+        stage = projection_among(self.choices)
+        return () if stage is None else self.choices[stage].points
 
     @property
     def changed(self) -> bool:

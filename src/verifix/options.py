@@ -205,21 +205,6 @@ class CorrectOptions:
         return cls(**own | {"device": str(own["device"])})
 
     @property
-    def minimum_samples(self) -> int:
-        """How many verified samples these settings need: few leave nothing to choose from."""
-        return max(50, 2 * self.folds) if self.choosing else 2
-
-    @property
-    def stages(self) -> str:
-        """The recipe to run: a given alpha alone means the projection alone."""
-        return "verifix" if self.recipe == "auto" and self.alpha != "auto" else self.recipe
-
-    @property
-    def choosing(self) -> bool:
-        """Whether any stage's strength is left for the verified samples to choose."""
-        return self.alpha == "auto" or self.stages not in ("verifix", "project")
-
-    @property
     def budget_seconds(self) -> float:
         """The budget in seconds; infinite if none was given."""
         if self.budget is None:

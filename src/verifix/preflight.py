@@ -36,8 +36,9 @@ from verifix.model.weights import tensors_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
-from verifix.recipe.context import Context
-from verifix.recipe.stages import Stage, stages_of
+from verifix.recipe.context import Context, Run
+from verifix.recipe.plan import is_choosing, minimum_samples, planned
+from verifix.recipe.stages import Stage
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Start:
 
     work: nn.Module
     samples: Samples
-    stages: Sequence[Stage]
+    stages: Sequence[type[Stage]]
     whole: Context
     provenance: dict[str, Any]
 
@@ -94,7 +95,7 @@ def begin(
     Start
         Copy, samples, stages and moments. The copy is lent until the end, and still has its weights then.
     """
-    stages = stages_of(options.stages)
+    stages = planned(options)
     model = unwrapped(model)
     check_model(model)
     refuse_corrected(tensors_of(model))
@@ -194,21 +195,20 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
 
-    run = (collected, earlier, size, where, selection, options.padding)
-    return Context(work, samples, folds, range(len(folds)), *run, stored_as=stored_as, seed=options.seed)
+    how = (size, where, selection, options.padding, stored_as, options.seed)
+    return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
-    picked = options.verified_from == "trusted"
+    picked, needed, choosing = options.verified_from == "trusted", minimum_samples(options), is_choosing(options)
     check_picked(samples, options.verified_from)
-    if len(samples) < options.minimum_samples:
+    if len(samples) < needed:
         more = "pick more" if picked else "verify more"
-        alternative = f"{more}, or give alpha as a number" if options.choosing else more
+        alternative = f"{more}, or give alpha as a number" if choosing else more
         raise DataError(
             f"{len(samples)} {'trusted' if picked else 'verified'} sample{'s' * (len(samples) != 1)}, but "
-            f"{'choosing a strength' if options.choosing else 'a correction'} needs at least "
-            f"{options.minimum_samples}; {alternative}"
+            f"{'choosing a strength' if choosing else 'a correction'} needs at least {needed}; {alternative}"
         )
 
 
@@ -315,7 +315,7 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
         If a strength is to be chosen from samples of a single class: forgetting all others would look perfect.
     """
     there = set(samples.labels.tolist())
-    if len(there) == 1 and options.choosing:
+    if len(there) == 1 and is_choosing(options):
         raise DataError(
             f"all {len(samples)} verified samples have the label {there.pop()}, and a strength chosen from one class "
             "would favour it; verify samples of every class"

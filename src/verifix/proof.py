@@ -32,7 +32,8 @@ from verifix.progress import progress_bar
 from verifix.recipe.budget import Pace, measure
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, run_stage
+from verifix.recipe.crossfit import Rules, run_stage, trying
+from verifix.recipe.plan import is_choosing, minimum_samples
 
 OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
@@ -225,24 +226,24 @@ def _outer(start: Start, rules: Rules, show: bool) -> list[_Course]:
     """Run a correction without each outer fold, and inside it choose by leaving out the other folds one by one."""
     # All go through the stages together: what is fitted without two of the folds serves both corrections that lack one
     # of them, for as long as they chose the same.
-    numbers, options = start.whole.folds, rules.options
+    numbers, options, choosing = start.whole.folds, rules.options, is_choosing(rules.options)
     pairs = {frozenset(pair): start.whole.without(pair[0]).without(pair[1]) for pair in combinations(numbers, 2)}
     courses = [
-        _Course(start.whole.without(k), [pairs[frozenset((k, j))] for j in numbers if j != k and options.choosing])
+        _Course(start.whole.without(k), [pairs[frozenset((k, j))] for j in numbers if j != k and choosing])
         for k in numbers
     ]
     with progress_bar("proof", len(start.stages) * len(courses), show, unit="stage") as bar:
         for stage in start.stages:
             last = stage is start.stages[-1]
-            for course in courses:
-                left = options.budget_seconds - course.spent
-                choice, course.whole, course.parts = run_stage(
-                    stage, course.whole, course.parts, rules, left, last=last
-                )
-                course.strengths[stage.name] = choice.strength
-                course.spent += choice.seconds or 0.0
-                bar.update()
-            start.whole.shared.clear()
+            with trying(stage) as trials:
+                for course in courses:
+                    left = options.budget_seconds - course.spent
+                    choice, course.whole, course.parts = run_stage(
+                        trials, course.whole, course.parts, rules, left, last=last
+                    )
+                    course.strengths[stage.name] = choice.strength
+                    course.spent += choice.seconds or 0.0
+                    bar.update()
             _ask_less(courses)
     return courses
 
@@ -349,7 +350,7 @@ def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
         why = "the model was trained on them" if options.verified_from == "training" else "nobody verified them"
         raise UsageError(f"these samples prove nothing, because {why}; give others as test samples (--test)")
     parts = OUTER_FOLDS if kind == "nested" else 2
-    needed = math.ceil(options.minimum_samples * parts / (parts - 1))
+    needed = math.ceil(minimum_samples(options) * parts / (parts - 1))
     if count < needed:
         raise DataError(
             f"{count} verified samples, but a {kind} proof needs at least {needed}; verify more, give test samples "

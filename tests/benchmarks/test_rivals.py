@@ -17,7 +17,7 @@ from benchmarks.tasks import check_case
 
 from benchmarks import cells, grids, runner
 from tests.cases import small_data, small_net
-from tests.stage_cases import memorised
+from tests.stage_cases import memorised, with_run
 from verifix.model.borrow import borrowed
 from verifix.model.clone import copy_model
 from verifix.model.folds import split_folds
@@ -51,27 +51,29 @@ class Shifted(Rival):
     name = "shifted"
     settings = (0.0, 0.5, 50.0)
     neighbours_of: dict = {}  # noqa: RUF012
+    fits: list = []  # noqa: RUF012
 
-    def __init__(self, case):
-        super().__init__(case)
-        self.fits = []
-
-    def candidates(self, context):
+    def candidates(self):
         return Listed(tuple((s,) for s in self.settings))
 
-    def neighbours(self, context, best):
+    def neighbours(self, best):
         return [(s,) for s in self.neighbours_of.get(best[0], ())]
 
-    def fit(self, context, strength):
-        self.fits.append((strength, tuple(context.indices)))
-        name = [name for name, _ in context.model.named_parameters()][-1]
-        bias = context.writable(name)
+    def fit(self, strength):
+        self.fits.append((strength, tuple(self.context.indices)))
+        name = [name for name, _ in self.context.run.model.named_parameters()][-1]
+        bias = self.context.writable(name)
         bias[0] += strength[0]
         return {name: bias}
 
 
+def shifting(**settings) -> type[Shifted]:
+    """Shifted with other settings, and fits of its own."""
+    return type("Shifted", (Shifted,), {"fits": [], **settings})
+
+
 def test_each_setting_is_scored_on_folds_that_its_fits_have_not_seen(case):
-    method, model = Shifted(case), copy_model(case.model)
+    method, model = shifting(), copy_model(case.model)
     with borrowed(model):
         answer = tuned(method, case, model)
     folds = [tuple(sorted(map(int, fold))) for fold in split_folds(case.verified, 5, 0)]
@@ -96,8 +98,7 @@ def test_the_least_loss_on_held_out_samples_wins_and_is_fitted_on_all(case):
     skewed = replace(case, model=copy_model(case.model))
     with torch.no_grad():
         list(skewed.model.parameters())[-1][0] -= 3.0  # so that a shift helps
-    method, model = Shifted(skewed), copy_model(skewed.model)
-    method.settings = (50.0, 0.5, 3.0)
+    method, model = shifting(settings=(50.0, 0.5, 3.0)), copy_model(skewed.model)
     with borrowed(model):
         answer = tuned(method, skewed, model)
     losses = [setting.loss for setting in answer.tried]
@@ -109,18 +110,16 @@ def test_neighbours_of_the_best_are_tried_until_none_is_better(case):
     skewed = replace(case, model=copy_model(case.model))
     with torch.no_grad():
         list(skewed.model.parameters())[-1][0] -= 3.0
-    method, model = Shifted(skewed), copy_model(skewed.model)
-    method.settings = (-5.0, 0.5)
-    method.neighbours_of = {0.5: (0.25, 1.0), 1.0: (0.5, 2.0), 2.0: (1.0, 3.0), 3.0: (2.0, 90.0), -5.0: (7.0,)}
+    near = {0.5: (0.25, 1.0), 1.0: (0.5, 2.0), 2.0: (1.0, 3.0), 3.0: (2.0, 90.0), -5.0: (7.0,)}
+    method, model = shifting(settings=(-5.0, 0.5), neighbours_of=near), copy_model(skewed.model)
     with borrowed(model):
         answer = tuned(method, skewed, model)
     assert [setting.strength for setting in answer.tried] == [
         NO_CHANGE,
         *((s,) for s in (-5.0, 0.5, 0.25, 1.0, 2.0, 3.0, 90.0)),
     ]
-    method, further = Shifted(skewed), 8
-    method.settings = (0.01, 0.02)
-    method.neighbours_of = {0.02 * 2**i: (0.02 * 2 ** (i + 1),) for i in range(further)}
+    near = {0.02 * 2**i: (0.02 * 2 ** (i + 1),) for i in range(8)}
+    method = shifting(settings=(0.01, 0.02), neighbours_of=near)
     with borrowed(model):
         answer = tuned(method, skewed, model)
     assert len(answer.tried) == 3 + ROUNDS
@@ -151,14 +150,13 @@ def test_no_fit_reads_the_samples_that_it_is_scored_on(case, name):
     with borrowed(model), torch.no_grad():
         part = contexts(case, model)[1][2]
         held_out = list(part.outside)
-        method = METHODS[name].make(case)
-        strengths = method.candidates(part).strengths
+        strengths = METHODS[name].make(case, part).candidates().strengths
         inputs, labels = x.clone(), case.verified.labels.clone()
         for _ in range(2):
             samples = read_samples((inputs.clone(), labels.clone()))
-            with replace(part, samples=samples, memo={}, learned={}, shared={}).fresh() as context:
-                fits = [method.fit(context, strength) for strength in strengths]
-                found.append(torch.stack([predictor(model, fit)(case.training, range(60)) for fit in fits]))
+            method = METHODS[name].make(case, with_run(part, samples=samples))
+            fits = [method.fit(strength) for strength in strengths]
+            found.append(torch.stack([predictor(model, fit)(case.training, range(60)) for fit in fits]))
             inputs[held_out] = 100 * torch.randn(len(held_out), x.shape[1])
             labels[held_out] = (labels[held_out] + 1) % 3
     assert torch.equal(*found)
@@ -168,8 +166,8 @@ def test_the_folds_are_those_of_the_tool(case):
     model = copy_model(case.model)
     with borrowed(model), torch.no_grad():
         whole, parts = contexts(case, model)
-    assert [list(map(int, fold)) for fold in split_folds(case.verified, 5, case.seed)] == list(whole.members)
-    assert [sorted(set(range(60)) - set(part.indices)) for part in parts] == [sorted(m) for m in whole.members]
+    assert [list(map(int, fold)) for fold in split_folds(case.verified, 5, case.seed)] == list(whole.run.members)
+    assert [sorted(set(range(60)) - set(part.indices)) for part in parts] == [sorted(m) for m in whole.run.members]
 
 
 def test_what_a_method_runs_is_counted_and_the_network_stays_as_it_was(case):

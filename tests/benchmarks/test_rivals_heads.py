@@ -89,7 +89,7 @@ def test_the_table_holds_every_method_and_the_recipes_of_the_tool():
 @pytest.mark.parametrize("name", OWN)
 def test_settings_are_eight_or_more_different_ones_unless_there_is_nothing_to_set(lend, name):
     context, _ = context_for(lend, case := trained_case())
-    strengths = METHODS[name].make(case).candidates(context).strengths
+    strengths = METHODS[name].make(case, context).candidates().strengths
     assert len(set(strengths)) == len(strengths)
     assert len(strengths) >= 8 or (name in ("nothing", "retrain") and strengths == ((),))
 
@@ -115,26 +115,26 @@ def test_every_method_answers_after_the_network_was_given_back(name):
 @pytest.mark.parametrize("name", sorted(OWN.keys() - {"nothing", "retrain"}))
 def test_neighbours_are_other_settings_that_can_be_fitted(lend, name):
     context, _ = context_for(lend, case := trained_case())
-    method = METHODS[name].make(case)
-    for strength in method.candidates(context).strengths:
-        for near in method.neighbours(context, strength):
+    method = METHODS[name].make(case, context)
+    for strength in method.candidates().strengths:
+        for near in method.neighbours(strength):
             assert len(near) == len(strength)
             assert sum(a != b for a, b in zip(near, strength, strict=True)) == 1
-    best = method.candidates(context).strengths[0]
-    (near, *_) = method.neighbours(context, best)
-    assert predictor(context.model, method.fit(context, near))(case.verified, [0]).shape == (1, 3)
+    best = method.candidates().strengths[0]
+    (near, *_) = method.neighbours(best)
+    assert predictor(context.run.model, method.fit(near))(case.verified, [0]).shape == (1, 3)
 
 
 def test_a_training_can_become_longer_as_long_as_it_sees_so_many_samples(lend):
     context, _ = context_for(lend, case := trained_case())  # 60 samples
-    method = FineTuning(case)
-    lengths = {epochs for _, epochs in method.candidates(context).strengths}
+    method = FineTuning(case, context)
+    lengths = {epochs for _, epochs in method.candidates().strengths}
     assert lengths == {7.0, 28.0}
-    assert [near[1] for near in method.neighbours(context, (1e-3, 28.0)) if near[0] == 1e-3] == [7.0, 112.0]
-    assert [near[1] for near in method.neighbours(context, (1e-3, 112.0)) if near[0] == 1e-3] == [28.0]
+    assert [near[1] for near in method.neighbours((1e-3, 28.0)) if near[0] == 1e-3] == [7.0, 112.0]
+    assert [near[1] for near in method.neighbours((1e-3, 112.0)) if near[0] == 1e-3] == [28.0]
     assert 112 * 60 <= MOST < 4 * 112 * 60
-    assert (1e-3, 448.0) in LongFineTuning(case).neighbours(context, (1e-3, 112.0))
-    assert [near[0] for near in method.neighbours(context, (1e-3, 7.0)) if near[1] == 7.0] == [3.2e-4, 3.2e-3]
+    assert (1e-3, 448.0) in LongFineTuning(case, context).neighbours((1e-3, 112.0))
+    assert [near[0] for near in method.neighbours((1e-3, 7.0)) if near[1] == 7.0] == [3.2e-4, 3.2e-3]
 
 
 # ------------------------------------------------------------------------------------------- no change, and retrained
@@ -180,7 +180,7 @@ def test_fine_tuning_of_a_linear_model_in_full_batches_is_adam_by_hand(lend, epo
     context, x = context_for(lend, case)
     weight, bias = (p.detach().clone() for p in case.model.parameters())
     for rate in (RATES[0], RATES[-1]):
-        update = FineTuning(case).fit(context, (rate, float(epochs)))
+        update = FineTuning(case, context).fit((rate, float(epochs)))
         expected = adam_by_hand(weight, bias, x, case.verified.labels, rate, epochs)
         assert update.keys() == {"weight", "bias"}
         for name, value in zip(("weight", "bias"), expected, strict=True):
@@ -201,9 +201,9 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
             calls.append(batch.indices)
             yield batch
 
-    batches = type(context.samples).batches
-    monkeypatch.setattr(type(context.samples), "batches", noted)
-    kept = [FineTuning(case).fit(context, (RATES[0], float(epochs))) for epochs in LENGTHS]
+    batches = type(context.run.samples).batches
+    monkeypatch.setattr(type(context.run.samples), "batches", noted)
+    kept = [FineTuning(case, context).fit((RATES[0], float(epochs))) for epochs in LENGTHS]
     steps = -(-len(context.indices) // size)
     assert len(calls) == max(LENGTHS) * steps
     epochs = [list(itertools.chain(*calls[i : i + steps])) for i in range(0, len(calls), steps)]
@@ -217,7 +217,7 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
 def test_fine_tuning_that_runs_off_is_an_error_and_no_setting(lend):
     context, _ = context_for(lend, case := trained_case())
     with pytest.raises(DataError, match=r"at rate 1e\+200 made '.*' NaN or Inf"):
-        FineTuning(case).fit(context, (1e200, 4.0))
+        FineTuning(case, context).fit((1e200, 4.0))
 
 
 # ------------------------------------------------------------------------------------------------ last-layer retraining
@@ -229,7 +229,7 @@ def test_the_head_is_the_logistic_regression_of_scikit_learn(lend, pull):
 
     case = trained_case()
     context, x = context_for(lend, case, folds=5, without=2)
-    update = HeadRefit(case).fit(context, (pull,))
+    update = HeadRefit(case, context).fit((pull,))
     rows = case.model[:-1](x[context.indices])
     size = float(rows.square().sum(1).mean()) ** 0.5
     # A bias that is penalised like the weights of features of norm 1 is the weight of a feature that is 1.
@@ -246,7 +246,7 @@ def test_a_head_without_a_bias_is_fitted_without_one(lend):
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).double()
     case = case_of(memorised(model, x[:90].double(), y[:90]))
     context, x = context_for(lend, case)
-    update = HeadRefit(case).fit(context, (1e-2,))
+    update = HeadRefit(case, context).fit((1e-2,))
     rows = case.model[:-1](x[context.indices])
     weight = update["2.weight"].clone().requires_grad_()
     assert update.keys() == {"2.weight"}
@@ -261,7 +261,7 @@ def test_a_head_without_a_bias_is_fitted_without_one(lend):
 def test_methods_on_the_head_say_if_there_is_none(lend, name):
     case = case_of(Headless())
     context, _ = context_for(lend, case)
-    assert METHODS[name].make(case).obstacle(context) == "no linear layer gives the logits"
+    assert METHODS[name].make(case, context).obstacle() == "no linear layer gives the logits"
 
 
 # ------------------------------------------------------------------------------------------- BatchNorm recalibration
@@ -271,7 +271,7 @@ def test_recalibration_mixes_the_statistics_of_what_reaches_each_norm(lend):
     model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 5), nn.BatchNorm1d(5))
     case = case_of(model.double().eval())
     context, x = context_for(lend, case)
-    found = {m: Recalibration(case).fit(context, (m,)) for m in (1.0, 0.25)}
+    found = {m: Recalibration(case, context).fit((m,)) for m in (1.0, 0.25)}
     with torch.no_grad():
         first = model[0](x)
         normal = (first - first.mean(0)) / (first.var(0, correction=0) + model[1].eps).sqrt()
@@ -285,7 +285,7 @@ def test_recalibration_mixes_the_statistics_of_what_reaches_each_norm(lend):
 def test_recalibration_needs_a_norm_with_statistics(lend):
     case = trained_case(bn=False)
     context, _ = context_for(lend, case)
-    assert "BatchNorm" in Recalibration(case).obstacle(context)
+    assert "BatchNorm" in Recalibration(case, context).obstacle()
 
 
 # ------------------------------------------------------------------------------------------------ nearest neighbours
@@ -309,7 +309,7 @@ def test_neighbours_vote_as_added_up_by_hand_with_one_vote_for_all_classes(lend,
     context, x = context_for(lend, case, folds=5, without=0)
     asked = [7, 2, *range(20, 60)]
     inputs = torch.stack([case.training.source.dataset[i][0] for i in asked])
-    logits = NearestNeighbours(case).fit(context, (float(count), float(weighting)))(case.training, asked)
+    logits = NearestNeighbours(case, context).fit((float(count), float(weighting)))(case.training, asked)
     shares = votes_by_hand(x[context.indices], context.labels, inputs, count, WEIGHTS[weighting])
     assert (shares.amax(1) < 1).any()
     torch.testing.assert_close(logits.exp(), (count * shares + 1 / 3) / (count + 1), rtol=1e-6, atol=1e-6)
@@ -321,7 +321,7 @@ def test_more_neighbours_than_samples_are_all_samples_and_missing_classes_get_no
     case = Case(case.model, case.verified.subset(two.tolist()), case.training, case.truth, (), case.train, 3)
     context, _ = context_for(lend, case)
     assert max(NEIGHBOURS) > len(two)
-    logits = NearestNeighbours(case).fit(context, (float(max(NEIGHBOURS)), 0.0))(case.training, [0, 1])
+    logits = NearestNeighbours(case, context).fit((float(max(NEIGHBOURS)), 0.0))(case.training, [0, 1])
     counts = torch.bincount(case.verified.labels, minlength=3)
     torch.testing.assert_close(logits.exp(), ((counts.double() + 1 / 3) / 21).expand(2, 3))
 
@@ -450,7 +450,7 @@ def test_the_head_gives_the_discriminant_of_training_features_whether_it_has_a_b
     model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3, bias=bias)).double()
     case = case_of(memorised(model, x[:90].double(), y[:90]))
     context, _ = context_for(lend, case, folds=5, without=0)
-    fitted = RobustGenerative(case).fit(context, (0.6, 0.01))
+    fitted = RobustGenerative(case, context).fit((0.6, 0.01))
     assert callable(fitted) is not bias
     rows = model[:-1](x[:90].double())
     reduced, centre, directions = components(rows)
@@ -464,4 +464,4 @@ def test_it_cannot_run_without_two_samples_of_every_class(lend):
     case = trained_case()
     case = Case(case.model, case.verified, case.training, case.truth, (), case.train, classes=4)
     context, _ = context_for(lend, case)
-    assert "fewer than 2" in RobustGenerative(case).obstacle(context)
+    assert "fewer than 2" in RobustGenerative(case, context).obstacle()

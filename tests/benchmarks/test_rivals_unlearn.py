@@ -19,7 +19,7 @@ from benchmarks.methods.truncation import SOURCES, Truncation
 from torch import nn
 
 from tests.cases import slow_projection
-from tests.stage_cases import inputs_of, memorised, same
+from tests.stage_cases import inputs_of, memorised, same, with_run
 from verifix.capture.collect import collect
 from verifix.capture.layer import read_matrix
 from verifix.losses import cross_entropy
@@ -100,7 +100,7 @@ def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fol
     forgotten = fisher_by_hand(case.model, x[wrong], given[wrong])
     kept = fisher_by_hand(case.model, x, given)
     with lent(case, fold) as context:
-        found = SelectiveDampening(case).fit(context, (alpha, share / alpha))
+        found = SelectiveDampening(case, context).fit((alpha, share / alpha))
     changed = 0
     for name, keep, forget in zip(("0.weight", "0.bias"), kept, forgotten, strict=True):
         expected = case.model.get_parameter(name).detach().clone()
@@ -115,21 +115,20 @@ def test_ssd_dampens_logistic_regression_as_worked_out_by_hand(alpha, share, fol
 def test_eight_settings_of_ssd_or_more_change_something_and_the_published_one_is_there():
     case = case_of(memorised(network(), *data(60, 2)), training=60)
     with lent(case) as context:
-        method = SelectiveDampening(case)
-        settings = method.candidates(context).strengths
-        updates = [torch.cat([x.flatten() for x in method.fit(context, strength).values()]) for strength in settings]
-        before = torch.cat([context.parameter(name).flatten() for name in method.fit(context, settings[0])])
+        method = SelectiveDampening(case, context)
+        settings = method.candidates().strengths
+        updates = [torch.cat([x.flatten() for x in method.fit(strength).values()]) for strength in settings]
+        before = torch.cat([context.parameter(name).flatten() for name in method.fit(settings[0])])
     assert len({update.numpy().tobytes() for update in [*updates, before]}) > 8
     assert (10.0, 0.1) in settings  # α 10, λ 1
 
 
 def test_ssd_runs_at_most_so_many_samples():
     case = case_of(linear(), training=2 * MOST + 100)
-    with lent(case) as context, counted(nn.Sequential) as runs:
-        SelectiveDampening(case).fit(context, (1.0, 1.0))
+    with lent(case) as context, counted(nn.Sequential) as runs, SelectiveDampening.open(case) as prepare:
+        prepare(context).fit((1.0, 1.0))
         assert runs[0] == 3 * (len(case.known_wrong) + MOST)
-        with context.fresh() as again:
-            SelectiveDampening(case).fit(again, (2.0, 0.1))  # the importances are those of before
+        prepare(context.without(0)).fit((2.0, 0.1))  # the importances are those of before
     assert len(case.known_wrong) < MOST < len(case.training)
     assert runs[0] == 3 * (len(case.known_wrong) + MOST)
     drawn = some(range(100, 200), 40, seed=1)
@@ -156,7 +155,7 @@ def test_scrub_takes_the_steps_of_its_equations(epochs, fold):
     case, rate = case_of(linear()), 0.3
     wrong = data(20, 2)[0][case.known_wrong]
     with lent(case, fold) as context:
-        found = Scrub(case).fit(context, (rate, float(epochs)))
+        found = Scrub(case, context).fit((rate, float(epochs)))
         x, y = (part[context.indices] for part in data(30, 1))
     onehot = np.eye(CLASSES)[y.numpy()]
     said_kept, said_wrong = (softmax(logits_by_hand(case.model, part)) for part in (x, wrong))
@@ -189,12 +188,13 @@ def test_one_logit_counts_as_two_classes():
 def test_a_training_keeps_what_it_was_asked_for_and_goes_on_from_there():
     case = case_of(network())
     with lent(case) as context:
-        scrub = Scrub(case)
-        found = [scrub.fit(context, (0.05, epochs)) for epochs in (2.0, 4.0, 2.0)]
+        scrub = Scrub(case, context)
+        found = [scrub.fit((0.05, epochs)) for epochs in (2.0, 4.0, 2.0)]
     with lent(case) as context:
-        assert same(found[1], Scrub(case).fit(context, (0.05, 4.0)))
+        scrub = Scrub(case, context)
+        assert same(found[1], scrub.fit((0.05, 4.0)))
         with pytest.raises(ValueError, match="epoch 3 was not kept"):
-            context.memo["training at 0.05"].after(3)
+            scrub.trainings[0.05].after(3)
     assert same(found[0], found[2])
     assert not same(found[0], found[1])
 
@@ -202,7 +202,7 @@ def test_a_training_keeps_what_it_was_asked_for_and_goes_on_from_there():
 def test_a_training_that_runs_off_ends_before_it_does():
     case = case_of(linear())
     with lent(case) as context:
-        assert same(Scrub(case).fit(context, (1e9, 4.0)), dict(context.model.named_parameters()))
+        assert same(Scrub(case, context).fit((1e9, 4.0)), dict(context.run.model.named_parameters()))
         steps = Steps(context, momentum(0.1))
         late = (0.0, 1.0, 2.0, math.nan, math.inf, 0.0)
         training = Training(trained(steps, lambda number: steps.weights["0.bias"].fill_(late[number])))
@@ -214,7 +214,7 @@ def test_long_gradients_are_cut():
     with lent(case) as context:
         steps = Steps(context, momentum(1.0))
         before = {name: weight.clone() for name, weight in steps.weights.items()}
-        steps.epoch(context.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
+        steps.epoch(context.run.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
         moved = torch.cat([(steps.weights[name] - before[name]).flatten() for name in before])
         assert float(moved.norm()) == pytest.approx(LONGEST, rel=1e-6)
 
@@ -234,21 +234,21 @@ def test_a_gradient_that_two_parameters_share_is_cut_once():
     case = case_of(linear())
     with lent(case) as context:
         model = TwoBiases()
-        steps = Steps(replace(context, model=model, update={}), momentum(1.0))
-        steps.epoch(context.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
+        steps = Steps(with_run(context, model=model), momentum(1.0))
+        steps.epoch(context.run.samples, context.indices, lambda logits, _: 1e6 * logits[:, 0].sum())
         assert [float(w.norm()) for w in steps.weights.values()] == pytest.approx([LONGEST / 2**0.5] * 2, rel=1e-6)
 
 
 def test_a_rate_of_zero_trains_nothing_and_flags_come_back():
     case = case_of(network())
     with lent(case) as context:
-        context.model[0].weight.requires_grad_(False)
+        context.run.model[0].weight.requires_grad_(False)
         steps = Steps(context, momentum(0.0))
         training = Training(
-            trained(steps, lambda _: steps.epoch(context.samples, context.indices, lambda z, _: z.sum()))
+            trained(steps, lambda _: steps.epoch(context.run.samples, context.indices, lambda z, _: z.sum()))
         )
-        assert same(training.after(2), {name: p.detach() for name, p in context.model.named_parameters()})
-        assert [p.requires_grad for p in context.model.parameters()] == [False] + 7 * [True]
+        assert same(training.after(2), {name: p.detach() for name, p in context.run.model.named_parameters()})
+        assert [p.requires_grad for p in context.run.model.parameters()] == [False] + 7 * [True]
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -258,7 +258,7 @@ def test_cuts_goes_back_what_training_on_wrong_labels_goes_forward(epochs, scale
     case = case_of(linear())
     before = {name: p.detach().clone() for name, p in case.model.named_parameters()}
     with lent(case, fold) as context:
-        found = TaskSpace(case).fit(context, (float(epochs), scale))
+        found = TaskSpace(case, context).fit((float(epochs), scale))
         x = data(30, 1)[0][context.indices]
         wrong = corrupted_labels(case.verified.labels, mistakes(case), 0)[context.indices]
     if scale == 0:
@@ -310,12 +310,12 @@ def test_truncation_projects_the_features_before_the_head(count, fold, source):
     model = network()
     case = case_of(memorised(model, *data(30, 1)))
     with lent(case, fold) as context:
-        found = Truncation(case).fit(context, (float(count), float(source)))
-        seen = inputs_of(context.model, data(20, 2)[0] if source else data(30, 1)[0][context.indices])["5.weight"]
+        found = Truncation(case, context).fit((float(count), float(source)))
+        seen = inputs_of(context.run.model, data(20, 2)[0] if source else data(30, 1)[0][context.indices])["5.weight"]
         new = data(40, 9)[0]
-        features = inputs_of(context.model, new)["5.weight"]
-        plain = context.model(new)
-        twin = predictor(context.model, found)(read_samples((new, torch.arange(40) % 3)), range(40))
+        features = inputs_of(context.run.model, new)["5.weight"]
+        plain = context.run.model(new)
+        twin = predictor(context.run.model, found)(read_samples((new, torch.arange(40) % 3)), range(40))
     mean = seen.mean(dim=0)
     directions = torch.linalg.eigh(torch.cov(seen.T)).eigenvectors[:, -count:]
     weight, bias = model[5].weight.detach(), model[5].bias.detach()
@@ -339,10 +339,10 @@ def test_truncation_takes_planted_noise_off(bias):
     case = case_of(model, width=6)
     case = replace(case, verified=read_samples((x, torch.arange(30) % CLASSES)))
     with lent(case) as context:
-        found = Truncation(case).fit(context, (2.0, 0.0))
+        found = Truncation(case, context).fit((2.0, 0.0))
         clean = torch.randn(9, 2, generator=generator, dtype=torch.float64) @ basis[:, :2].T
         loud = clean + 100 * torch.randn(9, 4, generator=generator, dtype=torch.float64) @ basis[:, 2:].T
-        logits = predictor(context.model, found)(read_samples((loud, torch.arange(9) % 3)), range(9))
+        logits = predictor(context.run.model, found)(read_samples((loud, torch.arange(9) % 3)), range(9))
     torch.testing.assert_close(logits, model(clean).detach(), rtol=1e-8, atol=1e-8)
 
 
@@ -353,8 +353,8 @@ def convolutions() -> nn.Module:
 
 
 def moments_of(context) -> dict:
-    size, device = context.batch_size, context.device
-    found = collect(context.model, context.samples, [context.indices], batch_size=size, device=device)
+    size, device = context.run.batch_size, context.run.device
+    found = collect(context.run.model, context.run.samples, [context.indices], batch_size=size, device=device)
     return dict(found.folds[0])
 
 
@@ -364,7 +364,7 @@ def test_published_is_the_projection_in_float32(alpha, fold):
     for model, width in ((network(), WIDTH), (convolutions(), 16)):
         case = case_of(model, width=width)
         with lent(case, fold) as context:
-            found, moments = Published(case).fit(context, (alpha,)), moments_of(context)
+            found, moments = Published(case, context).fit((alpha,)), moments_of(context)
             assert set(found) == {layer.parameter for layer in context.layers}
             for layer in context.layers:
                 weight = read_matrix(layer, context.parameter)
@@ -379,7 +379,7 @@ def test_endless_alpha_is_the_projector_on_what_the_samples_span():
     model = linear(width=12)
     case = case_of(model, verified=7, width=12)
     with lent(case) as context:
-        new = Published(case).fit(context, (1e12,))["0.weight"]
+        new = Published(case, context).fit((1e12,))["0.weight"]
     x = data(7, 1, 12)[0]
     beyond = torch.linalg.svd(x).Vh[7:]
     torch.testing.assert_close(x @ new.T, x @ model[0].weight.T.detach(), rtol=0, atol=1e-5)
@@ -393,7 +393,7 @@ def test_a_layer_that_sees_zeros_keeps_its_weight():
         model[1].bias.fill_(-100.0)
     case = case_of(model)
     with lent(case) as context:
-        found = Published(case).fit(context, (1e4,))
+        found = Published(case, context).fit((1e4,))
     torch.testing.assert_close(found["3.weight"], model[3].weight.detach(), rtol=1e-6, atol=0)
     assert not torch.equal(found["0.weight"], model[0].weight)
 
@@ -422,7 +422,7 @@ def test_a_capped_layer_is_decomposed_on_the_rows_that_were_drawn():
     with lent(case) as context:
         drawn = {layer: draw.rows for layer, draw in drawn_rows(context, 9).items()}
         every = drawn_rows(context, 10_000)
-        found = Few(case).fit(context, (1e4,))
+        found = Few(case, context).fit((1e4,))
         for layer, rows in drawn.items():
             assert rows.shape[1] == 9 < every[layer].rows.shape[1]
             assert bool((rows[:, :, None] == every[layer].rows[:, None]).all(dim=-1).any(dim=-1).all())
@@ -443,8 +443,8 @@ def test_the_oracle_takes_the_best_alpha_for_the_true_labels_of_the_training_sam
         case = replace(case_of(model, training=60), truth=torch.randint(0, 3, (60,)))
         right = []
         with lent(case) as context:
-            oracle = Wide(case)
-            found, moments = oracle.fit(context, ()), moments_of(context)
+            oracle = Wide(case, context)
+            found, moments = oracle.fit(()), moments_of(context)
             for alpha in Wide.alphas:
                 twin = copy_model(model)
                 for layer in context.layers:
@@ -453,7 +453,7 @@ def test_the_oracle_takes_the_best_alpha_for_the_true_labels_of_the_training_sam
                     twin.get_parameter(layer.parameter).data.copy_(new[0])
                 right.append(int((twin(data(60, 2)[0]).argmax(dim=1) == case.truth).sum()))
             assert oracle.settled == Wide.alphas[right.index(max(right))]
-            assert same(found, Published(case).fit(context, (oracle.settled,)))
+            assert same(found, Published(case, context).fit((oracle.settled,)))
         chosen.add(oracle.settled)
     assert len(chosen) > 1
 

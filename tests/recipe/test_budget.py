@@ -38,11 +38,11 @@ def test_what_is_no_time_is_refused_in_one_line(bad):
 class Counted:
     """A stage with a cost that is easy to add up."""
 
-    def __init__(self, flops=0.0, again=0.0, runs=0.0, runs_again=0.0) -> None:
-        self.numbers = flops, again, 0, runs, runs_again
+    def __init__(self, context, flops=0.0, again=0.0, runs=0.0, runs_again=0.0) -> None:
+        self.context, self.numbers = context, (flops, again, 0, runs, runs_again)
 
-    def cost(self, context):
-        size = len(context.indices)
+    def cost(self):
+        size = len(self.context.indices)
         flops, again, nbytes, runs, runs_again = self.numbers
         return Cost(flops * size, again * size, nbytes, runs * size, runs_again * size)
 
@@ -50,21 +50,24 @@ class Counted:
 def test_the_estimate_adds_up_fits_in_every_context_and_runs_of_what_is_held_out(lend):
     model, (x, y) = small_net().eval(), small_data(60)
     whole = lend(model, x, y, folds=3)
-    parts = [replace(whole, folds=[k for k in range(3) if k != without]) for without in range(3)]
+    contexts = [whole, *(whole.without(fold) for fold in range(3))]
     pace = Pace(flops=1000.0, runs=10.0)
     held_out = 20 / 10.0  # seconds for a fold
     four = Listed((1.0, 2.0, 3.0, 4.0))
-    assert estimate(Counted(), whole, parts, four, pace) == pytest.approx(3 * 4 * held_out)
+
+    def estimated(candidates, pace, **costs):
+        all_samples, *parts = (Counted(context, **costs) for context in contexts)
+        return estimate(all_samples, parts, candidates, pace)
+
+    assert estimated(four, pace) == pytest.approx(3 * 4 * held_out)
     # One fit on all 60; on each 40, the first of every round anew, the others on top of it.
-    assert estimate(Counted(flops=5), whole, parts, four, pace) == pytest.approx(
-        3 * 4 * held_out + (5 * 60 + 3 * 5 * 40) / 1000
-    )
+    assert estimated(four, pace, flops=5) == pytest.approx(3 * 4 * held_out + (5 * 60 + 3 * 5 * 40) / 1000)
     grid = Grid(1, 100, (0.5, 0.25))  # rounds of 3, 2 and 1
-    stage = Counted(flops=5, again=2, runs=7, runs_again=3)
+    costs = {"flops": 5, "again": 2, "runs": 7, "runs_again": 3}
     flops = 5 * 60 + 3 * 40 * (3 * 5 + 3 * 2)
     runs = 7 * 60 + 3 * 40 * (3 * 7 + 3 * 3) + 3 * 6 * 20
-    assert estimate(stage, whole, parts, grid, pace) == pytest.approx(flops / 1000 + runs / 10)
-    assert estimate(stage, whole, parts, grid, Pace(math.inf, math.inf)) == 0
+    assert estimated(grid, pace, **costs) == pytest.approx(flops / 1000 + runs / 10)
+    assert estimated(grid, Pace(math.inf, math.inf), **costs) == 0
 
 
 def test_the_pace_is_that_of_this_machine(lend):
@@ -85,7 +88,7 @@ def test_every_stage_tells_its_cost(lend):
     model = memorised(small_net(), x, y)
     context = replace(lend(model, x, y, folds=4), strengths={"project": 10.0})
     for name, stage in STAGES.items():
-        cost = stage().cost(context)
+        cost = stage(context).cost()
         assert cost.flops + cost.runs > 0, name
         assert cost.flops_again <= cost.flops, name
         assert cost.runs_again <= cost.runs, name

@@ -34,7 +34,7 @@ def noisy_case():
 def keep_all(monkeypatch):
     """Keep every stage at its strongest, whatever the samples say."""
 
-    def strongest(stage, candidates, parts, *_):
+    def strongest(trials, candidates, *_):
         strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
         return Choice(strength, (), "kept for the test")
 
@@ -46,17 +46,18 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
     updates: list[tuple[dict, frozenset]] = []
     for kind in STAGES.values():
 
-        def spied(self, context, strength, real=kind.fit):
+        def spied(self, strength, real=kind.fit):
+            context = self.context
             read: set[int] = set()
-            real_batches = type(context.samples).batches
+            real_batches = type(context.run.samples).batches
 
             def noted(samples, indices, size):
                 read.update(map(int, indices))
                 return real_batches(samples, indices, size)
 
             with monkeypatch.context() as patch:
-                patch.setattr(type(context.samples), "batches", noted)
-                update = real(self, context, strength)
+                patch.setattr(type(context.run.samples), "batches", noted)
+                update = real(self, strength)
             fits.append((self.name, frozenset(context.indices), frozenset(read)))
             updates.append((update, frozenset(context.indices)))
             return update
@@ -94,9 +95,9 @@ def test_later_stages_of_a_fold_work_on_what_earlier_ones_made_of_that_fold(monk
     seen: dict[str, list] = {name: [] for name in STAGES}
     for kind in STAGES.values():
 
-        def spied(self, context, strength, real=kind.fit):
-            update = real(self, context, strength)
-            seen[self.name].append((frozenset(context.indices), dict(context.update), dict(update)))
+        def spied(self, strength, real=kind.fit):
+            update = real(self, strength)
+            seen[self.name].append((frozenset(self.context.indices), dict(self.context.update), dict(update)))
             return update
 
         monkeypatch.setattr(kind, "fit", spied)
@@ -155,11 +156,11 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
     else:
         real, calls = STAGES[at].fit, []
 
-        def broken(self, context, strength):
-            update = real(self, context, strength)
-            calls.append(context)
+        def broken(self, strength):
+            update = real(self, strength)
+            calls.append(self.context)
             if len(calls) == 2 or at == "finetune":
-                with context.corrected(update):
+                with self.context.corrected(update):
                     raise ZeroDivisionError("boom")
             return update
 

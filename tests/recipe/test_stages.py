@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from dataclasses import FrozenInstanceError, fields
 from typing import ClassVar
 
 import pytest
@@ -7,41 +9,47 @@ import torch
 
 import verifix
 from tests.cases import captured, projected, small_data, small_net
-from tests.stage_cases import context_of
-from verifix import UsageError
+from tests.stage_cases import context_of, memorised, same
+from verifix import Grid, Listed, Stage, UsageError, register_stage
 from verifix.model.weights import weights_replaced
-from verifix.recipe.candidates import Grid
-from verifix.recipe.stages import RECIPES, STAGES, Cost, Project, stages_of
+from verifix.options import CorrectOptions
+from verifix.recipe.context import Context
+from verifix.recipe.plan import planned, stages_of
+from verifix.recipe.stages import STAGES, Project, recipes
+from verifix.report.correction_section import stages as stages_shown
 
 
-class Shrink:
+class Shrink(Stage):
     """A later stage: scales the last layer by how large its captured inputs are, times the strength."""
 
     name = "shrink"
+    about = "Scales the last layer."
     seen: ClassVar[list] = []
 
-    def obstacle(self, context):
-        return ""
-
-    def layers(self, context, strength):
-        return {context.layers[-1].parameter: {"share": strength}}
-
-    def candidates(self, context):
+    def candidates(self):
         return Grid(1, 10, (0.5,))
 
-    def fit(self, context, strength):
-        layer = context.layers[-1]
-        moments = context.moments(layer)
-        Shrink.seen.append((tuple(context.indices), moments.trace.clone(), dict(context.update)))
-        return {layer.parameter: context.parameter(layer.parameter) * strength / moments.n}
+    def fit(self, strength):
+        layer = self.context.layers[-1]
+        moments = self.context.moments()(layer)
+        Shrink.seen.append((tuple(self.context.indices), moments.trace.clone(), dict(self.context.update)))
+        return {layer.parameter: self.context.parameter(layer.parameter) * strength / moments.n}
 
-    def cost(self, context):
-        return Cost(0.0, 0.0, 0)
+    def layers(self, strength):
+        return {self.context.layers[-1].parameter: {"share": strength}}
 
 
 @pytest.fixture
-def with_shrink(monkeypatch):
-    monkeypatch.setitem(STAGES, "shrink", Shrink)
+def registry(monkeypatch):
+    """The table of stages, which a test may add to."""
+    monkeypatch.setattr("verifix.recipe.stages.STAGES", own := dict(STAGES))
+    monkeypatch.setattr("verifix.recipe.plan.STAGES", own)
+    return own
+
+
+@pytest.fixture
+def with_shrink(registry, monkeypatch):
+    register_stage(Shrink)
     monkeypatch.setattr(Shrink, "seen", [])
 
 
@@ -94,35 +102,40 @@ def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier
 def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
     model, (x, y) = small_net().double().eval(), small_data()
     context = context_of(model, x.double(), y)
-    stage = Project()
-    update = stage.fit(context, 30.0)
+    fitter = Project(context)
+    update = fitter.fit(30.0)
     expected = projected(model, captured(model, x.double())[0], 30.0)
     assert update.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(update[name], value, rtol=0, atol=1e-13)
-    kept = context.memo["factors"]
-    stage.fit(context, 40.0)
-    assert context.memo["factors"] is kept
-    context.learned["kept"] = 1
-    with context.fresh() as fresh:
-        assert (fresh.memo, fresh.learned is context.learned) == ({}, True)
-        stage.fit(fresh, 30.0)
-        assert fresh.memo
-    assert not fresh.memo
-    assert context.memo["factors"] is kept
+    kept = fitter.factors
+    with fitter.round():
+        fitter.fit(40.0)
+        assert fitter.factors is kept
+    assert not fitter.factors
+
+    def interrupted() -> None:
+        with fitter.round():
+            assert same(fitter.fit(30.0), update)
+            assert fitter.factors
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert not fitter.factors
     later = context.after("project", 30.0, update)
-    assert (later.memo, later.learned, later.strengths) == ({}, {}, {"project": 30.0})
+    assert (later.logits, later.strengths) == (None, {"project": 30.0})
     assert later.parameter("0.weight") is update["0.weight"]
     assert torch.equal(later.original("0.weight"), model[0].weight)
     with later.corrected():
         assert torch.equal(model[0].weight, update["0.weight"])
-    assert stage.layers(context, 30.0) == {name: {"alpha": 30.0} for name in expected}
-    assert stage.obstacle(context) == ""
+    assert fitter.layers(30.0) == {name: {"alpha": 30.0} for name in expected}
+    assert fitter.obstacle() == ""
 
 
 def test_cost_counts_the_multiplications_of_each_layer():
     model, (x, y) = small_net().double().eval(), small_data()
-    cost = Project().cost(context_of(model, x.double(), y))
+    cost = Project(context_of(model, x.double(), y)).cost()
     layers = [(16, 8), (16, 16), (3, 16)]
     products = [2 * outputs * width**2 for outputs, width in layers]
     again = sum(width**3 / 3 + 2 * p for (_, width), p in zip(layers, products, strict=True))
@@ -135,11 +148,88 @@ def test_recipes_name_stages():
     assert [s.name for s in stages_of("verifix")] == ["project"]
     assert [s.name for s in stages_of("auto")] == list(STAGES)
     assert [s.name for s in stages_of("refit,project")] == ["refit", "project"]
-    assert set(RECIPES["verifix"]) <= set(STAGES)
+    assert set(recipes()["verifix"]) <= set(STAGES)
     for bad in ("magic", "project,magic", "project,project", "project,", "", "auto,project"):
         with pytest.raises(UsageError, match="it must be 'verifix' or 'auto', or stages among") as caught:
             stages_of(bad)
         assert "\n" not in str(caught.value)
+
+
+def test_a_given_alpha_with_the_recipe_auto_is_the_stage_alone_whose_strength_it_is():
+    assert planned(CorrectOptions()) == stages_of("auto")
+    assert planned(CorrectOptions(alpha=30.0)) == [Project]
+    assert planned(CorrectOptions(alpha=30.0, recipe="refit,project")) == stages_of("refit,project")
+
+
+def test_a_context_has_a_handful_of_fields_and_nothing_in_it_changes():
+    assert len(fields(Context)) == 6
+    context = context_of(small_net().eval(), *small_data())
+    with pytest.raises(FrozenInstanceError):
+        context.folds = []
+
+
+def test_a_stage_takes_one_class_and_one_call(registry):
+    class Scale(Stage):
+        name = "scale"
+        about = "Scales the last bias."
+
+        def candidates(self):
+            return Listed((1.0, 2.0))
+
+        def fit(self, strength):
+            bias = self.context.run.collected.biases[self.context.layers[-1]].parameter
+            return {bias: self.context.writable(bias).mul_(strength)}
+
+    register_stage(Scale)
+    x, y = small_data(80)
+    model = memorised(small_net(), x, y)
+    correction = verifix.correct(model, (x, y), recipe="project,scale", progress=False)
+    choice = correction.choices["scale"]
+    assert [point.strength for point in choice.points] == [None, 1.0, 2.0]
+    assert f"  scale: {choice.reason}" in correction.summary()
+    shown = stages_shown(correction.as_dict())[1]
+    assert (shown["name"], shown["meaning"]) == ("scale", "Scales the last bias.")
+    assert "scale" not in verifix.correct(model, (x, y), progress=False).choices
+    with pytest.raises(UsageError, match="finetune, scale, each once"):
+        verifix.correct(model, (x, y), recipe="magic", progress=False)
+    with pytest.raises(verifix.DataError, match="a nested proof needs at least 63"):
+        verifix.prove(model, (x[:62], y[:62]), recipe="scale", progress=False)
+    assert len(verifix.prove(model, (x, y), recipe="scale", progress=False).folds) == 5
+
+
+def test_a_stage_runs_in_auto_only_if_its_class_says_so(registry):
+    register_stage(Shrink)
+    assert Shrink not in stages_of("auto")
+    register_stage(type("Also", (Shrink,), {"name": "also", "automatic": True}))
+    assert [stage.name for stage in stages_of("auto")] == [*STAGES, "also"]
+    assert [stage.name for stage in stages_of("verifix")] == ["project"]
+
+
+def test_a_stage_that_is_defined_again_in_its_place_takes_the_place_of_the_old_one(registry):
+    register_stage(Shrink)
+    again = type("Shrink", (Shrink,), {"__module__": Shrink.__module__, "__qualname__": Shrink.__qualname__})
+    assert register_stage(again) is registry["shrink"] is again
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (object, "it must be a class built on verifix.Stage"),
+        (lambda: int, "it must be a class built on verifix.Stage"),
+        (lambda: type("A", (Shrink,), {"name": "project"}), "'project' exists already; choose another name"),
+        (lambda: type("A", (Shrink,), {"name": "auto"}), "'auto' exists already"),
+        (lambda: type("A", (Shrink,), {"name": "a,b"}), "is named 'a,b'; it must be a word"),
+        (lambda: type("A", (Shrink,), {"name": ""}), "is named ''; it must be a word"),
+        (lambda: type("A", (Stage,), {"name": "a"}), "stage A has no about and no candidates and no fit"),
+        (lambda: type("A", (Stage,), {"fit": Shrink.fit}), "has no name and no about and no candidates; define"),
+    ],
+    ids=str,
+)
+def test_what_is_no_stage_or_has_a_name_that_is_taken_is_refused_in_one_line(registry, made, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        register_stage(made())
+    assert "\n" not in str(caught.value)
+    assert registry == STAGES
 
 
 def test_replaced_weights_come_back_also_after_an_error():

@@ -108,11 +108,6 @@ class CorrectCommand(CorrectOptions, WeightOptions, DataOptions, ModelOptions):
         WeightOptions.__post_init__(self)
         need_weights(self, self.checkpoint, "--checkpoint")
         self._check_proof()
-        if self.picks[1] < self.minimum_samples:
-            raise UsageError(
-                f"--trusted-count is {self.trusted_count}; with this alpha and these folds it must be "
-                f"{self.minimum_samples} or more"
-            )
 
     def _settle_where_samples_come_from(self) -> None:
         if (self.verified is None) == (self.trusted is None):

@@ -41,7 +41,7 @@ def measure(context: Context) -> Pace:
     Pace
         Of linear algebra where moments live, and of the model where it is.
     """
-    square = torch.rand(SIDE, SIDE, dtype=torch.float64, device=moments_device(context.device))
+    square = torch.rand(SIDE, SIDE, dtype=torch.float64, device=moments_device(context.run.device))
     batch = context.indices[:TIMED]
     product = min(_timed(lambda: float((square @ square)[0, 0])) for _ in range(2))
     run = min(_timed(lambda: context.predict(batch, {})) for _ in range(2))
@@ -54,15 +54,13 @@ def _timed(run: Callable[[], object]) -> float:
     return max(time.perf_counter() - start, 1e-9)
 
 
-def estimate(stage: Stage, whole: Context, parts: Sequence[Context], candidates: Candidates, pace: Pace) -> float:
+def estimate(whole: Stage, parts: Sequence[Stage], candidates: Candidates, pace: Pace) -> float:
     """Estimate the seconds that cross-fitting a stage and fitting it on all samples takes.
 
     Parameters
     ----------
-    stage
-        The stage.
     whole, parts
-        The contexts it will be fitted in.
+        Its fitters, of all samples and of those without each fold.
     candidates
         The strengths it will try.
     pace
@@ -74,11 +72,11 @@ def estimate(stage: Stage, whole: Context, parts: Sequence[Context], candidates:
         Seconds.
     """
     flops = runs = 0.0
-    for context, rounds in [(whole, [1]), *((part, candidates.rounds) for part in parts)]:
-        cost = stage.cost(context)
+    for fitter, rounds in [(whole, [1]), *((part, candidates.rounds) for part in parts)]:
+        cost, context = fitter.cost(), fitter.context
         further = sum(rounds) - len(rounds)
         flops += len(rounds) * cost.flops + further * cost.flops_again
         runs += len(rounds) * cost.runs + further * cost.runs_again
-        held_out = sum(map(len, context.members)) - len(context.indices)
+        held_out = sum(map(len, context.run.members)) - len(context.indices)
         runs += sum(rounds) * held_out
     return flops / pace.flops + runs / pace.runs

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from verifix.losses import Score, apply_score, correct_or_not, tempered_cross_entropy
-from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.progress import duration, progress_bar
 from verifix.recipe.budget import Pace, estimate
@@ -41,14 +40,95 @@ class Rules:
     loss: Score | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One stage in one context.
+
+    Attributes
+    ----------
+    fitter
+        The stage at work there.
+    logits
+        By strength, what the fit predicts for each sample outside, ``[outputs]``; None is no change.
+    following
+        By strength, the context of the next stage.
+    """
+
+    fitter: Stage
+    logits: dict[Strength | None, Mapping[int, Tensor]] = field(default_factory=dict)
+    following: dict[Strength | None, Context] = field(default_factory=dict)
+
+    @property
+    def context(self) -> Context:
+        """The context."""
+        return self.fitter.context
+
+    def predicted(self, strength: Strength | None) -> Mapping[int, Tensor]:
+        """Return the logits of the samples outside under one strength, fitted once."""
+        if strength not in self.logits:
+            update, outside = {} if strength is None else self.fitter.fit(strength), self.context.outside
+            self.logits[strength] = dict(zip(outside, self.context.predict(outside, update), strict=True))
+        return self.logits[strength]
+
+    def after(self, strength: Strength | None) -> Context:
+        """Return the context after a strength, fitted once; corrections that share this one go on sharing that."""
+        if strength not in self.following:
+            self.following[strength] = self._after(strength, self.logits.get(strength))
+        return self.following[strength]
+
+    def _after(self, strength: Strength | None, logits: Mapping[int, Tensor] | None) -> Context:
+        if strength is None:
+            return replace(self.context, logits=logits)
+        with self.fitter.round():
+            return self.context.after(self.fitter.name, strength, self.fitter.fit(strength), logits)
+
+
+class Trials:
+    """One stage in all contexts that it is tried in; each is begun once.
+
+    Parameters
+    ----------
+    stage
+        The stage.
+    prepare
+        Context → its fitter there.
+    """
+
+    def __init__(self, stage: type[Stage], prepare: Callable[[Context], Stage]) -> None:
+        self.stage = stage
+        self._prepare = prepare
+        self._of: dict[Context, Trial] = {}
+
+    def __getitem__(self, context: Context) -> Trial:
+        """Return the trial of a context."""
+        if context not in self._of:
+            trial = self._of[context] = Trial(self._prepare(context))
+            if context.logits is not None:
+                trial.logits[None] = context.logits
+        return self._of[context]
+
+
+@contextmanager
+def trying(stage: type[Stage]) -> Iterator[Trials]:
+    """Open a stage for one correction, or for several that share contexts.
+
+    Yields
+    ------
+    Trials
+        To run the stage with. What was made lives until the end, but for the contexts that follow.
+    """
+    with stage.open() as prepare:
+        yield Trials(stage, prepare)
+
+
 def run_stage(
-    stage: Stage, whole: Context, parts: Sequence[Context], rules: Rules, left: float, *, last: bool = False
+    trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float, *, last: bool = False
 ) -> tuple[Choice, Context, list[Context]]:
     """Choose a stage's strength and fit it.
 
     Parameters
     ----------
-    stage
+    trials
         The stage.
     whole
         What to fit it on in the end.
@@ -71,87 +151,66 @@ def run_stage(
         The same without each fold; those of the last stage are not fitted.
     """
     begun = time.perf_counter()
-    choice = _choose(stage, whole, parts, rules, left)
+    choice = _choose(trials, whole, parts, rules, left)
     strength = choice.strength
-    following = _after(stage, strength, whole)
-    further = list(parts) if last else [_after(stage, strength, part) for part in parts]
-    layers = {} if strength is None else stage.layers(whole, strength)
-    return replace(choice, layers=layers, seconds=time.perf_counter() - begun), following, further
+    following = trials[whole].after(strength)
+    further = list(parts) if last else [trials[part].after(strength) for part in parts]
+    layers = {} if strength is None else trials[whole].fitter.layers(strength)
+    seconds = time.perf_counter() - begun
+    return replace(choice, layers=layers, seconds=seconds, about=trials.stage.about), following, further
 
 
-def _choose(stage: Stage, whole: Context, parts: Sequence[Context], rules: Rules, left: float) -> Choice:
+def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float) -> Choice:
     """Choose a stage's strength, unless it is given, cannot run, or would take longer than what is left."""
-    if stage.name == "project" and rules.options.alpha != "auto":
-        return given(float(rules.options.alpha))
-    obstacle = stage.obstacle(whole)
+    fixed = trials.stage.given(rules.options)
+    if fixed is not None:
+        return given(fixed)
+    obstacle = trials[whole].fitter.obstacle()
     if obstacle:
         return not_tried(obstacle)
-    candidates = stage.candidates(parts[0])
-    seconds = estimate(stage, whole, parts, candidates, rules.pace)
+    fitters = [trials[part].fitter for part in parts]
+    candidates = fitters[0].candidates()
+    seconds = estimate(trials[whole].fitter, fitters, candidates, rules.pace)
     if seconds > left:
         return not_tried(
             f"it would take about {duration(seconds)}, and {duration(max(left, 0))} of the budget are left", seconds
         )
-    return replace(choose_strength(stage, candidates, whole, parts, rules), estimated=seconds)
-
-
-def _after(stage: Stage, strength: Strength | None, context: Context) -> Context:
-    """Return the context after a stage; contexts that several corrections share are fitted once."""
-
-    def fitted() -> Context:
-        if strength is None:
-            return replace(context, learned=known)
-        with context.fresh() as fresh:
-            return replace(context.after(stage.name, strength, stage.fit(fresh, strength)), learned=known)
-
-    logits = context.learned.get(("logits", strength))
-    known = {} if logits is None else {("logits", None): logits}
-
-    return context.learn(("after", strength), fitted)
+    return replace(choose_strength(trials, candidates, whole, parts, rules), estimated=seconds)
 
 
 def choose_strength(
-    stage: Stage, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules
+    trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
     labels = whole.labels
+    tried = [trials[part] for part in parts]
 
-    def scores(logits: Tensor) -> Scores:
+    def scores(strength: Strength | None) -> Scores:
+        logits = _in_order(whole, tried, strength)
         losses = apply_score(rules.loss or tempered_cross_entropy, logits, labels, "loss", per_sample=True)
         values = apply_score(rules.score or correct_or_not, logits, labels, "score", per_sample=False)
         return Scores(losses, float(values.mean()), values if values.ndim else None)
 
     def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
-        return [scores(logits) for logits in cross_fit(stage, strengths, whole, parts, rules.options.progress)]
+        cross_fit(tried, strengths, rules.options.progress)
+        return [scores(strength) for strength in strengths]
 
-    return choose(scores(_in_order(whole, parts, None)), cross_fitted, candidates)
+    return choose(scores(None), cross_fitted, candidates)
 
 
-def cross_fit(
-    stage: Stage, strengths: Sequence[Strength], whole: Context, parts: Sequence[Context], show: bool
-) -> list[Tensor]:
-    """Return, per strength, the logits ``[n, outputs]`` of all samples of `whole`, each from the part without it."""
-    with progress_bar(f"strength of {stage.name}", len(parts) * len(strengths), show, unit="fit") as bar:
+def cross_fit(parts: Sequence[Trial], strengths: Sequence[Strength], show: bool) -> None:
+    """Fit a stage with some strengths in every part, one round each, and predict the samples outside."""
+    what = f"strength of {parts[0].fitter.name}"
+    with progress_bar(what, len(parts) * len(strengths), show, unit="fit") as bar:
         for part in parts:
-            with part.fresh() as fresh:
+            with part.fitter.round():
                 for strength in strengths:
-                    if ("logits", strength) not in part.learned:
-                        part.learned["logits", strength] = _predicted(part, stage.fit(fresh, strength))
+                    part.predicted(strength)
                     bar.update()
-    return [_in_order(whole, parts, strength) for strength in strengths]
 
 
-def _predicted(part: Context, update: Update) -> dict[int, Tensor]:
-    """Return the logits ``[outputs]`` of each sample that a part is asked for."""
-    outside = part.outside
-    return dict(zip(outside, part.predict(outside, update), strict=True))
-
-
-def _in_order(whole: Context, parts: Sequence[Context], strength: Strength | None) -> Tensor:
+def _in_order(whole: Context, parts: Sequence[Trial], strength: Strength | None) -> Tensor:
     """Put together what the parts predict for the samples of `whole` that they lack, in the order of the samples."""
-    rows: dict[int, Tensor] = {}
     own = set(whole.indices)
-    for part in parts:
-        found: dict[int, Tensor] = part.learn(("logits", strength), partial(_predicted, part, {}))
-        rows |= {i: row for i, row in found.items() if i in own}
+    rows = {i: row for part in parts for i, row in part.predicted(strength).items() if i in own}
     return torch.stack([rows[i] for i in whole.indices])

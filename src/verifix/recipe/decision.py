@@ -91,6 +91,8 @@ class Choice:
         stage says nothing about layers.
     estimated, seconds
         What the stage was expected to take, and what it took, in seconds; None if that is not known.
+    about
+        What the stage does, in one sentence; empty if that is not known.
     """
 
     strength: Strength | None
@@ -99,6 +101,7 @@ class Choice:
     layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     estimated: float | None = None
     seconds: float | None = None
+    about: str = ""
 
     def as_dict(self) -> dict[str, object]:
         """Return the choice as plain data, labelled for what its scores are."""
@@ -110,6 +113,7 @@ class Choice:
             "layers": {name: dict(numbers) for name, numbers in self.layers.items()},
             "estimated": self.estimated,
             "seconds": self.seconds,
+            "about": self.about,
         }
 
     @classmethod
@@ -117,7 +121,7 @@ class Choice:
         """Undo `as_dict`."""
         points = tuple(Point(**point | {"strength": _strength(point["strength"])}) for point in data["points"])
         rest = {key: data[key] for key in ("reason", "layers", "estimated", "seconds")}
-        return cls(_strength(data["strength"]), points, **rest)
+        return cls(_strength(data["strength"]), points, about=data.get("about", ""), **rest)
 
 
 def _strength(value: Any) -> Strength | None:
@@ -132,7 +136,7 @@ def spelled(strength: Strength | None) -> str:
     return " × ".join(f"{number:.4g}" for number in numbers)
 
 
-def given(strength: float) -> Choice:
+def given(strength: Strength) -> Choice:
     """Wrap a strength that the user set."""
     return Choice(strength, (), "set by the user")
 

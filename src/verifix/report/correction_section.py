@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from verifix.recipe.stages import projection_among
 from verifix.report import charts
 from verifix.report.formatting import count, decimal, listed, part, percent, plural, share, signed, size, strength, time
 
@@ -19,21 +20,12 @@ MOST_SPECTRA = 12
 MOST_NAMES = 40
 """Parameters that are named for each reason to skip them."""
 
-STAGES = {
-    "project": "The paper's projection: directions that the samples never excite are shrunk, equally in every layer.",
-    "layerwise": "A strength and a gate of its own for every layer.",
-    "recalibrate": "The statistics of batch normalisation, measured anew.",
-    "refit": "The last layer, fitted to the verified labels and pulled towards what it was.",
-    "linear_probe": "A new last layer on the features, in place of the old one.",
-    "finetune": "A short training of all weights, pulled towards what they were.",
-}
-
 SELECTION = "These scores chose the strength, so that they overstate the gain. The proof above is what to believe."
 
 
 def curve(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the α curve of the projection, or why there is none."""
-    choice = part(result, "choices", "project")
+    choice = part(result, "choices", projection_among(part(result, "choices")) or "")
     points = [p for p in listed(choice, "points") if _single(p.get("strength"))]
     chosen = choice.get("strength")
     shown = points if any(p.get("strength") is not None for p in points) else []
@@ -87,7 +79,7 @@ def _stage(name: str, choice: Mapping[str, Any]) -> dict[str, Any]:
     known = best.get("score") is not None and base.get("score") is not None
     return {
         "name": name,
-        "meaning": STAGES.get(name),
+        "meaning": choice.get("about"),
         "kept": chosen is not None,
         "strength": strength(chosen),
         "reason": choice.get("reason") or "",

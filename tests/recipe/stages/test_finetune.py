@@ -8,7 +8,7 @@ from torch import nn
 
 import verifix
 from tests.cases import small_data, small_net
-from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, memorised, same
+from tests.stage_cases import NEAR_A_TIE, NEAREST, memorised, same
 from verifix import DataError
 from verifix.capture.layer import rounded_once
 from verifix.losses import cross_entropy
@@ -63,7 +63,7 @@ def test_it_is_plain_adam_with_a_pull_in_eval_mode_on_the_same_batches(lend, mon
     context = lend(model, x, y, folds=5, without=2)
     read = batches_read(monkeypatch)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    update = FineTune().fit(context, (RATES[-1], 3.0))
+    update = FineTune(context).fit((RATES[-1], 3.0))
     epoch = -(-len(context.indices) // batch_size(len(context.indices)))
     assert len(read) == 3 * epoch
     for start in range(0, len(read), epoch):
@@ -85,7 +85,7 @@ def test_it_starts_at_and_is_pulled_to_what_earlier_stages_left(lend, monkeypatc
     }
     context = lend(model, x, y).after("other", 1.0, changed)
     read = batches_read(monkeypatch)
-    update = FineTune().fit(context, (RATES[-1], 2.0))
+    update = FineTune(context).fit((RATES[-1], 2.0))
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin[0].weight.copy_(changed["0.weight"])
@@ -106,7 +106,7 @@ def test_only_the_selected_layers_and_their_biases_are_trained(lend, monkeypatch
     model, x, y = memorised_case()
     context = lend(model, x, y, **settings)
     read = batches_read(monkeypatch)
-    update = FineTune().fit(context, (RATES[-1], 1.0))
+    update = FineTune(context).fit((RATES[-1], 1.0))
     assert set(update) == expected
     for name, value in plain_training(model, x, y, read, RATES[-1], expected).items():
         torch.testing.assert_close(update[name], value, rtol=0, atol=1e-9)
@@ -124,7 +124,7 @@ def test_tied_weights_are_trained_as_one(lend):
 
     x, y = small_data(70)
     context = lend(memorised(Tied(), x, y), x, y)
-    update = FineTune().fit(context, (RATES[-1], 1.0))
+    update = FineTune(context).fit((RATES[-1], 1.0))
     assert "a.weight" in update
     assert "b.weight" not in update
     with context.corrected(update) as model:
@@ -140,7 +140,7 @@ def test_parameters_that_partly_share_memory_are_left_alone(lend):
     context = lend(model.eval(), x, y)
     assert trainable(context) == ["0.bias", "2.bias", "4.weight", "4.bias"]
     before = memory.clone()
-    FineTune().fit(context, (RATES[-1], 1.0))
+    FineTune(context).fit((RATES[-1], 1.0))
     assert torch.equal(memory, before)
 
 
@@ -162,9 +162,9 @@ def test_flags_gradients_and_weights_come_back_also_after_an_error(lend, fails):
     values = {name: p.detach().clone() for name, p in model.named_parameters()}
     if fails:
         with pytest.raises(DataError, match="boom"):
-            FineTune().fit(context, (RATES[-1], 2.0))
+            FineTune(context).fit((RATES[-1], 2.0))
     else:
-        assert "3.weight" in FineTune().fit(context, (RATES[-1], 2.0))
+        assert "3.weight" in FineTune(context).fit((RATES[-1], 2.0))
     assert len(calls) >= 3
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert same({name: p.detach() for name, p in model.named_parameters()}, values)
@@ -174,35 +174,36 @@ def test_flags_gradients_and_weights_come_back_also_after_an_error(lend, fails):
 
 def test_training_on_from_short_to_long_is_training_long(lend):
     model, x, y = memorised_case()
-    context, stage = lend(model, x, y), FineTune()
+    context = lend(model, x, y)
+    fitter = FineTune(context)
     for rate in RATES:
-        short, long = stage.fit(context, (rate, 1.0)), stage.fit(context, (rate, 4.0))
-        assert same(stage.fit(anew(context), (rate, 4.0)), long)
-        assert same(stage.fit(anew(context), (rate, 1.0)), short)
-        assert same(stage.fit(context, (rate, 1.0)), short)
+        short, long = fitter.fit((rate, 1.0)), fitter.fit((rate, 4.0))
+        assert same(FineTune(context).fit((rate, 4.0)), long)
+        assert same(FineTune(context).fit((rate, 1.0)), short)
+        assert same(fitter.fit((rate, 1.0)), short)
         assert not same(short, long)
     with pytest.raises(ValueError, match="was not kept"):
-        stage.fit(context, (RATES[0], 2.0))
+        fitter.fit((RATES[0], 2.0))
 
 
 @pytest.mark.parametrize("count", [40, 70])
 def test_the_candidates_are_each_rate_short_and_long(lend, count):
     x, y = small_data(count)
     context = lend(small_net().eval(), x, y)
-    candidates = FineTune().candidates(context)
+    candidates = FineTune(context).candidates()
     assert isinstance(candidates, Listed)
     assert {rate for rate, _ in candidates.strengths} == set(RATES)
     longest = min(max(round(SEEN / count), FEWEST), MOST)
     assert {epochs for _, epochs in candidates.strengths} == {longest // 4, longest}
-    assert FineTune().cost(context).runs == 3 * longest * count
-    assert FineTune().obstacle(context) == ""
+    assert FineTune(context).cost().runs == 3 * longest * count
+    assert FineTune(context).obstacle() == ""
 
 
 def test_half_precision_is_trained_in_float32_and_rounded_at_the_end(lend):
     x, y = small_data(70)
     model = memorised(nn.Sequential(nn.Linear(8, 3)), x, y).to(torch.bfloat16)
     context = lend(model, x.to(torch.bfloat16), y)
-    few, many = (FineTune().fit(context, (1e-4, epochs)) for epochs in (1.0, 12.0))
+    few, many = (FineTune(context).fit((1e-4, epochs)) for epochs in (1.0, 12.0))
     assert many["0.weight"].dtype == torch.bfloat16
     changed = [int((update["0.weight"] != model[0].weight).sum()) for update in (few, many)]
     assert changed[1] > changed[0]  # steps too small for bfloat16 have added up
@@ -211,9 +212,9 @@ def test_half_precision_is_trained_in_float32_and_rounded_at_the_end(lend):
 
 def test_weights_stored_in_half_precision_are_rounded_once(lend):
     model, x, y = memorised_case()
-    exact = FineTune().fit(lend(model, x, y), (RATES[-1], 1.0))
+    exact = FineTune(lend(model, x, y)).fit((RATES[-1], 1.0))
     context = lend(model, x, y, stored_as=dict.fromkeys(exact, torch.bfloat16))
-    found = FineTune().fit(context, (RATES[-1], 1.0))
+    found = FineTune(context).fit((RATES[-1], 1.0))
     assert all(torch.equal(found[name], rounded_once(value, torch.bfloat16)) for name, value in exact.items())
     near = finetune._rounded(context, "5.bias", torch.full((3,), NEAR_A_TIE, dtype=torch.float64))
     assert bool((near == NEAREST).all())
@@ -256,4 +257,4 @@ def test_parameters_of_a_scripted_part_are_no_obstacle():
 def test_nothing_to_train_is_an_obstacle(lend, monkeypatch):
     context = lend(small_net().eval(), *small_data())
     monkeypatch.setattr(finetune, "trainable", lambda _: [])
-    assert FineTune().obstacle(context) == "no parameter may be changed"
+    assert FineTune(context).obstacle() == "no parameter may be changed"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tests.cases import captured, projected, slow_projection, small_data, small_net
-from tests.stage_cases import anew, inputs_of, memorised, same
+from tests.stage_cases import inputs_of, memorised, same, with_run
 from verifix.losses import tempered_cross_entropy
 from verifix.model.samples import Samples
 from verifix.recipe.candidates import Listed
@@ -88,7 +88,7 @@ def test_the_gradient_is_the_slope_of_the_loss_by_finite_differences(lend, netwo
     context = lend(model, x.double(), y, folds=4)
     knots, count = knots_at(ALPHA), len(context.layers)
     assert count == {"plain": 3, "mixed": 6}[network]
-    half = layerwise._half(context, knots, [0, 2], [1, 3])
+    half = layerwise._half(context, {}, knots, [0, 2], [1, 3])
     half = replace(half, matrices={layer: table.double() for layer, table in half.matrices.items()})
     batch, group_of = half.indices[:31], torch.arange(count) * 2 // count
     numbers = torch.tensor([[float(knots[1]) + 0.2, 0.7], [float(knots[3]) - 0.1, 0.4]], dtype=torch.float64)
@@ -114,20 +114,20 @@ def test_the_gradient_is_the_slope_of_the_loss_by_finite_differences(lend, netwo
 
 def test_fit_is_the_gated_projection_of_the_original_weights_with_the_numbers_it_tells(lend):
     context = small_context(lend, without=1)
-    x, model = small_data()[0].double(), context.model
+    x, model = small_data()[0].double(), context.run.model
     # The projection that it replaces is in force; what it changed must not be projected again.
     before = projected(model, captured(model, x)[0], ALPHA)
     context = context.after("project", ALPHA, before)
     seen = inputs_of(model, x[context.indices])
-    stage = Layerwise()
+    fitter = Layerwise(context)
     for steps in STEPS:
-        update, told = stage.fit(context, steps), stage.layers(context, steps)
+        update, told = fitter.fit(steps), fitter.layers(steps)
         assert update.keys() == told.keys() == seen.keys()
         for name, rows in seen.items():
             weight, alpha, gate = model.get_parameter(name), told[name]["alpha"], told[name]["gate"]
             exact = gate * slow_projection(weight[None], rows[None], alpha)[0] + (1 - gate) * weight
             torch.testing.assert_close(update[name], exact, rtol=0, atol=1e-10)
-    assert told != stage.layers(context, STEPS[0])
+    assert told != fitter.layers(STEPS[0])
 
 
 @pytest.mark.parametrize("rates", [(0.3, 0.1), (30.0, 10.0)])
@@ -137,7 +137,8 @@ def test_strengths_stay_within_the_knots_and_gates_within_zero_and_one(lend, mon
     monkeypatch.setattr(layerwise, "SAMPLES_PER_GROUP", 1)
     context = small_context(lend)
     knots = knots_at(ALPHA)
-    numbers = [pair for steps in STEPS for pair in layerwise._learned(context, steps)]
+    fitter = Layerwise(context)
+    numbers = [pair for steps in STEPS for pair in fitter.after(steps)]
     assert all(float(knots[0]) - 1e-9 <= math.log(alpha) <= float(knots[-1]) + 1e-9 for alpha, _ in numbers)
     assert all(0 <= gate <= 1 for _, gate in numbers)
     at_an_end = [math.isclose(math.log(a), float(k), abs_tol=1e-9) for a, _ in numbers for k in (knots[0], knots[-1])]
@@ -148,8 +149,8 @@ def test_strengths_stay_within_the_knots_and_gates_within_zero_and_one(lend, mon
 def test_the_ends_of_the_range_of_strengths_leave_room_for_the_knots(lend, alpha):
     context = replace(small_context(lend), strengths={"project": alpha})
     low, high = layerwise.ALPHA_RANGE
-    assert all(low * 0.999 <= found <= high * 1.001 for found, _ in layerwise._learned(context, STEPS[0]))
-    assert all(torch.isfinite(value).all() for value in Layerwise().fit(context, STEPS[0]).values())
+    assert all(low * 0.999 <= found <= high * 1.001 for found, _ in Layerwise(context).after(STEPS[0]))
+    assert all(torch.isfinite(value).all() for value in Layerwise(context).fit(STEPS[0]).values())
 
 
 def test_moments_come_from_one_half_and_the_loss_from_the_other_and_swapped(lend, monkeypatch):
@@ -157,12 +158,12 @@ def test_moments_come_from_one_half_and_the_loss_from_the_other_and_swapped(lend
     halves, losses = [], []
     real_half, real_gradient = layerwise._half, layerwise._gradient
 
-    def half_of(own, knots, of_loss, of_moments):
+    def half_of(own, tables, knots, of_loss, of_moments):
         halves.append((set(own.samples_of(of_loss)), set(own.samples_of(of_moments))))
-        made = real_half(own, knots, of_loss, of_moments)
-        rows = inputs_of(own.model, small_data()[0].double()[sorted(halves[-1][1])])
+        made = real_half(own, tables, knots, of_loss, of_moments)
+        rows = inputs_of(own.run.model, small_data()[0].double()[sorted(halves[-1][1])])
         for layer, table in made.matrices.items():
-            weight = own.model.get_parameter(layer.parameter)[None]
+            weight = own.run.model.get_parameter(layer.parameter)[None]
             expected = [weight, *(slow_projection(weight, rows[layer.parameter][None], float(k.exp())) for k in knots)]
             torch.testing.assert_close(table, torch.stack(expected).float())
         return made
@@ -173,7 +174,7 @@ def test_moments_come_from_one_half_and_the_loss_from_the_other_and_swapped(lend
 
     monkeypatch.setattr(layerwise, "_half", half_of)
     monkeypatch.setattr(layerwise, "_gradient", gradient_of)
-    layerwise._learned(context, STEPS[0])
+    Layerwise(context).after(STEPS[0])
     (first_loss, first_moments), (second_loss, second_moments) = halves
     assert not first_loss & first_moments
     assert (first_loss, first_moments) == (second_moments, second_loss)
@@ -193,38 +194,63 @@ def test_samples_of_the_fold_held_out_are_never_looked_at(lend, monkeypatch):
 
     context = small_context(lend, without=1)
     monkeypatch.setattr(Samples, "batches", spied)
-    update = Layerwise().fit(context, STEPS[0])
+    update = Layerwise(context).fit(STEPS[0])
     assert read == set(context.indices)
-    labels = context.samples.labels.clone()
+    labels = context.run.samples.labels.clone()
     labels[context.samples_of([1])] = 0
-    blind = replace(anew(context), samples=replace(context.samples, labels=labels))
-    assert same(Layerwise().fit(blind, STEPS[0]), update)
+    blind = with_run(context, samples=replace(context.run.samples, labels=labels))
+    assert same(Layerwise(blind).fit(STEPS[0]), update)
 
 
 def test_steps_asked_for_in_any_order_and_again_give_the_same(lend):
-    context, stage = small_context(lend), Layerwise()
-    up = {steps: stage.fit(context, steps) for steps in STEPS}
-    other = anew(context)
-    down = {steps: stage.fit(other, steps) for steps in reversed(STEPS)}
-    with other.fresh() as fresh:
-        later = {steps: stage.fit(fresh, steps) for steps in STEPS}
-    alone = {steps: stage.fit(anew(context), steps) for steps in STEPS}
-    halfway = anew(context)
-    stage.fit(halfway, STEPS[0])
-    with halfway.fresh() as fresh:
-        restarted = {steps: stage.fit(fresh, steps) for steps in STEPS}
+    context = small_context(lend)
+    first, other, halfway = (Layerwise(context) for _ in range(3))
+    up = {steps: first.fit(steps) for steps in STEPS}
+    with other.round():
+        down = {steps: other.fit(steps) for steps in reversed(STEPS)}
+    later = {steps: other.fit(steps) for steps in STEPS}
+    alone = {steps: Layerwise(context).fit(steps) for steps in STEPS}
+    with halfway.round():
+        halfway.fit(STEPS[0])
+    restarted = {steps: halfway.fit(steps) for steps in STEPS}
     for steps in STEPS:
         assert all(same(up[steps], found[steps]) for found in (down, later, alone, restarted))
     assert not same(up[STEPS[0]], up[STEPS[-1]])
 
 
 def test_what_was_learned_in_a_context_is_not_learned_again(lend, monkeypatch):
-    context, stage = small_context(lend), Layerwise()
-    expected = stage.fit(context, STEPS[-1])
+    fitter = Layerwise(small_context(lend))
+    with fitter.round():
+        expected = fitter.fit(STEPS[-1])
+        assert fitter.learning
+        assert fitter.factors
+    assert not fitter.learning
+    assert not fitter.factors
     monkeypatch.setattr(layerwise, "_gradient", None)
-    with context.fresh() as fresh:
-        assert same(stage.fit(fresh, STEPS[-1]), expected)
-        assert stage.layers(fresh, STEPS[0])
+    assert same(fitter.fit(STEPS[-1]), expected)
+    assert fitter.layers(STEPS[0])
+
+
+def test_contexts_with_a_half_in_common_share_its_tables_until_the_stage_ends(lend, monkeypatch):
+    computed = []
+    real = layerwise._table
+
+    def table(context, layer, knots, folds):
+        computed.append((layer.parameter, tuple(folds)))
+        return real(context, layer, knots, folds)
+
+    monkeypatch.setattr(layerwise, "_table", table)
+    context = small_context(lend, folds=5)
+    with Layerwise.open() as prepare:
+        fitters = [prepare(context.without(fold)) for fold in (0, 4)]  # halves 1, 3 and 2, 4; 0, 2 and 1, 3
+        shared = [fitter.fit(STEPS[0]) for fitter in fitters]
+        tables = fitters[0].tables
+        assert tables is fitters[1].tables
+        assert {folds for _, folds in tables} == {(1, 3), (2, 4), (0, 2)}
+    assert not tables
+    assert len(computed) == len(set(computed)) == 3 * len(context.layers)
+    alone = [Layerwise(fitter.context).fit(STEPS[0]) for fitter in fitters]
+    assert all(map(same, alone, shared))
 
 
 def test_with_few_samples_layers_of_neighbouring_depth_share_their_numbers(lend, monkeypatch):
@@ -234,7 +260,7 @@ def test_with_few_samples_layers_of_neighbouring_depth_share_their_numbers(lend,
     context = replace(lend(model, x.double(), y, folds=4), strengths={"project": ALPHA})
     for groups in (1, 2, 3, 6):
         monkeypatch.setattr(layerwise, "SAMPLES_PER_GROUP", 80 // groups)
-        numbers = layerwise._learned(anew(context), STEPS[0])
+        numbers = Layerwise(context).after(STEPS[0])
         assert [numbers[i] == numbers[i + 1] for i in range(5)] == [
             i * groups // 6 == (i + 1) * groups // 6 for i in range(5)
         ]
@@ -255,15 +281,15 @@ def test_depth_is_the_order_in_which_layers_run_not_the_order_in_which_they_are_
 
 
 def test_it_says_what_keeps_it_from_running(lend):
-    stage, context = Layerwise(), small_context(lend)
-    assert stage.obstacle(context) == ""
-    assert stage.candidates(context) == Listed(STEPS)
-    assert "no projection was kept" in stage.obstacle(replace(context, strengths={}))
+    context = small_context(lend)
+    assert Layerwise(context).obstacle() == ""
+    assert Layerwise(context).candidates() == Listed(STEPS)
+    assert "no projection was kept" in Layerwise(replace(context, strengths={})).obstacle()
     both = replace(context, strengths={"project": ALPHA, "refit": 1.0})
-    assert "right after the projection" in stage.obstacle(both)
-    assert "3 folds or more" in stage.obstacle(small_context(lend, folds=2))
-    assert stage.obstacle(small_context(lend, folds=3)) == ""
-    assert stage.fit(small_context(lend, folds=3, without=0), STEPS[0])
+    assert "right after the projection" in Layerwise(both).obstacle()
+    assert "3 folds or more" in Layerwise(small_context(lend, folds=2)).obstacle()
+    assert Layerwise(small_context(lend, folds=3)).obstacle() == ""
+    assert Layerwise(small_context(lend, folds=3, without=0)).fit(STEPS[0])
 
 
 def test_a_layer_that_the_projection_harms_is_spared_and_the_loss_falls(lend):
@@ -282,8 +308,8 @@ def test_a_layer_that_the_projection_harms_is_spared_and_the_loss_falls(lend):
     def loss(update) -> float:
         return float(tempered_cross_entropy(context.predict(context.indices, update), y).mean())
 
-    stage = Layerwise()
-    update, told = stage.fit(context, STEPS[-1]), stage.layers(context, STEPS[-1])
+    fitter = Layerwise(context)
+    update, told = fitter.fit(STEPS[-1]), fitter.layers(STEPS[-1])
     single = projected(model, captured(model, x)[0], 10.0)
     assert loss(update) < loss(single) - 0.02
     assert told["0.weight"]["alpha"] > told["2.weight"]["alpha"]

@@ -9,7 +9,7 @@ from torch import nn
 from tests.cases import small_data
 from tests.stage_cases import inputs_of, memorised
 from verifix.recipe.stages.heads import fit_logistic
-from verifix.recipe.stages.linear_probe import LinearProbe, _embedded, _site
+from verifix.recipe.stages.linear_probe import LinearProbe, _embedded
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -24,7 +24,7 @@ def mlp(activation, hidden: int = 3, width: int = 12, classes: int = 3, between=
 
 def chain_of(lend, model, x, y, **settings) -> tuple:
     context = lend(model.eval(), x, y, **settings)
-    site = _site(context)
+    site = LinearProbe(context).site
     return context, site, [layer.parameter for layer, _ in site.chain]
 
 
@@ -65,7 +65,7 @@ def test_where_the_map_cannot_pass_it_takes_later_features(lend, model, expected
     context, site, chain = chain_of(lend, model, x, y)
     assert chain == expected
     torch.testing.assert_close(site.features, inputs_of(model, x)[expected[0]].double())
-    update = LinearProbe().fit(context, 0.01)
+    update = LinearProbe(context).fit(0.01)
     predicted = context.predict(range(60), update)
     assert set(update) == {name for p in expected for name in (p, p.replace("weight", "bias"))}
     torch.testing.assert_close(predicted.argmax(dim=1), sklearns(site.features, y, 0.01).argmax(dim=1))
@@ -95,10 +95,10 @@ def test_the_corrected_network_gives_the_logits_of_a_logistic_regression(lend, c
     y = torch.where(torch.arange(90) % 7 == 0, 0, y)
     model = memorised(mlp(nn.GELU, classes=classes).double(), x.double(), y)
     context = lend(model, x.double(), y, folds=4, without=1)
-    update = LinearProbe().fit(context, pull)
+    update = LinearProbe(context).fit(pull)
     own = context.indices
     np.testing.assert_allclose(context.predict(own, update), sklearns(x.double()[own], y[own], pull), atol=5e-2)
-    assert LinearProbe().layers(context, pull)
+    assert LinearProbe(context).layers(pull)
 
 
 def test_without_biases_the_probe_has_none(lend):
@@ -106,7 +106,7 @@ def test_without_biases_the_probe_has_none(lend):
     model = nn.Sequential(nn.Linear(8, 12, bias=False), nn.ReLU(), nn.Linear(12, 3, bias=False))
     context, _, chain = chain_of(lend, memorised(model, x, y), x, y)
     assert chain == ["0.weight", "2.weight"]
-    update = LinearProbe().fit(context, 0.01)
+    update = LinearProbe(context).fit(0.01)
     assert set(update) == {"0.weight", "2.weight"}
     zeros = torch.zeros(3, 8).double()
     weight, _ = fit_logistic(x.double(), y, zeros, 0.01, free_bias=False, offset=zeros[:, 0])
@@ -126,7 +126,7 @@ def test_what_a_network_adds_to_its_logits_is_not_added_twice(lend):
     x, y = small_data(60)
     model = memorised(Adjusted(), x, y)
     context = lend(model, x, y)
-    found = context.predict(range(60), LinearProbe().fit(context, 0.01))
+    found = context.predict(range(60), LinearProbe(context).fit(0.01))
     zeros = torch.zeros(3, 8).double()
     weight, bias = fit_logistic(x.double(), y, zeros, 0.01, free_bias=True, offset=model.prior.double())
     torch.testing.assert_close(found, x.double() @ weight.mT + bias, rtol=0, atol=1e-4)

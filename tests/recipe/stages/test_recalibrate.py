@@ -75,7 +75,7 @@ def test_statistics_are_those_of_torchs_update_over_even_batches_of_two_or_more(
     model, x, y = pictures(count)
     context = lend(model, x, y, batch_size=batch_size)
     batches = recorded(monkeypatch)
-    update = Recalibrate().fit(context, 1.0)
+    update = Recalibrate(context).fit(1.0)
     assert sorted(i for batch in batches for i in batch) == list(range(count))
     sizes = list(map(len, batches))
     assert max(sizes) - min(sizes) <= 1
@@ -95,29 +95,29 @@ def test_no_batch_is_single_and_none_larger_than_allowed_whatever_the_numbers(le
         for size in (1, 2, 3, 7, 8):
             context = lend(model, x[:count], y[:count], batch_size=size)
             batches.clear()
-            Recalibrate().fit(context, 1.0)
+            Recalibrate(context).fit(1.0)
             assert 2 <= min(map(len, batches)) <= max(map(len, batches)) <= max(size, 3)
             assert sorted(i for batch in batches for i in batch) == list(range(count))
 
 
 def test_a_share_mixes_the_trained_statistics_with_the_new_ones(lend):
     model, x, y = pictures(80)
-    context, stage = lend(model, x, y), Recalibrate()
-    old, new = statistics(model), stage.fit(context, 1.0)
+    fitter = Recalibrate(lend(model, x, y))
+    old, new = statistics(model), fitter.fit(1.0)
     for share in SHARES:
-        update = stage.fit(context, share)
+        update = fitter.fit(share)
         for name, value in update.items():
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, (1 - share) * old[name] + share * new[name])
-    assert stage.candidates(context) == Listed(SHARES)
-    assert stage.layers(context, 0.5) == {"norm": {"share": 0.5}, "average": {"share": 0.5}}
+    assert fitter.candidates() == Listed(SHARES)
+    assert fitter.layers(0.5) == {"norm": {"share": 0.5}, "average": {"share": 0.5}}
 
 
 def test_only_samples_of_the_context_count(lend):
     model, x, y = pictures(80)
     context = lend(model, x, y, folds=4, without=2)
     alone = lend(model, x[context.indices], y[context.indices])
-    assert same(Recalibrate().fit(context, 1.0), Recalibrate().fit(alone, 1.0))
+    assert same(Recalibrate(context).fit(1.0), Recalibrate(alone).fit(1.0))
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -138,9 +138,9 @@ def test_counters_momentum_flags_and_statistics_come_back_also_after_an_error(le
     flags = modules()
     if fails:
         with pytest.raises(DataError, match="boom"):
-            Recalibrate().fit(context, 1.0)
+            Recalibrate(context).fit(1.0)
     else:
-        Recalibrate().fit(context, 1.0)
+        Recalibrate(context).fit(1.0)
     assert len(calls) >= 3
     assert same(buffers(model), before)
     assert modules() == flags
@@ -151,32 +151,31 @@ def test_weights_of_other_stages_are_in_force(lend):
     model, x, y = pictures(80)
     changed = {"conv.weight": 2 * torch.randn(6, 2, 3, 3), "norm.running_mean": torch.full((6,), 5.0)}
     context = lend(model, x, y).after("other", 1.0, changed)
-    found = Recalibrate().fit(context, 0.5)
+    found = Recalibrate(context).fit(0.5)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, value in changed.items():
             context.original(name)
             dict([*twin.named_parameters(), *twin.named_buffers()])[name].copy_(value)
-    expected = Recalibrate().fit(lend(twin, x, y), 0.5)
+    expected = Recalibrate(lend(twin, x, y)).fit(0.5)
     assert same(found, expected)
-    assert not torch.allclose(
-        found["norm.running_mean"], Recalibrate().fit(lend(model, x, y), 0.5)["norm.running_mean"]
-    )
+    assert not torch.allclose(found["norm.running_mean"], Recalibrate(lend(model, x, y)).fit(0.5)["norm.running_mean"])
 
 
 def test_statistics_that_are_stored_in_half_precision_are_rounded_to_it_once(lend):
     model, x, y = pictures(80)
-    exact = Recalibrate().fit(lend(copy.deepcopy(model).double(), x.double(), y), 1.0)
+    exact = Recalibrate(lend(copy.deepcopy(model).double(), x.double(), y)).fit(1.0)
     context = lend(copy.deepcopy(model).double(), x.double(), y, stored_as={"norm.running_mean": torch.bfloat16})
-    found = Recalibrate().fit(context, 1.0)
+    found = Recalibrate(context).fit(1.0)
     assert torch.equal(found["norm.running_mean"], rounded_once(exact["norm.running_mean"], torch.bfloat16))
     assert torch.equal(found["norm.running_var"], exact["norm.running_var"])
-    context.memo["statistics"] = {"norm.running_mean": torch.full((6,), NEAR_A_TIE, dtype=torch.float64)}
-    assert bool((Recalibrate().fit(context, 1.0)["norm.running_mean"] == NEAREST).all())
+    fitter = Recalibrate(context)
+    fitter.statistics = {"norm.running_mean": torch.full((6,), NEAR_A_TIE, dtype=torch.float64)}
+    assert bool((fitter.fit(1.0)["norm.running_mean"] == NEAREST).all())
 
 
 def test_it_says_when_there_is_nothing_to_recalibrate(lend):
     context = lend(small_net(bn=False).eval(), *small_data())
-    assert Recalibrate().obstacle(context) == "the model has no BatchNorm with running statistics"
-    assert Recalibrate().obstacle(lend(pictures(8)[0], *pictures(8)[1:])) == ""
-    assert np.isclose(Recalibrate().cost(context).runs, 80)
+    assert Recalibrate(context).obstacle() == "the model has no BatchNorm with running statistics"
+    assert Recalibrate(lend(pictures(8)[0], *pictures(8)[1:])).obstacle() == ""
+    assert np.isclose(Recalibrate(context).cost().runs, 80)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from torch import nn
 import verifix
 from tests import tiny
 from tests.cases import small_data, small_net
-from tests.stage_cases import NEAR_A_TIE, NEAREST, anew, inputs_of, memorised, same
+from tests.stage_cases import NEAR_A_TIE, NEAREST, inputs_of, memorised, same, with_run
 from verifix.capture.layer import rounded_once
 from verifix.losses import best_sharpness
 from verifix.recipe.stages.heads import find_head, fit_logistic
@@ -106,7 +105,7 @@ def test_the_head_of_a_network_is_fitted_to_what_it_sees_and_nothing_else_change
         model[5] = nn.Linear(16, classes, bias=False).double()
     model = memorised(model, x.double(), y)
     context = lend(model, x.double(), y, folds=3, without=0)
-    update = Refit().fit(context, 0.02)
+    update = Refit(context).fit(0.02)
     rows = inputs_of(model, x.double()[context.indices])["5.weight"]
     weight, own = expected_of(model, "5.weight", "5.bias" if bias else None, rows, context.labels, 0.02)
     assert update.keys() == {"5.weight", *(["5.bias"] if bias else [])}
@@ -114,7 +113,7 @@ def test_the_head_of_a_network_is_fitted_to_what_it_sees_and_nothing_else_change
     if bias:
         torch.testing.assert_close(update["5.bias"], own, rtol=0, atol=3e-3)
     assert float((update["5.weight"] - model[5].weight).abs().max()) > 0.05
-    assert Refit().layers(context, 0.02) == {"5.weight": {"pull": 0.02}}
+    assert Refit(context).layers(0.02) == {"5.weight": {"pull": 0.02}}
 
 
 def test_what_a_network_adds_to_its_logits_is_not_added_twice(lend):
@@ -132,7 +131,7 @@ def test_what_a_network_adds_to_its_logits_is_not_added_twice(lend):
     context = lend(model, x.double(), y)
     rows = inputs_of(model.net, x.double())["5.weight"]
     weight, own = expected_of(model, "net.5.weight", "net.5.bias", rows, y, 0.05, more=model.prior)
-    update = Refit().fit(context, 0.05)
+    update = Refit(context).fit(0.05)
     torch.testing.assert_close(update["net.5.weight"], weight, rtol=0, atol=3e-3)
     torch.testing.assert_close(update["net.5.bias"], own, rtol=0, atol=3e-3)
 
@@ -161,7 +160,7 @@ def test_a_head_applied_to_every_token_is_fitted_to_the_one_that_gives_the_logit
     rows = inputs_of(model, inputs)["score.weight"][torch.arange(90), last]
     torch.testing.assert_close(find_head(context).features, rows.double(), rtol=0, atol=1e-5)
     weight, _ = expected_of(model, "score.weight", None, rows, y, 0.02)
-    update = Refit().fit(context, 0.02)
+    update = Refit(context).fit(0.02)
     assert set(update) == {"score.weight"}
     torch.testing.assert_close(update["score.weight"].double(), weight, rtol=0, atol=5e-3)
 
@@ -182,7 +181,7 @@ def test_the_head_of_a_bert_is_fitted_to_its_pooled_output(lend, tmp_path, visio
     context = lend(model, inputs, y)
     rows = inputs_of(model, inputs)["classifier.weight"]
     weight, own = expected_of(model, "classifier.weight", "classifier.bias", rows, y, 0.05)
-    update = Refit().fit(context, 0.05)
+    update = Refit(context).fit(0.05)
     torch.testing.assert_close(update["classifier.weight"].double(), weight, rtol=0, atol=5e-3)
     torch.testing.assert_close(update["classifier.bias"].double(), own, rtol=0, atol=5e-3)
 
@@ -191,7 +190,7 @@ def test_an_endless_pull_changes_the_temperature_alone(lend):
     x, y = small_data(90)
     model = memorised(small_net(), x, y)
     context = lend(model, x, y)
-    before, after = context.predict(range(90), {}), context.predict(range(90), Refit().fit(context, 1e9))
+    before, after = context.predict(range(90), {}), context.predict(range(90), Refit(context).fit(1e9))
     torch.testing.assert_close(after, before * best_sharpness(before, y), rtol=1e-4, atol=1e-4)
     assert torch.equal(before.argmax(dim=1), after.argmax(dim=1))
 
@@ -200,25 +199,25 @@ def test_features_come_from_the_weights_that_earlier_stages_left(lend):
     x, y = small_data(90)
     model = memorised(small_net(), x, y)
     changed = {name: model.get_parameter(name).detach() * 0.5 for name in ("0.weight", "5.weight", "5.bias")}
-    found = Refit().fit(lend(model, x, y).after("other", 1.0, changed), 0.02)
+    found = Refit(lend(model, x, y).after("other", 1.0, changed)).fit(0.02)
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for name, value in changed.items():
             twin.get_parameter(name).copy_(value)
-    assert same(found, Refit().fit(lend(twin, x, y), 0.02))
-    assert not same(found, Refit().fit(lend(model, x, y), 0.02))
+    assert same(found, Refit(lend(twin, x, y)).fit(0.02))
+    assert not same(found, Refit(lend(model, x, y)).fit(0.02))
 
 
 def test_a_head_stored_in_half_precision_is_rounded_once(lend):
     x, y = small_data(90)
     model = memorised(small_net().double(), x.double(), y)
     context = lend(model, x.double(), y)
-    exact = Refit().fit(context, 0.02)
-    half = Refit().fit(replace(anew(context), stored_as=dict.fromkeys(exact, torch.bfloat16)), 0.02)
+    exact = Refit(context).fit(0.02)
+    half = Refit(with_run(context, stored_as=dict.fromkeys(exact, torch.bfloat16))).fit(0.02)
     for name, value in exact.items():
         assert half[name].dtype == torch.bfloat16
         assert torch.equal(half[name], rounded_once(value, torch.bfloat16))
-    context = replace(anew(context), stored_as=dict.fromkeys(exact, torch.bfloat16))
+    context = with_run(context, stored_as=dict.fromkeys(exact, torch.bfloat16))
     near = torch.full((3, 16), NEAR_A_TIE, dtype=torch.float64)
     for value in written(context, find_head(context), near, near[:, 0]).values():
         assert bool((value == NEAREST).all())

@@ -17,6 +17,7 @@ from verifix.cli.commands.common import check_names, device_wanted, open_checkpo
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
+from verifix.errors import UsageError
 from verifix.evaluation.duplicates import without_leaks
 from verifix.evaluation.label_order import check_mapping
 from verifix.inspection import collect_moments
@@ -32,6 +33,7 @@ from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
+from verifix.recipe.plan import minimum_samples
 from verifix.report import SCHEMA, as_json, model_card, render
 from verifix.report.result import fill_text
 from verifix.selection.trusted import Trusted, trust
@@ -105,6 +107,7 @@ def _read(command: CorrectCommand) -> _Inputs:
     checkpoint.refuse_corrected()
     _check_files(command, checkpoint)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    _check_count(command)
     preparation = prepare(model, command.model, command)
     earlier = _earlier(command, preparation)
     source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
@@ -114,6 +117,15 @@ def _read(command: CorrectCommand) -> _Inputs:
     verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
     kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
     return _Inputs(checkpoint, model, preparation, verified, trusted, test, kept, earlier, notes)
+
+
+def _check_count(command: CorrectCommand) -> None:
+    """Refuse to pick too few samples; only now, as a recipe may name a stage that the model's module has registered."""
+    needed = minimum_samples(command)
+    if command.picks[1] < needed:
+        raise UsageError(
+            f"--trusted-count is {command.trusted_count}; with this alpha and these folds it must be {needed} or more"
+        )
 
 
 def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, command: CorrectCommand) -> dict[str, Any]:

@@ -126,12 +126,13 @@ def spectra(saved: SavedMoments, correction: Correction) -> dict[str, dict[str, 
     dict
         By parameter name: "eigenvalues", descending (of all groups together, each group adds up to 1), and "alpha".
     """
-    own = correction.layer_strengths.get("layerwise", {})
     found: dict[str, dict[str, Any]] = {}
     for layer, moments in saved.moments.items():
         name = layer.parameter
         if name in correction.corrected and name not in found:
-            alpha = own.get(name, {}).get("alpha", correction.alpha)
+            alpha = correction.alpha
+            for numbers in correction.layer_strengths.values():  # a later stage may have given the layer its own
+                alpha = numbers.get(name, {}).get("alpha", alpha)
             values = eigenvalues(moments).flatten().sort(descending=True).values
             found[name] = {"eigenvalues": values.tolist(), "alpha": alpha}
     return found

@@ -1,8 +1,14 @@
-"""The steps of a correction. Each is one file with one class that follows `Stage`; `STAGES` lists them in order."""
+"""The steps of a correction. Each is one file with one class built on `Stage`; `STAGES` lists them in order.
+
+Users add stages of their own with :func:`register_stage`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+import re
+from collections.abc import Iterable
+from typing import Any
 
 from verifix.errors import UsageError
 from verifix.recipe.context import Context
@@ -14,41 +20,61 @@ from verifix.recipe.stages.project import Project
 from verifix.recipe.stages.recalibrate import Recalibrate
 from verifix.recipe.stages.refit import Refit
 
-STAGES: Mapping[str, Callable[[], Stage]] = {
+STAGES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Project, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
 }
-"""Every stage by name, in the order in which a recipe runs them."""
-
-RECIPES: Mapping[str, tuple[str, ...]] = {"verifix": ("project",), "auto": tuple(STAGES)}
-"""Named recipes: which stages, in which order."""
+"""Every stage by name, in the order in which the recipe "auto" runs those that are automatic."""
 
 
-def stages_of(recipe: str) -> list[Stage]:
-    """Return the stages of a recipe, in order.
+def recipes() -> dict[str, tuple[str, ...]]:
+    """Return the named recipes: which stages, in which order."""
+    automatic = tuple(name for name, stage in STAGES.items() if stage.automatic)
+    return {"verifix": (Project.name,), "auto": automatic}
+
+
+def register_stage(stage: type[Stage]) -> type[Stage]:
+    """Add a stage, so that a recipe can name it: ``recipe="project,mine"`` or ``--recipe project,mine``.
+
+    The recipe "auto" runs it, after verifix's own stages, only if its class sets ``automatic = True``: what "auto"
+    does should not depend on which modules have been imported, unless somebody wants it to.
 
     Parameters
     ----------
-    recipe
-        A name from `RECIPES`, or stage names joined by commas.
+    stage
+        A class built on `verifix.Stage`. Defined again in the same place, as when a cell of a notebook is run twice,
+        it takes the place of the one before.
 
     Returns
     -------
-    list of Stage
-        Fresh stages.
+    type
+        The same class, so that this can be used as a decorator.
 
     Raises
     ------
     UsageError
-        If a name is unknown, or there twice.
+        If it is no such class, lacks a part, or its name is taken or cannot stand in a recipe.
     """
-    names = RECIPES.get(recipe) or tuple(str(recipe).split(","))
-    for name in names:
-        if name not in STAGES or names.count(name) > 1:
-            raise UsageError(
-                f"recipe is {recipe!r}; it must be {' or '.join(map(repr, RECIPES))}, or stages among "
-                f"{', '.join(STAGES)}, each once, joined by commas"
-            )
-    return [STAGES[name]() for name in names]
+    if not (isinstance(stage, type) and issubclass(stage, Stage)):
+        raise UsageError(f"register_stage was given {stage!r}; it must be a class built on verifix.Stage")
+    missing = [name for name in ("name", "about") if not isinstance(getattr(stage, name, None), str)]
+    missing += sorted(stage.__abstractmethods__) if inspect.isabstract(stage) else []
+    if missing:
+        raise UsageError(f"stage {stage.__name__} has no {' and no '.join(missing)}; define what is missing")
+    if not re.fullmatch(r"[A-Za-z]\w*", stage.name):
+        raise UsageError(f"stage {stage.__name__} is named {stage.name!r}; it must be a word of letters, digits and _")
+    if stage.name in recipes() or _place(STAGES.get(stage.name, stage)) != _place(stage):
+        raise UsageError(f"a stage or recipe named {stage.name!r} exists already; choose another name")
+    STAGES[stage.name] = stage
+    return stage
 
 
-__all__ = ["RECIPES", "STAGES", "Context", "Cost", "Project", "Stage", "stages_of"]
+def projection_among(names: Iterable[str]) -> str | None:
+    """Return the first of some stages whose strength is one α for all layers; None if there is none."""
+    return next((name for name in names if name in STAGES and STAGES[name].numbers == ("alpha",)), None)
+
+
+def _place(stage: type[Any]) -> tuple[str, str]:
+    return stage.__module__, stage.__qualname__
+
+
+__all__ = ["STAGES", "Context", "Cost", "Project", "Stage", "projection_among", "recipes", "register_stage"]

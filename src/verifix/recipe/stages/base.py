@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar
 
 from verifix.model.weights import Update
-from verifix.recipe.candidates import Candidates
+from verifix.options import CorrectOptions
+from verifix.recipe.candidates import Candidates, Strength
 from verifix.recipe.context import Context
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Cost:
     flops_again
         Of each further strength in the same context.
     nbytes
-        Memory that the context holds for it, in bytes.
+        Memory that a fitter holds meanwhile, in bytes.
     runs, runs_again
         Samples that the model is run on for the first strength, and for each further one; a backward pass counts as
         two runs.
@@ -37,25 +38,83 @@ class Cost:
     runs_again: float = 0.0
 
 
-class Stage(Protocol):
+class Stage(ABC):
     """One step of a correction, with a strength and the choice to do nothing.
 
-    A stage sees a context and nothing else: not the folds' held-out samples, not the scores of its candidates.
+    The class says what the step is. An instance is its fitter: the step at work in one context, which keeps what its
+    strengths share in fields of its own. It sees the context and nothing else: not the samples of folds that are held
+    out, not the scores of its candidates.
+
+    Parameters
+    ----------
+    context
+        The samples to fit on, and the weights as earlier stages left them.
+
+    Attributes
+    ----------
+    name
+        What a recipe calls it.
+    about
+        What it does, in one sentence, for the report.
+    numbers
+        What the numbers of a strength are called, in their order.
+    automatic
+        Whether the recipe "auto" runs it; else it runs where a recipe names it.
     """
 
-    name: str
+    name: ClassVar[str]
+    about: ClassVar[str]
+    numbers: ClassVar[tuple[str, ...]] = ("strength",)
+    automatic: ClassVar[bool] = False
 
-    def obstacle(self, context: Context) -> str:
-        """Say what keeps this stage from running in this context, such as a layer it needs; empty if nothing does."""
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
-    def candidates(self, context: Context) -> Candidates:
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Callable[[Context], Stage]]:
+        """Lend what makes fitters; what these have in common may live until the end.
+
+        Yields
+        ------
+        callable
+            Context → fitter.
+        """
+        yield cls
+
+    @classmethod
+    def given(cls, options: CorrectOptions) -> Strength | None:  # noqa: ARG003 - most are always chosen
+        """Return the strength that the settings fix; None, the default, where the samples choose."""
+        return None
+
+    def obstacle(self) -> str:
+        """Say what keeps this stage from running here, such as a layer it needs; empty if nothing does."""
+        return ""
+
+    @abstractmethod
+    def candidates(self) -> Candidates:
         """Return the strengths to choose from."""
 
-    def fit(self, context: Context, strength: Any) -> Update:
+    @abstractmethod
+    def fit(self, strength: Any) -> Update:
         """Return new weights, fitted on the context's samples with this strength, whatever was tried before."""
 
-    def layers(self, context: Context, strength: Any) -> Mapping[str, Mapping[str, float]]:
-        """Say what a strength that has been fitted means for each layer, by parameter name; may be empty."""
+    def layers(self, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002 - none, unless it says so
+        """Say what a strength that has been fitted means for each layer, by parameter name; nothing by default."""
+        return {}
 
-    def cost(self, context: Context) -> Cost:
-        """Estimate what `fit` takes, before running it."""
+    def cost(self) -> Cost:
+        """Estimate what `fit` takes, before running it; by default one run over the samples per strength."""
+        runs = float(len(self.context.indices))
+        return Cost(0.0, 0.0, 0, runs, runs)
+
+    def release(self) -> None:  # noqa: B027 - most keep nothing large
+        """Let go of what is large; called after each round of strengths, and `fit` may follow again."""
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Fit some strengths, and let go of what they shared at the end."""
+        try:
+            yield
+        finally:
+            self.release()

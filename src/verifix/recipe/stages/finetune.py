@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from verifix.model.gradients import gradients
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
 
 RATES = (1e-3, 1e-2)
 """Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
@@ -31,30 +31,40 @@ PULL = 0.01
 """Weight μ of the pull, μ / 2 · ‖w − w₀‖²: Li, Grandvalet and Davoine, L2-SP (arXiv 1802.01483)."""
 
 
-class FineTune:
+class FineTune(Stage):
     """Adam on the mean cross-entropy plus μ / 2 · ‖w − w₀‖², in eval mode; its strength is (rate, epochs).
 
     BatchNorm keeps its statistics and nothing drops out: a few hundred samples say too little about either.
+
+    Attributes
+    ----------
+    trainings
+        Those that have begun, by rate.
     """
 
     name = "finetune"
+    about = "A short training of all weights, pulled towards what they were."
+    numbers = ("rate", "epochs")
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.trainings: dict[float, Training] = {}
+
+    def obstacle(self) -> str:
         """Say if no parameter may be changed."""
-        return "" if trainable(context) else "no parameter may be changed"
+        return "" if trainable(self.context) else "no parameter may be changed"
 
-    def candidates(self, context: Context) -> Listed:
+    def candidates(self) -> Listed:
         """Return each rate with a short and a long training; the more samples, the fewer epochs."""
-        longest = _longest(context)
+        longest = _longest(self.context)
         return Listed(tuple((rate, float(epochs)) for rate in RATES for epochs in (max(1, longest // 4), longest)))
 
-    def fit(self, context: Context, strength: tuple[float, float]) -> Update:
+    def fit(self, strength: tuple[float, float]) -> Update:
         """Return the weights after training.
 
         Parameters
         ----------
-        context
-            Where to take samples and weights from.
         strength
             Learning rate and epochs.
 
@@ -64,24 +74,21 @@ class FineTune:
             New values of all trained parameters.
         """
         rate, epochs = strength
-        training: Training = context.remember(f"training at {rate}", lambda: Training(_epochs(context, rate)))
-        return training.after(int(epochs))
+        if rate not in self.trainings:
+            self.trainings[rate] = Training(_epochs(self.context, rate))
+        return self.trainings[rate].after(int(epochs))
 
-    def layers(
-        self,
-        context: Context,  # noqa: ARG002 - nothing differs by layer
-        strength: tuple[float, float],  # noqa: ARG002
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Return nothing: all parameters have the same rate and epochs."""
-        return {}
-
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate the mean training of the candidates: a run forward and two backward per sample and epoch."""
-        longest = _longest(context)
+        context, longest = self.context, _longest(self.context)
         runs = 3.0 * longest * len(context.indices)
         weights = sum(context.original(name).numel() for name in trainable(context))
         # Of the candidates of one rate the longest is all that is run.
         return Cost(0.0, 0.0, 16 * weights, runs, runs / 3)
+
+    def release(self) -> None:
+        """Let go of the trainings, whose optimizers hold as much as the model thrice."""
+        self.trainings = {}
 
 
 def _longest(context: Context) -> int:
@@ -141,10 +148,10 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     names = trainable(context)
     weights = {name: _precise(context.parameter(name)) for name in names}
     first = {name: weight.clone() for name, weight in weights.items()}
-    fused = context.device.type in ("cpu", "cuda")  # a third of the time
+    fused = context.run.device.type in ("cpu", "cuda")  # a third of the time
     optimizer = torch.optim.Adam([{"params": [w], "lr": rate * _size(w)} for w in weights.values()], fused=fused)
-    generator = torch.Generator().manual_seed(context.seed)
-    indices = context.indices
+    generator = torch.Generator().manual_seed(context.run.seed)
+    run, indices = context.run, context.indices
     size = batch_size(len(indices))
     while True:
         order = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
@@ -152,9 +159,7 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
             live = dict(model.named_parameters())
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                slopes = gradients(
-                    model, context.samples, batch, names, batch_size=context.batch_size, device=context.device
-                )
+                slopes = gradients(model, run.samples, batch, names, batch_size=run.batch_size, device=run.device)
                 for name, weight in weights.items():
                     weight.grad = (weight - first[name]).mul_(PULL).add_(slopes[name])
                 optimizer.step()
@@ -180,11 +185,11 @@ def _rounded(context: Context, name: str, weight: Tensor) -> Tensor:
 
 def trainable(context: Context) -> list[str]:
     """Return the parameters that may be trained; with include or exclude the selected layers and their biases."""
-    selection, parameters = context.selection, dict(context.model.named_parameters())
+    selection, parameters = context.run.selection, dict(context.run.model.named_parameters())
     apart = parameters.keys() - partly_shared(parameters)  # writing one would change another
     floating = [name for name, parameter in parameters.items() if parameter.is_floating_point() and name in apart]
     if selection.include is None and not selection.exclude:
         return floating
     own = {name for layer in context.layers for name in layer.parameters}
-    own |= {bias.parameter for layer, bias in context.collected.biases.items() if layer in set(context.layers)}
+    own |= {bias.parameter for layer, bias in context.run.collected.biases.items() if layer in set(context.layers)}
     return [name for name in floating if name in own]

@@ -81,7 +81,7 @@ def find_head(context: Context) -> Head | None:
         size = float(logits.abs().amax()) + float(offset.abs().amax())
         if float(distance.amin(dim=1).max()) <= TOLERANCE * max(size, 1e-6):
             features = seen[layer][torch.arange(len(token)), token]
-            bias = context.collected.biases.get(layer)
+            bias = context.run.collected.biases.get(layer)
             own = 0.0 if bias is None else bias.view(context.parameter(bias.parameter)).double().cpu()
             beyond = offset - own
             return Head(layer, bias, features, offset, beyond * (beyond.abs() > TOLERANCE * size))
@@ -141,11 +141,11 @@ def seeing_one_row(context: Context) -> list[Layer]:
 
 def _run(context: Context, layers: Iterable[Layer], indices: Sequence[int], sink: Sink) -> Tensor:
     """Run samples while some layers are watched; return the logits ``[n, outputs]``."""
-    logits, selection = [], Selection(only=frozenset(layers))
+    run, logits, selection = context.run, [], Selection(only=frozenset(layers))
     with context.corrected() as model, intercepting(model, sink, selection, masked=False) as census:
-        for batch in context.samples.batches(indices, context.batch_size):
+        for batch in run.samples.batches(indices, run.batch_size):
             census.begin(len(batch.labels))
-            output = run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
+            output = run_model(model, to_device(batch.inputs, run.device), run.samples.forward)
             logits.append(as_logits(output, len(batch.labels)))
     return torch.cat(logits)
 

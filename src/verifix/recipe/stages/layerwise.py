@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,8 @@ from verifix.model.weights import Update
 from verifix.projection import ALPHA_RANGE, Factors, prepare
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.project import Project
 
 KNOTS = tuple(math.log(10) * decade for decade in (-2, -4 / 3, -2 / 3, 0, 2 / 3))
 """Where W P is computed, in nats of log α from the single α. Layers that want less than no projection take the gate."""
@@ -46,32 +48,80 @@ RATE_ALPHA, RATE_GATE = 0.3, 0.1
 """Step sizes of Adam: it moves by about this much per step."""
 
 
-class Layerwise:
-    """The projection with a strength and a gate per layer; refines `project`. Its own strength is the steps taken."""
+Tables = dict[tuple[float, tuple[int, ...]], Mapping[Layer, Tensor]]
+"""W and W P at the knots by layer, see `_Half`; by the first knot and the folds that the moments are of."""
+
+Numbers = list[tuple[float, float]]
+"""α and g of every layer."""
+
+
+class Layerwise(Stage):
+    """The projection with a strength and a gate per layer; refines `project`. Its own strength is the steps taken.
+
+    Parameters
+    ----------
+    context
+        The samples to fit on, and the weights as earlier stages left them.
+    tables
+        What other fitters have computed already, to be added to.
+
+    Attributes
+    ----------
+    learned
+        What has been learned, by steps; it is small, and stays when `release` lets go of the rest.
+    learning
+        What goes on with learning; None before it begins.
+    factors
+        What all α of a layer share, for the layers that have been fitted.
+    """
 
     name = "layerwise"
+    about = "A strength and a gate of its own for every layer."
+    numbers = ("steps",)
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    def __init__(self, context: Context, tables: Tables | None = None) -> None:
+        super().__init__(context)
+        self.tables: Tables = {} if tables is None else tables
+        self.learned: dict[float, Numbers] = {}
+        self.learning: Iterator[tuple[int, Numbers]] | None = None
+        self.factors: dict[Layer, Factors] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Callable[[Context], Layerwise]]:
+        """Lend what makes fitters that share tables: the same folds are a half of several contexts.
+
+        Yields
+        ------
+        callable
+            Context → fitter.
+        """
+        tables: Tables = {}
+        try:
+            yield partial(cls, tables=tables)
+        finally:
+            tables.clear()
+
+    def obstacle(self) -> str:
         """Say what is missing: the single α that it starts from, or two halves."""
-        if "project" not in context.strengths:
+        if Project.name not in self.context.strengths:
             return "it refines the projection, and no projection was kept"
-        if set(context.strengths) != {"project"}:
+        if set(self.context.strengths) != {Project.name}:
             return "it must come right after the projection, which it replaces"
-        if len(context.members) < 3:
+        if len(self.context.run.members) < 3:
             return "it needs 3 folds or more"
         return ""
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return numbers of steps, to stop early."""
         return Listed(STEPS)
 
-    def fit(self, context: Context, strength: float) -> Update:
+    def fit(self, strength: float) -> Update:
         """Return g · W P(α) + (1 − g) · W with each layer's own α and g after so many steps.
 
         Parameters
         ----------
-        context
-            Where to take moments and weights from.
         strength
             Steps, one of `STEPS`.
 
@@ -80,26 +130,41 @@ class Layerwise:
         Update
             New parameters: computed in float64, rounded once to the dtype they will have.
         """
+        context = self.context
         update: dict[str, Tensor] = {}
-        for layer, (alpha, gate) in zip(context.layers, _learned(context, strength), strict=True):
+        for layer, (alpha, gate) in zip(context.layers, self.after(strength), strict=True):
             for name in layer.parameters:
                 if name not in update:
                     update[name] = context.writable(name).copy_(context.original(name))
             weight = read_matrix(layer, context.original)
             if gate > 0:
-                factors = context.remember(f"factors of {layer}", partial(_factors, context, layer, context.folds))
-                projected = factors.project(alpha)
+                if layer not in self.factors:
+                    self.factors[layer] = _factors(context, layer, context.folds)
+                projected = self.factors[layer].project(alpha)
                 weight = gate * projected + (1 - gate) * weight.to(projected.device)
             write_matrix(layer, update, weight)
         return update
 
-    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+    def after(self, steps: float) -> Numbers:
+        """Return what is learned after so many steps, one of `STEPS`; what has been learned is not learned again."""
+        if steps not in self.learned:
+            self.learning = self.learning or _learn(self.context, self.tables)
+            while steps not in self.learned:
+                self.learned.update([next(self.learning)])
+        return self.learned[steps]
+
+    def release(self) -> None:
+        """Let go of the factors and of the tables of a learning that has begun."""
+        self.learning, self.factors = None, {}
+
+    def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return α and the gate of every layer."""
-        learned = zip(context.layers, _learned(context, strength), strict=True)
+        learned = zip(self.context.layers, self.after(strength), strict=True)
         return {layer.parameter: {"alpha": alpha, "gate": gate} for layer, (alpha, gate) in learned}
 
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate the knots of both halves, the steps, and one exact projection per strength."""
+        context = self.context
         prepared = projected = nbytes = 0.0
         for layer in context.layers:
             groups, outputs, width = read_matrix(layer, context.original).shape
@@ -122,23 +187,13 @@ class _Half:
     matrices: Mapping[Layer, Tensor]
 
 
-def _learned(context: Context, steps: float) -> list[tuple[float, float]]:
-    """Return α and g of every layer after so many steps; what has been learned in a context is not learned again."""
-    found: dict[float, list[tuple[float, float]]] = context.learned.setdefault("after steps", {})
-    if steps not in found:
-        learning = context.remember("learning", lambda: _learn(context))
-        while steps not in found:
-            found.update([next(learning)])
-    return found[steps]
-
-
-def _learn(context: Context) -> Iterator[tuple[int, list[tuple[float, float]]]]:
+def _learn(context: Context, tables: Tables) -> Iterator[tuple[int, Numbers]]:
     """Yield what is learned after each number of `STEPS`."""
-    start = math.log(float(context.strengths["project"]))  # type: ignore[arg-type]
+    start = math.log(float(context.strengths[Project.name]))  # type: ignore[arg-type]
     low, high = (math.log(alpha) for alpha in ALPHA_RANGE)
     middle = min(max(start, low - KNOTS[0]), high - KNOTS[-1])
     knots = torch.tensor([middle + knot for knot in KNOTS], dtype=torch.float64)
-    halves = [_half(context, knots, *folds) for folds in _split(context)]
+    halves = [_half(context, tables, knots, *folds) for folds in _split(context)]
     count = len(context.layers)
     groups = min(count, max(1, len(context.indices) // SAMPLES_PER_GROUP))
     group_of = torch.arange(count) * groups // count
@@ -147,7 +202,7 @@ def _learn(context: Context) -> Iterator[tuple[int, list[tuple[float, float]]]]:
     spread = torch.tensor([SPREAD_ALPHA, SPREAD_GATE], dtype=torch.float64)
     rates = torch.tensor([RATE_ALPHA, RATE_GATE], dtype=torch.float64)
     optimizer = torch.optim.Adam([numbers], lr=1.0, betas=(0.9, 0.95))
-    batches = [_endless(half.indices, HALF_BATCH, context.seed) for half in halves]
+    batches = [_endless(half.indices, HALF_BATCH, context.run.seed) for half in halves]
     for step in range(1, max(STEPS) + 1):
         before = numbers.detach().clone()
         pull = ((before - first) / spread**2) / len(context.indices)
@@ -176,21 +231,21 @@ def _halves(context: Context) -> list[list[int]]:
     return [context.samples_of(folds) for folds, _ in _split(context)]
 
 
-def _half(context: Context, knots: Tensor, of_loss: Sequence[int], of_moments: Sequence[int]) -> _Half:
-    key = ("knots", float(knots[0]), tuple(of_moments))
-    if key not in context.shared:  # the same folds are a half of several contexts
-        context.shared[key] = {layer: _table(context, layer, knots, of_moments) for layer in context.layers}
-    return _Half(context.samples_of(of_loss), context.shared[key])
+def _half(context: Context, tables: Tables, knots: Tensor, of_loss: Sequence[int], of_moments: Sequence[int]) -> _Half:
+    key = (float(knots[0]), tuple(of_moments))
+    if key not in tables:
+        tables[key] = {layer: _table(context, layer, knots, of_moments) for layer in context.layers}
+    return _Half(context.samples_of(of_loss), tables[key])
 
 
 def _table(context: Context, layer: Layer, knots: Tensor, folds: Sequence[int]) -> Tensor:
     factors = _factors(context, layer, folds)
     table = [factors.weight, *(factors.project(float(knot.exp())) for knot in knots)]
-    return torch.stack([matrix.float() for matrix in table]).to(context.device)
+    return torch.stack([matrix.float() for matrix in table]).to(context.run.device)
 
 
 def _factors(context: Context, layer: Layer, folds: Sequence[int]) -> Factors:
-    moments = context.collected.moments(layer, folds, context.earlier)
+    moments = context.run.collected.moments(layer, folds, context.run.earlier)
     return prepare(read_matrix(layer, context.original), moments)
 
 
@@ -217,14 +272,9 @@ def _gradient(
                 update[name] = context.original(name).detach().clone()
         write_matrix(layer, update, torch.tensordot(mix.to(table), table, 1).double())
     with context.corrected(update) as model:
+        size, device = context.run.batch_size, context.run.device
         found = gradients(
-            model,
-            context.samples,
-            indices,
-            list(update),
-            batch_size=context.batch_size,
-            device=context.device,
-            tempered=True,
+            model, context.run.samples, indices, list(update), batch_size=size, device=device, tempered=True
         )
     slopes = []
     for layer, table in half.matrices.items():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,30 +20,36 @@ from verifix.capture.layer import Bias, Layer, read_matrix, write_bias, write_ma
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
 from verifix.recipe.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
 
 
-class LinearProbe:
+class LinearProbe(Stage):
     """Minimise cross-entropy + λ / 2 · (s ‖V‖² + ‖c‖²) over V, c on the earliest features that allow it; strength λ."""
 
     name = "linear_probe"
+    about = "A new last layer on the features, in place of the old one."
+    numbers = ("pull",)
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    @cached_property
+    def site(self) -> _Site | None:
+        """Where the probe goes; None if there is no head to replace."""
+        return _find_site(self.context)
+
+    def obstacle(self) -> str:
         """Say if there is no head to replace."""
-        return "" if _site(context) else "no linear layer that may be corrected gives the logits"
+        return "" if self.site else "no linear layer that may be corrected gives the logits"
 
-    def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - λ means the same for every network
+    def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1."""
         return PULLS
 
-    def fit(self, context: Context, strength: float) -> Update:
+    def fit(self, strength: float) -> Update:
         """Return the weights of the layers that compute the probe.
 
         Parameters
         ----------
-        context
-            Where to take features, labels and weights from.
         strength
             λ, above 0.
 
@@ -51,24 +58,22 @@ class LinearProbe:
         Update
             New weights and biases of the layers from the features on.
         """
-        site = _site(context)
+        site = self.site
         assert site is not None  # noqa: S101 - `obstacle` has been asked
         zeros = torch.zeros(site.outputs, site.features.shape[1], dtype=torch.float64)
         weight, bias = fit_logistic(
-            site.features, context.labels, zeros, strength, free_bias=site.free_bias, offset=site.offset
+            site.features, self.context.labels, zeros, strength, free_bias=site.free_bias, offset=site.offset
         )
-        return _embedded(context, site.chain, weight, bias - site.offset)
+        return _embedded(self.context, site.chain, weight, bias - site.offset)
 
-    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+    def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the layers that the probe takes."""
-        site = _site(context)
-        return {} if site is None else {layer.parameter: {"pull": strength} for layer, _ in site.chain}
+        return {} if self.site is None else {layer.parameter: {"pull": strength} for layer, _ in self.site.chain}
 
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate a hundred evaluations of the objective, and two runs for the features."""
-        site = _site(context)
-        size = 0 if site is None else site.features.numel() * site.outputs
-        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=2.0 * len(context.indices))
+        size = 0 if self.site is None else self.site.features.numel() * self.site.outputs
+        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=2.0 * len(self.context.indices))
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,6 @@ class _Site:
         return self.chain[0][1] is not None
 
 
-def _site(context: Context) -> _Site | None:
-    return context.learn("site", lambda: _find_site(context))
-
-
 def _find_site(context: Context) -> _Site | None:
     """Find the earliest features from which the remaining layers can be made to compute a linear map."""
     head = find_head(context)
@@ -110,7 +111,7 @@ def _find_site(context: Context) -> _Site | None:
     chain = seeing_one_row(context)
     chain = [*chain[: chain.index(head.layer)], head.layer] if head.layer in chain else [head.layer]
     _, seen = watch(context, chain, context.indices)
-    biases = context.collected.biases
+    biases = context.run.collected.biases
     for start in range(len(chain) - 1):
         site = _Site(
             [(layer, biases.get(layer)) for layer in chain[start:]],
@@ -132,7 +133,7 @@ def _computes_any_map(context: Context, site: _Site) -> bool:
     """Try a random map, and see whether the network computes it."""
     if any(read_matrix(layer, context.original).shape[1] < 2 * site.outputs for layer, _ in site.chain[:-1]):
         return False
-    generator = torch.Generator().manual_seed(context.seed)
+    generator = torch.Generator().manual_seed(context.run.seed)
     weight = torch.randn(site.outputs, site.features.shape[1], generator=generator, dtype=torch.float64)
     weight /= float(site.features.norm(dim=1).mean()) or 1.0
     bias = torch.randn(site.outputs, generator=generator, dtype=torch.float64) * site.free_bias
@@ -154,7 +155,7 @@ def _embedded(context: Context, chain: Sequence[tuple[Layer, Bias | None]], weig
         for name in (*layer.parameters, *([own_bias.parameter] if own_bias else [])):
             if name not in update:
                 update[name] = context.writable(name)
-        write_matrix(layer, update, matrix.to(context.device))
+        write_matrix(layer, update, matrix.to(context.run.device))
         if own_bias is not None:
             added = torch.zeros(shape[0], dtype=torch.float64)
             added[: len(rows)] = (bias if i == last else torch.cat([bias, -bias])) if i == 0 else 0.0

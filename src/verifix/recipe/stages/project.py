@@ -8,32 +8,49 @@ from torch import Tensor
 
 from verifix.capture.layer import Layer, read_matrix, write_matrix
 from verifix.model.weights import Update
+from verifix.options import CorrectOptions
 from verifix.projection import Factors, check_alpha, prepare
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
 
 
-class Project:
-    """Scaled activation projection with strength α (Verifix, arXiv 2403.08618; see `verifix.projection`)."""
+class Project(Stage):
+    """Scaled activation projection with strength α (Verifix, arXiv 2403.08618; see `verifix.projection`).
+
+    Attributes
+    ----------
+    factors
+        What all α of a layer share; empty until the first one is fitted.
+    """
 
     name = "project"
+    about = "The paper's projection: directions that the samples never excite are shrunk, equally in every layer."
+    numbers = ("alpha",)
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.factors: dict[Layer, Factors] = {}
+
+    @classmethod
+    def given(cls, options: CorrectOptions) -> float | None:
+        """Return α if it is a number."""
+        return None if options.alpha == "auto" else float(options.alpha)
+
+    def obstacle(self) -> str:
         """Nothing but layers could be missing; labels it does not use."""
-        return "" if context.layers else "no layer can be corrected"
+        return "" if self.context.layers else "no layer can be corrected"
 
-    def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Grid:
         """Return α from 10 to 10⁶: below lies almost nothing of the network, above almost all of the projector."""
         return Grid(10, 1e6)
 
-    def fit(self, context: Context, strength: float) -> Update:
+    def fit(self, strength: float) -> Update:
         """Return W P(α) for every layer, from one pass of the old weights.
 
         Parameters
         ----------
-        context
-            Where to take moments and weights from.
         strength
             α, above 0.
 
@@ -44,30 +61,35 @@ class Project:
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
-        for layer, factors in context.remember("factors", lambda: self._prepare(context)).items():
+        self.factors = self.factors or _prepared(self.context)
+        for layer, factors in self.factors.items():
             for name in layer.parameters:
                 if name not in update:
-                    update[name] = context.writable(name)
+                    update[name] = self.context.writable(name)
             write_matrix(layer, update, factors.project(alpha))
         return update
 
-    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+    def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return α for every layer."""
-        return {layer.parameter: {"alpha": strength} for layer in context.layers}
+        return {layer.parameter: {"alpha": strength} for layer in self.context.layers}
 
-    def _prepare(self, context: Context) -> dict[Layer, Factors]:
-        return {
-            layer: prepare(read_matrix(layer, context.parameter), context.moments(layer)) for layer in context.layers
-        }
-
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate the primal form's multiplications; the dual is chosen only where it takes fewer."""
         first = again = 0.0
         nbytes = 0
-        for layer in context.layers:
-            groups, outputs, width = read_matrix(layer, context.parameter).shape
+        for layer in self.context.layers:
+            groups, outputs, width = read_matrix(layer, self.context.parameter).shape
             product = 2 * groups * outputs * width**2
             again += groups * width**3 / 3 + 2 * product
             first += product
             nbytes += 8 * groups * (width**2 + 2 * outputs * width)
         return Cost(first + again, again, nbytes)
+
+    def release(self) -> None:
+        """Let go of the factors."""
+        self.factors = {}
+
+
+def _prepared(context: Context) -> dict[Layer, Factors]:
+    moments = context.moments()
+    return {layer: prepare(read_matrix(layer, context.parameter), moments(layer)) for layer in context.layers}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from verifix.capture.layer import rounded_once
@@ -14,32 +14,43 @@ from verifix.model.run import run_model, to_device
 from verifix.model.weights import Update, tensors_of
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
 
 SHARES = (0.25, 0.5, 1.0)
 """How far the statistics go from the trained ones to those of the verified inputs."""
 
 
-class Recalibrate:
-    """Running mean and variance over the verified inputs, under the weights as they are, mixed with the old ones."""
+class Recalibrate(Stage):
+    """Running mean and variance over the verified inputs, under the weights as they are, mixed with the old ones.
+
+    Attributes
+    ----------
+    statistics
+        Those of the verified inputs, by the buffers' names; empty until the first share is fitted.
+    """
 
     name = "recalibrate"
+    about = "The statistics of batch normalisation, measured anew."
+    numbers = ("share",)
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.statistics: dict[str, Tensor] = {}
+
+    def obstacle(self) -> str:
         """Say if there is no BatchNorm that keeps statistics."""
-        return "" if _norms(context.model) else "the model has no BatchNorm with running statistics"
+        return "" if _norms(self.context.run.model) else "the model has no BatchNorm with running statistics"
 
-    def candidates(self, context: Context) -> Listed:  # noqa: ARG002 - the same for every network
+    def candidates(self) -> Listed:
         """Return the shares of the new statistics."""
         return Listed(SHARES)
 
-    def fit(self, context: Context, strength: float) -> Update:
+    def fit(self, strength: float) -> Update:
         """Return (1 − s) · old + s · new for every running mean and variance.
 
         Parameters
         ----------
-        context
-            Where to take samples and weights from.
         strength
             s, from 0 to 1.
 
@@ -48,20 +59,24 @@ class Recalibrate:
         Update
             New buffers.
         """
-        new = context.remember("statistics", lambda: _statistics(context))
-        update = {name: context.writable(name) for name in new}
-        for name, value in new.items():
-            mixed = torch.lerp(context.parameter(name).double(), value, strength)
+        self.statistics = self.statistics or _statistics(self.context)
+        update = {name: self.context.writable(name) for name in self.statistics}
+        for name, value in self.statistics.items():
+            mixed = torch.lerp(self.context.parameter(name).double(), value, strength)
             update[name].copy_(rounded_once(mixed, update[name].dtype))
         return update
 
-    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+    def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return the share for every BatchNorm."""
-        return {name: {"share": strength} for name in _norms(context.model)}
+        return {name: {"share": strength} for name in _norms(self.context.run.model)}
 
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate one run over the samples."""
-        return Cost(0.0, 0.0, 0, runs=float(len(context.indices)))
+        return Cost(0.0, 0.0, 0, runs=float(len(self.context.indices)))
+
+    def release(self) -> None:
+        """Let go of the statistics."""
+        self.statistics = {}
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -70,7 +85,7 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
     return {name: module for name, module in found.items() if module.running_mean is not None}
 
 
-def _statistics(context: Context) -> dict[str, torch.Tensor]:
+def _statistics(context: Context) -> dict[str, Tensor]:
     """Return mean and variance of what reaches every BatchNorm, averaged over batches of nearly equal size.
 
     As in training, each BatchNorm normalises by its batch meanwhile, so that later ones see what they would see.
@@ -86,12 +101,13 @@ def _statistics(context: Context) -> dict[str, torch.Tensor]:
     dict
         float64, by the buffers' names.
     """
-    norms = _norms(context.model)
+    run = context.run
+    norms = _norms(run.model)
     indices = context.indices
-    parts = np.array_split(indices, max(1, min(-(-len(indices) // context.batch_size), len(indices) // 2)))
+    parts = np.array_split(indices, max(1, min(-(-len(indices) // run.batch_size), len(indices) // 2)))
     flags = {name: (module.training, module.momentum) for name, module in norms.items()}
     owned = {id(b) for module in norms.values() for b in (module.running_mean, module.running_var)}
-    names = [name for name, buffer in tensors_of(context.model).items() if id(buffer) in owned]
+    names = [name for name, buffer in tensors_of(run.model).items() if id(buffer) in owned]
     counters = {name: module.num_batches_tracked for name, module in norms.items()}
     kept = {name: counter.clone() for name, counter in counters.items() if counter is not None}
     with context.corrected({name: context.parameter(name) for name in names}) as model:
@@ -100,8 +116,8 @@ def _statistics(context: Context) -> dict[str, torch.Tensor]:
                 module.reset_running_stats()
                 module.momentum, module.training = None, True  # None: the plain average over all batches
             for part in parts:
-                for batch in context.samples.batches(part.tolist(), len(part)):
-                    run_model(model, to_device(batch.inputs, context.device), context.samples.forward)
+                for batch in run.samples.batches(part.tolist(), len(part)):
+                    run_model(model, to_device(batch.inputs, run.device), run.samples.forward)
             return {name: tensors_of(model)[name].detach().double().clone() for name in names}
         finally:
             for name, module in norms.items():

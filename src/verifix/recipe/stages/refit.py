@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from torch import Tensor
 
@@ -11,11 +12,11 @@ from verifix.losses import best_sharpness
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost
+from verifix.recipe.stages.base import Cost, Stage
 from verifix.recipe.stages.heads import PULLS, Head, find_head, fit_logistic
 
 
-class Refit:
+class Refit(Stage):
     """Minimise cross-entropy + λ / 2 · (s ‖W − τ W₀‖² + ‖b − τ b₀‖²) over W and b; its strength is the pull λ.
 
     τ is one over the temperature that suits the trained logits best, so that a network that is too sure of itself, or
@@ -23,22 +24,28 @@ class Refit:
     """
 
     name = "refit"
+    about = "The last layer, fitted to the verified labels and pulled towards what it was."
+    numbers = ("pull",)
+    automatic = True
 
-    def obstacle(self, context: Context) -> str:
+    @cached_property
+    def head(self) -> Head | None:
+        """The layer to fit; None if there is none."""
+        return find_head(self.context)
+
+    def obstacle(self) -> str:
         """Say if there is no linear layer whose products are the logits."""
-        return "" if _head(context) else "no linear layer that may be corrected gives the logits"
+        return "" if self.head else "no linear layer that may be corrected gives the logits"
 
-    def candidates(self, context: Context) -> Grid:  # noqa: ARG002 - λ means the same for every network
+    def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1: below is a fit without a pull, above is none."""
         return PULLS
 
-    def fit(self, context: Context, strength: float) -> Update:
+    def fit(self, strength: float) -> Update:
         """Return the head that fits the labels, pulled back by λ.
 
         Parameters
         ----------
-        context
-            Where to take features, labels and weights from.
         strength
             λ, above 0.
 
@@ -47,7 +54,7 @@ class Refit:
         Update
             New weight, and bias if the head has one of its own.
         """
-        head = _head(context)
+        context, head = self.context, self.head
         assert head is not None  # noqa: S101 - `obstacle` has been asked
         trained = read_matrix(head.layer, context.parameter)[0].cpu()
         sharpness = best_sharpness(head.features @ trained.mT + head.offset, context.labels) or 1.0
@@ -58,27 +65,21 @@ class Refit:
         )
         return written(context, head, weight, bias)
 
-    def layers(self, context: Context, strength: float) -> Mapping[str, Mapping[str, float]]:
+    def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the head."""
-        head = _head(context)
-        return {} if head is None else {head.layer.parameter: {"pull": strength}}
+        return {} if self.head is None else {self.head.layer.parameter: {"pull": strength}}
 
-    def cost(self, context: Context) -> Cost:
+    def cost(self) -> Cost:
         """Estimate a hundred evaluations of the objective, and one run for the features."""
-        head = _head(context)
-        size = 0 if head is None else head.features.numel() * len(head.offset)
-        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=float(len(context.indices)))
+        size = 0 if self.head is None else self.head.features.numel() * len(self.head.offset)
+        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=float(len(self.context.indices)))
 
 
 def written(context: Context, head: Head, weight: Tensor, bias: Tensor) -> Update:
     """Return the update that puts ``[outputs, d]`` and ``[outputs]`` into a head."""
     names = [*head.layer.parameters, *([head.bias.parameter] if head.bias else [])]
     update = {name: context.writable(name) for name in names}
-    write_matrix(head.layer, update, weight.unsqueeze(0).to(context.device))
+    write_matrix(head.layer, update, weight.unsqueeze(0).to(context.run.device))
     if head.bias is not None:
         write_bias(head.bias, update, bias - head.beyond)
     return update
-
-
-def _head(context: Context) -> Head | None:
-    return context.learn("head", lambda: find_head(context))
