@@ -203,7 +203,8 @@ def test_all_epochs_of_a_rate_come_out_of_one_training_on_other_orders(lend, mon
 
     batches = type(context.run.samples).batches
     monkeypatch.setattr(type(context.run.samples), "batches", noted)
-    kept = [FineTuning(case, context).fit((RATES[0], float(epochs))) for epochs in LENGTHS]
+    method = FineTuning(case, context)
+    kept = [method.fit((RATES[0], float(epochs))) for epochs in LENGTHS]
     steps = -(-len(context.indices) // size)
     assert len(calls) == max(LENGTHS) * steps
     epochs = [list(itertools.chain(*calls[i : i + steps])) for i in range(0, len(calls), steps)]
