@@ -90,9 +90,9 @@ def run_python(code: str) -> str:
     return result.stdout
 
 
-def test_importing_verifix_pulls_in_nothing_but_torch_and_numpy():
+def test_importing_verifix_pulls_in_nothing_but_torch_numpy_and_the_lazy_loader():
     code = (
-        "import sys; before = set(sys.modules); import torch, numpy; known = set(sys.modules)\n"
+        "import sys; before = set(sys.modules); import torch, numpy, lazy_loader; known = set(sys.modules)\n"
         "import verifix; print(sorted({m.split('.')[0] for m in set(sys.modules) - known} - {'verifix'}))\n"
         "from verifix import correct; print('cuda', torch.cuda.is_initialized())"
     )
