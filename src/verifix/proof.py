@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from inspect import signature
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,13 +25,14 @@ from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
-from verifix.preflight import Start, begin
+from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.budget import Pace, measure
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, run_stage, trying
-from verifix.recipe.plan import is_choosing, minimum_samples
+from verifix.recipe.crossfit import Rules
+from verifix.recipe.nested import Course, nested
+from verifix.recipe.plan import minimum_samples
 
 OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
@@ -191,71 +190,13 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
         rules = Rules(replace(options, progress=False), _pace(start.whole, options), given["score"], given["loss"])
         before = start.whole.predict(range(len(samples)), {})
         after, folds = torch.empty_like(before), []
-        for course in _outer(start, rules, options.progress):
+        for course in nested(start.stages, start.whole, rules, options.progress):
             held_out = course.whole.outside
             after[held_out] = course.whole.predict(held_out, {})
             folds.append(_fold(course, before[held_out], after[held_out], samples.labels[held_out]))
     comparison = compare(before, after, samples.labels, weights=weights, seed=options.seed)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
-
-
-@dataclass
-class _Course:
-    """The correction of one outer fold's complement, on its way through the stages.
-
-    Attributes
-    ----------
-    whole
-        What it is fitted on: all samples but those of the outer fold.
-    parts
-        The same without each other fold, which choose the strengths; empty if there is nothing to choose.
-    strengths
-        What was chosen so far, by stage.
-    spent
-        Seconds.
-    """
-
-    whole: Context
-    parts: list[Context]
-    strengths: dict[str, Strength | None] = field(default_factory=dict)
-    spent: float = 0.0
-
-
-def _outer(start: Start, rules: Rules, show: bool) -> list[_Course]:
-    """Run a correction without each outer fold, and inside it choose by leaving out the other folds one by one."""
-    # All go through the stages together: what is fitted without two of the folds serves both corrections that lack one
-    # of them, for as long as they chose the same.
-    numbers, options, choosing = start.whole.folds, rules.options, is_choosing(rules.options)
-    pairs = {frozenset(pair): start.whole.without(pair[0]).without(pair[1]) for pair in combinations(numbers, 2)}
-    courses = [
-        _Course(start.whole.without(k), [pairs[frozenset((k, j))] for j in numbers if j != k and choosing])
-        for k in numbers
-    ]
-    with progress_bar("proof", len(start.stages) * len(courses), show, unit="stage") as bar:
-        for stage in start.stages:
-            last = stage is start.stages[-1]
-            with trying(stage) as trials:
-                for course in courses:
-                    left = options.budget_seconds - course.spent
-                    choice, course.whole, course.parts = run_stage(
-                        trials, course.whole, course.parts, rules, left, last=last
-                    )
-                    course.strengths[stage.name] = choice.strength
-                    course.spent += choice.seconds or 0.0
-                    bar.update()
-            _ask_less(courses)
-    return courses
-
-
-def _ask_less(courses: Sequence[_Course]) -> None:
-    """Let parts that only one correction is left with be scored on the fold that it lacks them for."""
-    owners = Counter(id(part) for course in courses for part in course.parts)
-    for course in courses:
-        course.parts = [
-            part if owners[id(part)] > 1 else replace(part, asked=sorted(set(course.whole.folds) - set(part.folds)))
-            for part in course.parts
-        ]
 
 
 def _pace(context: Context, options: CorrectOptions) -> Pace:
@@ -400,6 +341,6 @@ def predicted(
     return torch.cat(parts)
 
 
-def _fold(course: _Course, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
+def _fold(course: Course, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
     right = [100 * float(correct_or_not(logits, labels).mean()) for logits in (before, after)]
     return Fold(course.strengths, len(labels), *right)

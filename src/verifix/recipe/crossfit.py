@@ -107,6 +107,10 @@ class Trials:
                 trial.logits[None] = context.logits
         return self._of[context]
 
+    def end(self) -> None:
+        """Let go of all fitters and of what they gave."""
+        self._of.clear()
+
 
 @contextmanager
 def trying(stage: type[Stage]) -> Iterator[Trials]:
@@ -118,7 +122,11 @@ def trying(stage: type[Stage]) -> Iterator[Trials]:
         To run the stage with. What was made lives until the end, but for the contexts that follow.
     """
     with stage.open() as prepare:
-        yield Trials(stage, prepare)
+        trials = Trials(stage, prepare)
+        try:
+            yield trials
+        finally:
+            trials.end()
 
 
 def run_stage(
