@@ -35,7 +35,7 @@ from verifix.model.samples import Samples, read_samples
 SUBSETS, SIZE = 20, 100
 
 
-IMAGES = DataOptions(mean="0.491,0.482,0.447", std="0.247,0.243,0.262")
+IMAGES = DataOptions(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 
 
 RECIPE = "project,layerwise,recalibrate,refit,linear_probe"

@@ -119,7 +119,7 @@ def main() -> None:
     ours = ("verifix.cli.main", "verifix.cli.commands", "verifix.io.data.open")
     for module in (
         *ours,
-        "jsonargparse",
+        "cyclopts",
         "pyarrow.parquet",
         "PIL",
         *{case.function.partition(":")[0] for case in cases},

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from verifix.capture.saved_moments import SavedMoments
 from verifix.correction import Correction
 from verifix.errors import DataError
-from verifix.losses import Score
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
-from verifix.model.run import Forward
 from verifix.model.weights import tensors_of
-from verifix.options import CorrectOptions
+from verifix.options import CorrectArguments, takes
 from verifix.preflight import begin
 from verifix.progress import tell
 from verifix.recipe.budget import Pace, measure
@@ -38,29 +34,8 @@ from verifix.recipe.outcome import LayerReport
 from verifix.recipe.plan import is_choosing
 
 
-def correct(
-    model: nn.Module,
-    verified: Any,
-    *,
-    alpha: float | Literal["auto"] = "auto",
-    recipe: str = "auto",
-    budget: str | float | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    folds: int = 5,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    batch_size: int | Literal["auto"] = "auto",
-    verified_from: Literal["unseen", "training", "trusted"] = "unseen",
-    score: Score | None = None,
-    loss: Score | None = None,
-    moments: str | Path | SavedMoments | None = None,
-    forward: Forward | None = None,
-    padding: bool = True,
-    check_labels: bool = True,
-    stored_as: Mapping[str, torch.dtype] | None = None,
-    progress: bool = True,
-) -> Correction:
+@takes(CorrectArguments)
+def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Correction:
     """Correct a trained classifier from a small set of samples with verified labels.
 
     Parameters
@@ -74,49 +49,8 @@ def correct(
         may be a dictionary (keyword arguments of the model) or a tuple of tensors; a batch that is a dictionary may
         hold the labels as well. Padding is left out of the moments if an ``attention_mask``,
         ``src_key_padding_mask`` or ``padding_mask`` reaches the model or a module in it.
-    alpha
-        Strength of the projection. "auto" lets the verified samples choose among about ten strengths and no change
-        (at least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with
-        that strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples).
-    recipe
-        Stages to run, in order: "auto" is all of verifix's own, each kept only if the verified samples clearly
-        support it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas, of
-        which `verifix.register_stage` adds more.
-    budget
-        Time that choosing may take: seconds, or a text such as "5min". A stage that is expected to take longer than
-        what is left is not tried, and `Correction.summary` says so. The first pass over the samples is not counted.
-    include, exclude
-        Parameter-name globs or layer kinds ("linear", "conv2d", …) to correct, and to leave alone.
-    folds
-        Folds of the cross-fitting.
-    seed
-        Seed of the folds.
-    device
-        Where to compute; "auto" is where the model is.
-    batch_size
-        Samples per batch; "auto" takes the DataLoader's own, or 64, and halves it when memory runs out.
-    verified_from
-        "unseen" if the model has not been trained on these samples, which is what to prefer; "training" if it has.
-        A network remembers its training samples with their wrong labels, so that scores on them are no estimate
-        for new data. "trusted" if nobody verified them: samples that `verifix.trust` picked, or any other rule.
-    score
-        ``(logits [n, k], labels [n]) → [n]`` or a scalar, higher is better; default: accuracy.
-    loss
-        ``(logits, labels) → [n]``, lower is better; default: cross-entropy at each candidate's best temperature.
-    moments
-        Moments of earlier verified samples of the same model: a file, or a loaded `SavedMoments`.
-    forward
-        ``(model, inputs) → output`` for models that are not called with the inputs of a batch alone.
-    padding
-        Whether token ids that contain the model's pad id need a mask of the padding; False if they need none.
-    check_labels
-        Whether to stop if the model's predictions fit another order of the labels far better, or the same input has
-        two labels; False if the labels are right all the same.
-    stored_as
-        Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
-        corrected weights are then rounded once, to what such a file can hold, before anything is scored.
-    progress
-        Show progress on stderr.
+    settings
+        How; each is a keyword argument.
 
     Returns
     -------
@@ -148,22 +82,20 @@ def correct(
     >>> fixed.alpha
     100.0
     """
-    options = CorrectOptions.of_arguments(locals())
-    given: dict[str, Any] = {"moments": moments, "forward": forward, "stored_as": stored_as}
-    choosing = is_choosing(options)
-    with torch.inference_mode(False), seeded(options.seed):
-        with begin(model, verified, options, folds=folds if choosing else None, **given) as start:
+    choosing = is_choosing(settings)
+    with torch.inference_mode(False), seeded(settings.seed):
+        with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
             pace = measure(whole) if choosing else Pace(math.inf, math.inf)
-            rules, begun = Rules(options, pace, score, loss), time.perf_counter()
+            rules, begun = Rules(settings, pace, settings.score, settings.loss), time.perf_counter()
             choices: dict[str, Choice] = {}
             for stage in start.stages:
-                left, last = options.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]
+                left, last = settings.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]
                 with trying(stage) as trials:
                     choice, whole, parts = run_stage(trials, whole, parts, rules, left, last=last)
                 choices[stage.name] = choice
-                tell(f"{stage.name}: {choice.reason}", options.progress)
+                tell(f"{stage.name}: {choice.reason}", settings.progress)
             original, corrected = _outcome(start.work, whole)
             reports = tuple(_report(whole, original, corrected))
         tensors = tensors_of(start.work)

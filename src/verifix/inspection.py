@@ -23,7 +23,7 @@ from verifix.model.run import Forward, run_model, to_device
 from verifix.model.samples import read_samples
 from verifix.model.tensors import device_of, model_digest
 from verifix.model.wrappers import unwrapped
-from verifix.options import CorrectOptions, patterns
+from verifix.options import CorrectOptions
 from verifix.preflight import check_picked, collect_and_try, working_copy
 
 
@@ -134,7 +134,7 @@ def inspect(
         rows[layer] = rows.get(layer, 0) + x.shape[1] / samples
         widths[layer] = (x.shape[0], x.shape[2])
 
-    options = CorrectOptions(include=patterns(include), exclude=patterns(exclude))
+    options = CorrectOptions(include=include, exclude=exclude)
     model = unwrapped(model)
     check_model(model)
     selection = selection_of(options.include, options.exclude)
@@ -196,8 +196,8 @@ def collect_moments(
         If samples that were picked are said to be verified.
     """
     options = CorrectOptions(
-        include=patterns(include),
-        exclude=patterns(exclude),
+        include=include,
+        exclude=exclude,
         batch_size=batch_size,
         padding=padding,
         progress=progress,

@@ -1,83 +1,284 @@
-"""Settings as frozen dataclasses that check themselves. No torch here: the command line reads them for its help."""
+"""Settings. Name, type, default, heading and description of each stand here once, or in the modules that use these.
+
+From here they reach the Python calls (`takes`), the command line, its files of settings and docs/settings.md. No torch
+here: the command line reads the settings for its help.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from cyclopts import Group, Parameter, Token
 
 from verifix.errors import UsageError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import TypeAlias
 
-def whole(value: object) -> bool:
-    """Whether a value is a whole number, which True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    import torch
+    from torch import nn
+
+    import verifix
+    from verifix.losses import Score
+
+    Device: TypeAlias = torch.device
+    Moments: TypeAlias = Path | verifix.SavedMoments
+else:
+    Device = Moments = str  # what the command line gives, which starts without torch
+
+P = ParamSpec("P")
+S = TypeVar("S")
+R = TypeVar("R")
+
+HEADINGS = {
+    heading: Parameter(group=Group.create_ordered(heading))
+    for heading in ("Main options", "Model", "Data", "Correction", "Proof", "Output", "Computing")
+}
+"""Headings of the help, in its order: what people need first, then the rest by topic."""
+
+MAIN, MODEL, DATA, CORRECTION, PROOF, OUTPUT, COMPUTING = HEADINGS.values()
 
 
-def check_seed(seed: object) -> None:
-    """Check a seed.
+class Settings:
+    """Base of all settings: each class checks its own fields when an object is made."""
+
+    def __post_init__(self) -> None:
+        """Check the fields; a class calls that of its bases first."""
+
+    def settle(self, **values: Any) -> None:
+        """Put values in their final form, while the object is being made."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+def require(ok: bool, name: str, value: object, allowed: str) -> None:
+    """Refuse a value that is not allowed.
 
     Parameters
     ----------
-    seed
-        The seed.
+    ok
+        Whether it is.
+    name, value
+        The setting, and what it was given.
+    allowed
+        What may be given, to complete "it must be".
 
     Raises
     ------
     UsageError
-        If it is no whole number that fits.
+        If it is not.
     """
-    if not whole(seed) or not 0 <= seed < 2**32:  # type: ignore[operator]
-        raise UsageError(f"seed is {seed!r}; it must be a whole number from 0 to 4294967295")
+    if not ok:
+        raise UsageError(f"{name} is {value!r}; it must be {allowed}")
 
 
-def check_limit(limit: object) -> None:
-    """Refuse a limit that is neither None nor a whole number of 1 or more."""
-    if limit is not None and (not whole(limit) or limit < 1):  # type: ignore[operator]
-        raise UsageError(f"limit is {limit!r}; it must be a whole number of samples, 1 or more")
+def whole(value: object, least: int = 0) -> bool:
+    """Whether a value is a whole number, which True and False are not, and not below the least one."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def patterns(value: Sequence[str] | None) -> list[str] | None:
-    """Return patterns as a list; a bare text, which is a sequence too, stays as it is and is refused later."""
-    return value if value is None or isinstance(value, str) else list(value)  # type: ignore[return-value]
+def check_seed(seed: Any) -> None:
+    """Refuse what is no whole number of 32 bits."""
+    require(whole(seed) and seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
 
 
-def split_list(value: list[str] | str | None) -> list[str] | None:
-    """Split a text at its commas; a list or None stays as it is."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+def split_list(value: Sequence[str] | str) -> list[str]:
+    """Split a text at its commas; a list stays as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
 
 
-def names_in_file(path: str, flag: str = "--classes") -> list[str] | None:
-    """Return the lines of a file of class names or shares, or None if the text is a list of them itself."""
-    if Path(path).is_file():
-        try:
-            return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} cannot be read for {flag} ({error}); write UTF-8, one class per line") from None
-    if path.endswith(".txt"):
-        raise UsageError(f"{path} does not exist; {flag} takes a list separated by commas, or a file of it")
-    return None
+def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
+    """Return the text with commas that the command line gave last, and a list in a file of settings as a list."""
+    values = [token.value for token in tokens]
+    return values[-1] if len(values) == 1 or tokens[0].source == "cli" else values
 
 
-def numbers(name: str, value: list[float] | str | None) -> list[float]:
-    """Return a list of numbers, which may be given as a text with commas; None is an empty one."""
-    try:
-        found = [float(part) for part in (split_list(value) if isinstance(value, str) else value) or []]
-    except (TypeError, ValueError):
-        found = [math.nan]
-    if not all(math.isfinite(number) for number in found):
-        raise UsageError(f"{name} is {value!r}; give numbers separated by commas, such as 0.491,0.482,0.447")
-    return found
-
+VERIFIED_FROM = ("unseen", "training", "trusted")
+"""What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
 
 TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 """Ways to rank samples by how far their given label is to be trusted; see `verifix.trust`."""
 
 TRUSTED_COUNT = 1000
 """How many samples are trusted unless the user says."""
+
+UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+"""Units of time, in seconds."""
+
+AS_TEXT = Parameter(converter=text_or_list, allow_leading_hyphen=True)
+"""For a list that may be given as a text, which its class reads."""
+
+AS_LIST = Parameter(converter=lambda hint, tokens: split_list(text_or_list(hint, tokens)))
+"""For a list of texts, which commas separate on the command line."""
+
+SWITCH = Parameter(negative="", show_default=False)
+"""For what is off unless it is asked for."""
+
+NEEDED = Parameter(show_default=False)
+"""For what has no default, but is checked later, because not every command needs it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Settings):
+    """How a model is run over samples."""
+
+    seed: Annotated[int, COMPUTING] = 0
+    """Seed of all that is drawn: the folds, the samples of `limit`, the bootstrap."""
+    device: Annotated[str | Device, COMPUTING] = "auto"
+    """Where to compute. "auto" is where the model is; on the command line, a GPU if there is one."""
+    batch_size: Annotated[int | Literal["auto"], COMPUTING] = "auto"
+    """Samples per batch. "auto" takes the DataLoader's own, or 64, and halves it when memory runs out; where a model
+    only predicts, it is 250."""
+    progress: Annotated[bool, COMPUTING] = True
+    """Show progress on stderr."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        check_seed(self.seed)
+        ok = self.batch_size == "auto" or whole(self.batch_size, 1)
+        require(ok, "batch_size", self.batch_size, "a whole number of 1 or more, or 'auto'")
+
+    @property
+    def predicting_size(self) -> int:
+        """Samples per batch where a model only predicts."""
+        return 250 if self.batch_size == "auto" else self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceOptions(Settings):
+    """How strongly a model is corrected, and by which stages."""
+
+    alpha: Annotated[float | Literal["auto"], CORRECTION] = "auto"
+    """Strength of the projection. "auto" lets the verified samples choose among about ten strengths and no change (at
+    least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with that
+    strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples)."""
+    recipe: Annotated[str, CORRECTION] = "auto"
+    """Stages to run, in order. "auto" is all of verifix's own, each kept only if the verified samples clearly support
+    it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas, such as
+    project,refit, of which `verifix.register_stage` adds more."""
+    budget: Annotated[str | float | None, CORRECTION] = None
+    """Time that choosing may take: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer
+    than what is left is not tried. The first pass over the samples is not counted."""
+
+    def __post_init__(self) -> None:
+        """Check the strength and the time."""
+        super().__post_init__()
+        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool) and 0 < self.alpha < math.inf
+        require(self.alpha == "auto" or number, "alpha", self.alpha, "a finite number above 0, or 'auto'")
+        require(self.budget_seconds > 0, "budget", self.budget, "a time above 0, such as 5min")
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds; infinite if none was given."""
+        if self.budget is None:
+            return math.inf
+        if isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool):
+            return float(self.budget)
+        found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(self.budget).strip().lower())
+        try:
+            number, unit = found.groups()  # type: ignore[union-attr]
+            return float(number) * UNITS[unit]
+        except (AttributeError, ValueError, KeyError):
+            raise UsageError(f"budget is {self.budget!r}; give a time such as 90s, 5min or 1h") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions(Settings):
+    """Which layers are corrected, with how many folds."""
+
+    include: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
+    """Correct only layers that match one of these parameter-name globs or layer kinds ("linear", "conv2d", …)."""
+    exclude: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
+    """Leave alone layers that match one of these parameter-name globs or layer kinds."""
+    folds: Annotated[int, CORRECTION] = 5
+    """Folds of the cross-fitting that chooses strengths."""
+
+    def __post_init__(self) -> None:
+        """Check the patterns and the folds."""
+        super().__post_init__()
+        for name in ("include", "exclude"):
+            given = getattr(self, name)
+            ok = given is None or (not isinstance(given, str) and all(isinstance(part, str) for part in given))
+            require(ok, name, given, "a list of patterns, such as ['head.*', 'conv2d']")
+            self.settle(**{name: given if given is None else list(given)})
+        require(whole(self.folds, 2), "folds", self.folds, "a whole number of 2 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedOptions(Settings):
+    """What the verified samples are."""
+
+    verified_from: Annotated[Literal["unseen", "training", "trusted"] | None, MAIN] = None
+    """What the verified samples are to the model: "unseen" if it has not been trained on them, which is what to prefer;
+    "training" if it has, and scores on them are no estimate for new data; "trusted" if nobody verified them, because
+    `trust` or any other rule picked them. Python assumes "unseen"; the command line asks for it."""
+    moments: Annotated[str | Moments | None, CORRECTION] = None
+    """Moments of earlier verified samples of the same model, to be counted as well: a file; in Python also a loaded
+    SavedMoments."""
+    padding: Annotated[bool, DATA] = True
+    """Whether token ids that contain the model's pad id need a mask of the padding."""
+    check_labels: Annotated[bool, DATA] = True
+    """Whether to stop if the model's predictions fit another order of the labels far better, or the same input has two
+    labels. Turn it off if the labels are right all the same."""
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        super().__post_init__()
+        require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
+        ok = self.verified_from in (None, *VERIFIED_FROM)
+        require(ok, "verified_from", self.verified_from, "'unseen', 'training' or 'trusted'")
+
+    @property
+    def origin(self) -> str:
+        """What the verified samples are; see `verified_from`."""
+        return self.verified_from or VERIFIED_FROM[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectOptions(RunOptions, LayerOptions, VerifiedOptions, ChoiceOptions):
+    """How a model is corrected: what Python and the command line can both give."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings that a result depends on, as plain data."""
+        apart = {"progress", "moments"}  # what is in the moments is told elsewhere
+        plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
+        return plain | {"device": str(self.device), "verified_from": self.origin}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectArguments(CorrectOptions):
+    """What `verifix.correct` takes: the settings, and what only Python can give."""
+
+    score: Score | None = None
+    """``(logits [n, k], labels [n]) → [n]`` or a scalar, higher is better; by default accuracy."""
+    loss: Score | None = None
+    """``(logits, labels) → [n]``, lower is better; by default cross-entropy at each candidate's best temperature."""
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    """``(model, inputs) → output`` for models that are not called with the inputs of a batch alone."""
+    stored_as: Mapping[str, torch.dtype] | None = None
+    """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
+    corrected weights are then rounded once, to what such a file can hold, before anything is scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveArguments(CorrectArguments):
+    """What `verifix.prove` takes: the arguments of `verifix.correct`, and how much each sample counts."""
+
+    weights: Any = None
+    """One weight per sample ``[n]``, in the order of the samples, if they are no random sample of what the model will
+    meet; see `verifix.class_weights`."""
 
 
 def check_trust(method: str, count: object) -> None:
@@ -95,125 +296,79 @@ def check_trust(method: str, count: object) -> None:
     UsageError
         If the method is unknown, or the count is no whole number of 2 or more.
     """
-    if method not in TRUST_METHODS:
-        raise UsageError(f"method is {method!r}; it must be one of {', '.join(map(repr, TRUST_METHODS))}")
-    if not whole(count) or count < 2:  # type: ignore[operator]
-        raise UsageError(f"count is {count!r}; it must be a whole number of 2 or more")
+    require(method in TRUST_METHODS, "method", method, f"one of {', '.join(map(repr, TRUST_METHODS))}")
+    require(whole(count, 2), "count", count, "a whole number of 2 or more")
 
 
-VERIFIED_FROM = ("unseen", "training", "trusted")
-"""What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
+def takes(
+    settings: Callable[P, S],
+) -> Callable[[Callable[[nn.Module, Any, S], R]], Callable[Concatenate[nn.Module, Any, P], R]]:
+    """Let a call take settings as keyword arguments, as they are declared: for editors, type checkers and `help`.
 
-UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
-"""Units of time, in seconds."""
-
-
-@dataclass(frozen=True)
-class CorrectOptions:
-    """How to correct.
-
-    Attributes
+    Parameters
     ----------
-    alpha
-        Strength of the projection: "auto" lets the verified samples choose; a number means exactly that projection.
-    recipe
-        Stages to run: "auto" is all of them, as far as the verified samples support each one (with alpha given as a
-        number it is that projection alone); "verifix" is the paper's method; or names of stages joined by commas,
-        such as project,refit.
-    budget
-        Time that choosing may take, such as 90s, 5min or 1h; stages that do not fit are left out.
-    include
-        Correct only layers that match one of these parameter-name globs or kinds.
-    exclude
-        Leave alone layers that match one of these parameter-name globs or kinds.
-    folds
-        Folds of the cross-fitting that chooses strengths.
-    seed
-        Seed of the folds.
-    device
-        Where to compute; "auto" is where the model is.
-    batch_size
-        Samples per batch; "auto" starts at 64, or at the DataLoader's own, and halves when memory runs out.
-    verified_from
-        Whether the model has been trained on the verified samples ("training") or not ("unseen"); "trusted" if nobody
-        verified them, and they were picked because their label is probably right.
-    moments
-        A moments file of earlier verified samples, to be counted as well.
-    padding
-        Whether token ids that contain the model's pad id need a mask of the padding; --no-padding if they need none.
-    check_labels
-        Whether to stop if the predictions fit another order of the labels far better, or one input has two labels;
-        --no-check-labels if they are right all the same.
-    progress
-        Show progress.
+    settings
+        The class of the settings.
+
+    Returns
+    -------
+    Callable
+        A decorator. It turns a function of a model, samples and settings into one of a model, samples and keyword
+        arguments; the entry "settings" of its docstring gives way to their descriptions.
     """
 
-    alpha: float | Literal["auto"] = "auto"
-    recipe: str = "auto"
-    budget: str | float | None = None
-    include: list[str] | None = None
-    exclude: list[str] | None = None
-    folds: int = 5
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int | Literal["auto"] = "auto"
-    verified_from: Literal["unseen", "training", "trusted"] = "unseen"
-    moments: str | None = None
-    padding: bool = True
-    check_labels: bool = True
-    progress: bool = True
+    def decorate(function: Callable[[nn.Module, Any, S], R]) -> Callable[Concatenate[nn.Module, Any, P], R]:
+        *given, _ = inspect.signature(function).parameters.values()
+        found = declarations(settings)  # type: ignore[arg-type]  # it is a class
+        named = [p.replace(annotation=found[name][0]) for name, p in inspect.signature(settings).parameters.items()]
+        signature = inspect.Signature([*given, *named])
 
-    def __post_init__(self) -> None:
-        """Check what can be checked without a model."""
-        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
-        if self.alpha != "auto" and not (number and 0 < self.alpha < math.inf):
-            raise UsageError(f"alpha is {self.alpha!r}; it must be a finite number above 0, or 'auto'")
-        if not isinstance(self.check_labels, bool):
-            raise UsageError(f"check_labels is {self.check_labels!r}; it must be True or False")
-        if not whole(self.folds) or self.folds < 2:
-            raise UsageError(f"folds is {self.folds!r}; it must be a whole number of 2 or more")
-        check_seed(self.seed)
-        if self.batch_size != "auto" and (not whole(self.batch_size) or self.batch_size < 1):
-            raise UsageError(f"batch_size is {self.batch_size!r}; it must be a whole number of 1 or more, or 'auto'")
-        if self.verified_from not in VERIFIED_FROM:
-            raise UsageError(f"verified_from is {self.verified_from!r}; it must be 'unseen', 'training' or 'trusted'")
-        if not self.budget_seconds > 0:
-            raise UsageError(f"budget is {self.budget!r}; it must be a time above 0, such as 5min")
-        for name in ("include", "exclude"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, list) and all(isinstance(p, str) for p in value)):
-                raise UsageError(f"{name} is {value!r}; it must be a list of patterns, such as ['head.*', 'conv2d']")
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> R:
+            arguments = signature.bind(*args, **kwargs).arguments
+            return function(*(arguments.pop(each.name) for each in given), settings(**arguments))  # type: ignore[call-arg]
 
-    @classmethod
-    def of_arguments(cls, arguments: Mapping[str, Any]) -> CorrectOptions:
-        """Take the settings out of the arguments of `verifix.correct`, which may also be objects where these are text.
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        entries = "".join(f"{name}\n{_indented(text)}\n" for name, (_, text) in found.items())
+        call.__doc__ = re.sub(r"(?m)^settings\n(?: +.*\n)+", lambda _: entries, inspect.getdoc(function) or "")
+        return call
 
-        Parameters
-        ----------
-        arguments
-            The arguments by name; others are left out.
+    return decorate
 
-        Returns
-        -------
-        CorrectOptions
-            The settings, checked.
-        """
-        own = {field.name: arguments[field.name] for field in fields(cls)}
-        moments = own["moments"]
-        own["moments"] = str(moments) if isinstance(moments, (str, Path)) else None
-        own |= {name: patterns(own[name]) for name in ("include", "exclude")}
-        return cls(**own | {"device": str(own["device"])})
 
-    @property
-    def budget_seconds(self) -> float:
-        """The budget in seconds; infinite if none was given."""
-        if self.budget is None:
-            return math.inf
-        if isinstance(self.budget, (int, float)) and not isinstance(self.budget, bool):
-            return float(self.budget)
-        found = re.fullmatch(r"([\d.]+)\s*([a-z]*)", str(self.budget).strip().lower())
-        try:
-            number, unit = found.groups()  # type: ignore[union-attr]
-            return float(number) * UNITS[unit]
-        except (AttributeError, ValueError, KeyError):
-            raise UsageError(f"budget is {self.budget!r}; give a time such as 90s, 5min or 1h") from None
+def declarations(settings: type[Any]) -> dict[str, tuple[str, str]]:
+    """Return the type and the description of each setting of a class, as they stand in the source.
+
+    Parameters
+    ----------
+    settings
+        The class.
+
+    Returns
+    -------
+    dict
+        By name: the type, and the text below the declaration, in one line.
+    """
+    found = {}
+    for cls in reversed(settings.__mro__):
+        for entry, text in pairwise(_classes(cls.__module__).get(cls.__name__, ())):
+            if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                kind = entry.annotation
+                if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Annotated":
+                    kind = kind.slice.elts[0]  # type: ignore[attr-defined]
+                found[ast.unparse(entry.target)] = ast.unparse(kind), " ".join(str(text.value.value).split())
+    return found
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, list[ast.stmt]]:
+    """Return what stands in each class of a module; nothing if its source is not there."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (OSError, TypeError):
+        return {}
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(textwrap.fill(text, 112), "    ")

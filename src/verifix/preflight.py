@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,13 +29,13 @@ from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
 from verifix.model.predict import logits_of, predict
-from verifix.model.run import Forward, run_model, to_device
+from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.weights import tensors_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
-from verifix.options import CorrectOptions
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.recipe.context import Context, Run
 from verifix.recipe.plan import is_choosing, minimum_samples, planned
 from verifix.recipe.stages import Stage
@@ -72,18 +72,15 @@ class Start:
 def begin(
     model: nn.Module,
     verified: Any,
-    options: CorrectOptions,
+    options: CorrectArguments,
     *,
     folds: int | None,
-    moments: str | Path | SavedMoments | None = None,
-    forward: Forward | None = None,
-    stored_as: Mapping[str, torch.dtype] | None = None,
 ) -> Iterator[Start]:
     """Check what was given, and run a copy of the model once over the samples.
 
     Parameters
     ----------
-    model, verified, moments, forward, stored_as
+    model, verified
         As in `verifix.correct`.
     options
         Its settings.
@@ -99,10 +96,10 @@ def begin(
     model = unwrapped(model)
     check_model(model)
     refuse_corrected(tensors_of(model))
-    saved = SavedMoments.load(moments) if isinstance(moments, (str, Path)) else moments
+    saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
-        saved.check_origin(options.verified_from)
-    samples = read_samples(verified, options.batch_size, options.progress, forward)
+        saved.check_origin(options.origin)
+    samples = read_samples(verified, options.batch_size, options.progress, options.forward)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
@@ -110,7 +107,7 @@ def begin(
         provenance["classes_without_samples"] = check_classes(samples, outputs, options)
         provenance["notes"] = look_over(work, where, samples, options)
         members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
-        digest, dtypes = provenance["model_sha256"], stored_as or {}
+        digest, dtypes = provenance["model_sha256"], options.stored_as or {}
         whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
         yield Start(work, samples, stages, whole, provenance)
 
@@ -119,7 +116,7 @@ def begin(
 def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
     """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
     home, work = device_of(model), copy_model(model)
-    where = home if options.device == "auto" else device_named(options.device)
+    where = home if options.device == "auto" else device_named(str(options.device))
     if where != home:
         work.to(where)
     with borrowed(work):
@@ -193,7 +190,7 @@ def prepare(
         raise NoLayersError(_nothing_to_correct(collected))
     earlier: dict[Layer, Moments] = {}
     if saved is not None:
-        earlier = saved.checked(options.moments or saved.origin or "the saved moments", digest, collected, where)
+        earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
     how = (size, where, selection, options.padding, stored_as, options.seed)
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
@@ -201,8 +198,8 @@ def prepare(
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
-    picked, needed, choosing = options.verified_from == "trusted", minimum_samples(options), is_choosing(options)
-    check_picked(samples, options.verified_from)
+    picked, needed, choosing = options.origin == "trusted", minimum_samples(options), is_choosing(options)
+    check_picked(samples, options.origin)
     if len(samples) < needed:
         more = "pick more" if picked else "verify more"
         alternative = f"{more}, or give alpha as a number" if choosing else more
@@ -264,7 +261,7 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
         If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
     """
     remarks: list[str] = []
-    if options.check_labels and options.verified_from != "trusted":
+    if options.check_labels and options.origin != "trusted":
         copies = check_contradictions(samples)
         if copies:
             remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
@@ -351,7 +348,6 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
     dict
         Plain data; the same for the same inputs, so it holds no time and no host.
     """
-    settings = {k: v for k, v in asdict(options).items() if k not in ("progress", "moments")}
     picked = {"picked_by": samples.source.picked_by} if samples.source.picked_by else {}
     return {
         "verifix": version("verifix"),
@@ -360,6 +356,6 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         "samples": len(samples),
         "samples_sha256": samples.digest(),
         "earlier_moments": earlier,
-        **settings,
+        **options.as_dict(),
         **picked,
     }

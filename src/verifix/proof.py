@@ -6,14 +6,12 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from verifix.algorithm import correct
 from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
@@ -24,7 +22,7 @@ from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
-from verifix.options import CorrectOptions
+from verifix.options import CorrectOptions, ProveArguments, takes
 from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.budget import Pace, measure
@@ -128,7 +126,8 @@ class Proof:
         }
 
 
-def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: Any) -> Proof:
+@takes(ProveArguments)
+def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     """Estimate the gain of a correction by nested cross-fitting inside the verified samples.
 
     The verified samples are split into five folds. For each of them a correction is made from the other four, with its
@@ -141,12 +140,8 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
         The uncorrected model; it is borrowed.
     verified
         The samples, in any form that `verifix.correct` takes.
-    weights
-        One weight per sample ``[n]``, in the order of the samples, if they are no random sample of what the model will
-        meet; see `verifix.class_weights`.
-    **settings
-        Those of `verifix.correct`, and as they were given to it, but for `folds`, which has no effect; `budget` is that
-        of each of the five corrections.
+    settings
+        Those of `verifix.correct`, as they were given to it, and `weights`; each is a keyword argument.
 
     Returns
     -------
@@ -162,7 +157,8 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
 
     Notes
     -----
-    What is estimated is the gain of the procedure with four fifths of the samples. Nested cross-validation: Varma and
+    `folds` has no effect, and `budget` is that of each of the five corrections. What is estimated is the gain of the
+    procedure with four fifths of the samples. Nested cross-validation: Varma and
     Simon, BMC Bioinformatics 7:91 (2006).
 
     Examples
@@ -175,26 +171,21 @@ def prove(model: nn.Module, verified: Any, *, weights: Any = None, **settings: A
     5
     """
     began = time.perf_counter()
-    call = signature(correct).bind(model, verified, **settings)
-    call.apply_defaults()
-    given = call.arguments
-    options = CorrectOptions.of_arguments(given)
-    samples = read_samples(verified, options.batch_size, options.progress, given["forward"])
-    check_provable(len(samples), "nested", options)
-    more = {name: given[name] for name in ("moments", "forward", "stored_as")}
+    samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+    check_provable(len(samples), "nested", settings)
     with (
         torch.inference_mode(False),
-        seeded(options.seed),
-        begin(model, samples, options, folds=OUTER_FOLDS, **more) as start,
+        seeded(settings.seed),
+        begin(model, samples, settings, folds=OUTER_FOLDS) as start,
     ):
-        rules = Rules(replace(options, progress=False), _pace(start.whole, options), given["score"], given["loss"])
+        rules = Rules(replace(settings, progress=False), _pace(start.whole, settings), settings.score, settings.loss)
         before = start.whole.predict(range(len(samples)), {})
         after, folds = torch.empty_like(before), []
-        for course in nested(start.stages, start.whole, rules, options.progress):
+        for course in nested(start.stages, start.whole, rules, settings.progress):
             held_out = course.whole.outside
             after[held_out] = course.whole.predict(held_out, {})
             folds.append(_fold(course, before[held_out], after[held_out], samples.labels[held_out]))
-    comparison = compare(before, after, samples.labels, weights=weights, seed=options.seed)
+    comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
 
@@ -287,8 +278,8 @@ def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
     DataError
         If they are too few for a correction from a part of them.
     """
-    if options.verified_from != "unseen":
-        why = "the model was trained on them" if options.verified_from == "training" else "nobody verified them"
+    if options.origin != "unseen":
+        why = "the model was trained on them" if options.origin == "training" else "nobody verified them"
         raise UsageError(f"these samples prove nothing, because {why}; give others as test samples (--test)")
     parts = OUTER_FOLDS if kind == "nested" else 2
     needed = math.ceil(minimum_samples(options) * parts / (parts - 1))

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import io
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
-from verifix.errors import VerifixError
+from cyclopts import Parameter
 
-COMMANDS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
-    "demo": (DemoCommand, ("name",)),
-    "correct": (CorrectCommand, ()),
-    "score": (ScoreCommand, ("checkpoint",)),
-    "compare": (CompareCommand, ("before", "after")),
-    "inspect": (InspectCommand, ()),
-    "undo": (UndoCommand, ("checkpoint",)),
-}
-"""Each command: the dataclass of its settings, and which of them are positional."""
+from verifix.cli.options import COMMANDS, Command
+from verifix.errors import UsageError, VerifixError
+from verifix.options import declarations
+
+if TYPE_CHECKING:
+    from cyclopts import App, Argument, ArgumentCollection, CycloptsError
 
 LONGEST = 900
 """Characters of an error message; longer ones lose their middle."""
 
-DEEPEST = 10
-"""How many brackets may stand inside of each other in a file of settings."""
+APART = ("config", "print_config")
+"""Settings that only the command line can say."""
+
+WIDEST = 100
+"""Columns of the help, also where the terminal has more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _cleaning_up():
             command = parse(arguments)
-            from verifix.cli.commands import run
-
-            return run(command)
+            return 0 if command is None else _run(command)
     except VerifixError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -72,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("VERIFIX_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1)
+
+
+def _run(command: Any) -> int:
+    from verifix.cli.commands import run
+
+    return run(command)
 
 
 class _TerminatedError(BaseException):
@@ -106,139 +110,173 @@ def parse(argv: Sequence[str]) -> Any:
     Returns
     -------
     object
-        An instance of one of the dataclasses of `COMMANDS`.
+        An instance of one of the classes of `COMMANDS`; None if all that was asked for has been printed.
 
     Raises
     ------
     VerifixError
         If they are not usable, in one line.
     """
-    from argparse import ArgumentError
+    from cyclopts import CycloptsError
 
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="verifix",
-        description="Correct a trained classifier that learned from wrong labels, from a small verified set.",
-        version=version("verifix"),
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    subcommands = parser.add_subcommands(dest="command", required=True)
-    for name, (settings, positional) in COMMANDS.items():
-        subcommands.add_subcommand(name, _parser(settings, positional), help=(settings.__doc__ or "").splitlines()[0])
-    for path in _config_files(argv):
-        _check_config(path)
+    words = list(argv)
+    if not words:
+        raise UsageError(f"give a command: {', '.join(COMMANDS)}; see verifix --help")
     try:
-        parsed = parser.parse_args(_with_underscores(argv))
-    except (ArgumentError, UnicodeDecodeError) as error:
-        command = next((word for word in argv if word in COMMANDS), "")
-        raise VerifixError(f"{_in_flags(str(error))}; see {' '.join(('verifix', command)).strip()} --help") from None
-    values = parsed[parsed.command].as_dict()
-    for path in values.pop("config", None) or ():
-        _refuse_negations(path)
-    settings = COMMANDS[parsed.command][0]
-    return settings(**values)
+        return application()(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        command = f" {words[0]}" if words[0] in COMMANDS else ""
+        raise UsageError(f"{_in_one_line(error)}; see verifix{command} --help") from None
 
 
-def _config_files(argv: Sequence[str]) -> list[str]:
-    behind = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
-    return [*behind, *(word.partition("=")[2] for word in argv if word.startswith("--config="))]
+def application() -> App:
+    """Return the command line as cyclopts sees it: for parsing, for help and for the completion of shells."""
+    from cyclopts import App
+    from rich.console import Console
+
+    console = Console()
+    console.width = min(console.width, WIDEST)
+    app = App(
+        name="verifix",
+        help="Correct a trained classifier that learned from wrong labels, from a small verified set.",
+        version=lambda: f"verifix {version('verifix')}",
+        help_format="plaintext",
+        console=console,
+        config=settle,
+        default_parameter=Parameter(
+            negative_iterable=(), negative_none=(), allow_repeating=True
+        ),  # the last one counts
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for place, (name, command) in enumerate(COMMANDS.items()):
+        app.command(_taking(command), name=name, help=inspect.getdoc(command), sort_key=place)
+    app.register_install_completion_command()
+    return app
 
 
-def _check_config(path: str) -> None:
-    """Refuse a file of settings that is damaged, or that grows without end: names for parts of it, and deep nests."""
+def _taking(command: type[Command]) -> Callable[..., Command]:
+    """Return the class of a command as a function, whose annotations say all that is declared about its settings."""
+
+    def taking(*args: Any, **kwargs: Any) -> Command:
+        return command(*args, **kwargs)
+
+    kinds, texts = get_type_hints(command, include_extras=True), declarations(command)
+    parameters = [
+        each.replace(annotation=Annotated[kinds[name], Parameter(help=texts[name][1], required=name in command.needs)])
+        for name, each in inspect.signature(command).parameters.items()
+    ]
+    taking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return taking
+
+
+def settle(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Fill in what files of settings say where the command line says nothing, and refuse what is no whole number."""
+    from cyclopts import CoercionError
+    from cyclopts.config import Dict
+
+    named = {argument.field_info.name: argument for argument in arguments}
+    for token in reversed(named["config"].tokens if "config" in named else []):
+        settings = read_settings(token.value, named)
+        Dict(settings, source=token.value, use_commands_as_keys=False)(app, commands, arguments)
+    for argument in named.values():
+        for token in argument.tokens if int in (argument.hint, *get_args(argument.hint)) else ():
+            if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", token.value) and not re.fullmatch(r"[-+]?\d+", token.value):
+                raise CoercionError(argument=argument, token=token, target_type=int)  # which else is rounded
+    if "print_config" in named and named["print_config"].tokens:
+        _print(named)
+
+
+def read_settings(path: str, named: Mapping[str, Argument]) -> dict[str, str | list[str]]:
+    """Read a file of settings; each value is the text that stands there, to be read as on the command line.
+
+    Parameters
+    ----------
+    path
+        A YAML file.
+    named
+        The settings that the command has, by name.
+
+    Returns
+    -------
+    dict
+        A text, or a list of texts, by name; settings without a value are left out.
+
+    Raises
+    ------
+    UsageError
+        If the file cannot be read, or holds anything but settings of the command.
+    """
     import yaml  # type: ignore[import-untyped]
 
-    if not Path(path).is_file():
-        return  # which the parser says
-    depth = 0
     try:
-        for event in yaml.parse(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
-                raise ValueError("settings are numbers, words and short lists, without aliases")
-            if depth == 1 and isinstance(event, yaml.SequenceStartEvent):
-                raise ValueError("it is a list, and must name settings, one per line")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise VerifixError(f"{path} is not a file of settings ({' '.join(str(error).split())}); correct it") from None
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if root is not None and root.id != "mapping":
+            raise ValueError("it must name settings, one per line")
+        pairs = [(str(key.value).replace("-", "_"), _texts(value)) for key, value in (root.value if root else ())]
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is not a file of settings ({' '.join(str(error).split())}); correct it") from None
+    found: dict[str, str | list[str]] = {}
+    for name, value in pairs:
+        if name not in named or name in APART or name in found:
+            raise UsageError(f"{path} has {name}{_instead(name, named)}")
+        if value is not None:
+            switch = named[name].hint is bool and isinstance(value, str) and value.lower()
+            found[name] = str(yaml.SafeLoader.bool_values.get(switch, value)) if switch else value
+    return found
 
 
-def _refuse_negations(path: Any) -> None:
-    """Refuse ``no_progress: true`` in a file, where it would mean nothing: there it is ``progress: false``."""
+def _texts(node: Any) -> str | list[str] | None:
+    """Return what a node of YAML says, as it is spelled; None if it says nothing."""
+    if node.id == "sequence" and all(entry.id == "scalar" for entry in node.value):
+        return [entry.value for entry in node.value]
+    if node.id != "scalar":
+        raise ValueError("settings are numbers, words and short lists")
+    text: str = node.value
+    return None if node.tag.endswith(":null") else text
+
+
+def _instead(name: str, named: Mapping[str, Argument]) -> str:
+    """Say what is wrong with the name of a setting in a file."""
+    if name in named:
+        return ", which only the command line can say" if name in APART else " twice"
+    if name.removeprefix("no_") in named:
+        return f"; in a file a switch is turned off as {name.removeprefix('no_')}: false"
+    near = difflib.get_close_matches(name, named, 1)
+    return f", which is no setting of this command{f'; did you mean {near[0]}?' if near else ''}"
+
+
+def _print(named: Mapping[str, Argument]) -> None:
+    """Print all settings as a file of settings, and stop."""
     import yaml
 
-    for key in yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")) or {}:
-        if str(key).startswith("no_"):
-            raise VerifixError(
-                f"{path} has {key}; in a file a switch is turned off as {str(key).removeprefix('no_')}: false"
-            )
+    def said(argument: Argument) -> Any:
+        values = [token.value or token.implicit_value for token in argument.tokens]
+        default = argument.field_info.default
+        return values or (None if default in ("", inspect.Parameter.empty) else default)
+
+    settings = {name: said(argument) for name, argument in named.items() if name not in APART}
+    plain = {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in settings.items()
+    }
+    sys.stdout.write(yaml.safe_dump(plain, sort_keys=False))
+    raise SystemExit(0)
 
 
-def _parser(settings: type[Any], positional: Sequence[str]) -> Any:
-    from jsonargparse import ActionYesNo, ArgumentParser
+def _in_one_line(error: CycloptsError) -> str:
+    """Say what is wrong with the arguments."""
+    from cyclopts import CoercionError, MissingArgumentError, UnusedCliTokensError
 
-    parser = ArgumentParser(
-        exit_on_error=False, allow_abbrev=False, description=(settings.__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings.")
-    switches = {f.name: f.default for f in fields(settings) if isinstance(f.default, bool)}
-    texts = _descriptions(settings)
-    hints = _type_hints(settings)
-    for name in positional:
-        field = next(f for f in fields(settings) if f.name == name)
-        optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
-        parser.add_argument(name, type=hints[name], help=texts[name], **optional)
-    parser.add_class_arguments(settings, skip={*positional, *switches}, instantiate=False)
-    for name, default in switches.items():
-        if default:
-            parser.add_argument(f"--{name}", action=ActionYesNo, default=True, help=texts[name])
-        else:
-            parser.add_argument(f"--{name}", action="store_true", help=texts[name])
-    return parser
-
-
-def _descriptions(settings: type[Any]) -> dict[str, str]:
-    """Return each setting's description from the docstrings of its class and the classes it builds on."""
-    from docstring_parser import parse as parse_docstring
-
-    texts: dict[str, str] = {}
-    for base in reversed(settings.__mro__[:-1]):
-        texts |= {p.arg_name: p.description or "" for p in parse_docstring(base.__doc__ or "").params}
-    return texts
-
-
-def _type_hints(settings: type[Any]) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(settings)
-
-
-def _with_underscores(argv: Sequence[str]) -> list[str]:
-    """Spell ``--verified-from`` as the setting is spelled, and tie a negative number to its flag."""
-    joined: list[str] = []
-    for argument in argv:
-        if joined and re.match(r"-[\d.]", argument) and joined[-1].startswith("--") and "=" not in joined[-1]:
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return [
-        "=".join([head.replace("-", "_").replace("__", "--", 1), *value])
-        if argument.startswith("--") and len(argument) > 2
-        else argument
-        for argument in joined
-        for head, *value in [argument.split("=", 1)]
-    ]
-
-
-def _in_flags(message: str) -> str:
-    """Name settings as the user typed them: ``correct.save_moments`` is ``--save-moments``."""
-    message = " ".join(message.split())
-    if union := re.search(r'Parser key "(?:\w+\.)?(\w+)": Does not validate .* Given value: (.*)', message):
-        message = f"correct.{union[1]} cannot be {union[2]}"
-    message = re.sub(r'Parser key "(?:\w+\.)?(\w+)"', r"correct.\1", message)
-    pattern = rf"\b(?:{'|'.join(COMMANDS)})\.(\w+)"
-    return re.sub(pattern, lambda match: f"--{match[1].replace('_', '-')}", message).rstrip(".")
+    error.verbose = False
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        return f"{error.argument.name} needs a value"
+    if isinstance(error, UnusedCliTokensError):
+        return f"there is no place for {' '.join(error.unused_tokens or ())}"
+    if isinstance(error, CoercionError) and error.token is not None and get_origin(error.target_type) is not Literal:
+        name = (error.token.keyword or "").strip("[]")
+        place = "" if error.token.source in ("", "cli") else f" in {error.token.source}"
+        return f"{name}{place} cannot be {error.token.value}"
+    return str(error).rstrip(".")
 
 
 def _fail(message: str, code: int) -> int:

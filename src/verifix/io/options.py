@@ -1,58 +1,74 @@
-"""Settings of models, data and weights that several commands share."""
+"""Settings of models, data and weights, which several commands share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 from verifix.errors import UsageError
-from verifix.options import names_in_file, numbers, split_list, whole
+from verifix.options import AS_LIST, AS_TEXT, DATA, MAIN, MODEL, NEEDED, PROOF, Settings, require, split_list, whole
 
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
 
 
+def listed(given: Sequence[str] | str, flag: str) -> list[str]:
+    """Return a list that may be given as a text with commas, or as the name of a file with one entry per line."""
+    parts = split_list(given)
+    path = parts[0] if len(parts) == 1 else ""
+    if Path(path).is_file():
+        try:
+            return [line.strip() for line in Path(path).read_text("utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} cannot be read for {flag} ({error}); write UTF-8, one class per line") from None
+    if path.endswith(".txt"):
+        raise UsageError(f"{path} does not exist; {flag} takes a list separated by commas, or a file of it")
+    return parts
+
+
+def numbers(name: str, value: Sequence[float] | str | None) -> list[float]:
+    """Return a list of numbers, which may be given as a text with commas; None is an empty one."""
+    try:
+        found = [float(part) for part in (split_list(value) if isinstance(value, str) else value) or []]
+    except (TypeError, ValueError):
+        found = [math.nan]
+    if not all(math.isfinite(number) for number in found):
+        raise UsageError(f"{name} is {value!r}; give numbers separated by commas, such as 0.491,0.482,0.447")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """How to read samples and turn them into the model's inputs.
+class DataOptions(Settings):
+    """How samples are read and turned into the model's inputs."""
 
-    Attributes
-    ----------
-    mean
-        Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. By default
-        what the model's own data config says, if it has one.
-    std
-        Standard deviation of each channel, in the same form, with the same default.
-    size
-        Side of the model's input in pixels; by default what the model's own data config says, else images keep
-        their size.
-    max_length
-        Cut texts after this many tokens; by default after as many as the model and its tokenizer take.
-    label_column
-        Name of the label column of a table; by default verified_label (a manifest) or label.
-    image_column
-        Name of the column with images or file names; by default image or file_name.
-    text_column
-        Name of the column with texts; by default text.
-    image_root
-        Folder that file names in a table are relative to; by default the table's own folder.
-    classes
-        Class names in the order of the model's outputs, separated by commas, or a file with one name per line;
-        needed where labels are names and the model brings no names of its own.
-    """
-
-    mean: list[float] | str | None = None
-    std: list[float] | str | None = None
-    size: int | None = None
-    max_length: int | None = None
-    label_column: str | None = None
-    image_column: str | None = None
-    text_column: str | None = None
-    image_root: str | None = None
-    classes: list[str] | str | None = None
+    mean: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
+    """Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. By default what
+    the model's own data config says, if it has one."""
+    std: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
+    """Standard deviation of each channel, in the same form, with the same default."""
+    size: Annotated[int | None, DATA] = None
+    """Side of the model's input in pixels. By default what the model's own data config says, else images keep their
+    size."""
+    max_length: Annotated[int | None, DATA] = None
+    """Cut texts after this many tokens. By default after as many as the model and its tokenizer take."""
+    label_column: Annotated[str | None, DATA] = None
+    """Name of the label column of a table; by default verified_label (a manifest) or label."""
+    image_column: Annotated[str | None, DATA] = None
+    """Name of the column with images or file names; by default image or file_name."""
+    text_column: Annotated[str | None, DATA] = None
+    """Name of the column with texts; by default text."""
+    image_root: Annotated[str | None, DATA] = None
+    """Folder that file names in a table are relative to; by default the table's own folder."""
+    classes: Annotated[Sequence[str] | None, DATA, AS_LIST] = None
+    """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed
+    where labels are names and the model brings no names of its own."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        super().__post_init__()
         mean, std = self.channel_mean, self.channel_std
         if mean and std and len(mean) != len(std):
             raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
@@ -65,10 +81,9 @@ class DataOptions:
             )
         if any(s <= 0 for s in std):
             raise UsageError(f"std is {self.std!r}; every number must be above 0")
-        if self.size is not None and (not whole(self.size) or self.size < 1):
-            raise UsageError(f"size is {self.size!r}; it must be a whole number of pixels, 1 or more")
-        if self.max_length is not None and (not whole(self.max_length) or self.max_length < 1):
-            raise UsageError(f"max_length is {self.max_length!r}; it must be a whole number of tokens, 1 or more")
+        for name, what in (("size", "pixels"), ("max_length", "tokens")):
+            value = getattr(self, name)
+            require(value is None or whole(value, 1), name, value, f"a whole number of {what}, 1 or more")
 
     @property
     def channel_mean(self) -> list[float]:
@@ -83,34 +98,50 @@ class DataOptions:
     @property
     def class_names(self) -> list[str] | None:
         """The class names, or None if none were given."""
-        names = names_in_file(self.classes) if isinstance(self.classes, str) else None
-        return split_list(self.classes) if names is None else names
+        return None if self.classes is None else listed(self.classes, "--classes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, with which weights.
+class SampleOptions(DataOptions):
+    """Which labelled samples a model is run over."""
 
-    Attributes
-    ----------
-    model
-        The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
-        hf-hub:ORG/NAME and local-dir:DIR as timm spells them.
-    num_classes
-        Number of outputs to build a torchvision or timm model with; their own by default.
-    weights
-        Which weights of a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto" for
-        the averaged ones if there are any, as timm and Lightning read them too.
-    """
+    data: Annotated[str, MAIN, NEEDED] = ""
+    """The labelled samples, in any form of --verified of verifix correct. For files of predictions, compare also takes
+    labels alone: .npy, .npz or a table. inspect takes one input from them."""
 
-    model: str
-    num_classes: int | None = None
-    weights: Literal["auto", "raw", "ema"] = "auto"
+
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions(Settings):
+    """How many samples are used."""
+
+    limit: Annotated[int | None, DATA] = None
+    """Use no more than this many samples, drawn by class; with trusted, of those to pick from."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
+        ok = self.limit is None or whole(self.limit, 1)
+        require(ok, "limit", self.limit, "a whole number of samples, 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Settings):
+    """Which model, built how."""
+
+    model: Annotated[str, MAIN, NEEDED] = ""
+    """The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
+    hf-hub:ORG/NAME and local-dir:DIR as timm spells them. compare needs none for files of predictions."""
+    num_classes: Annotated[int | None, MODEL] = None
+    """Number of outputs to build a torchvision or timm model with; their own by default."""
+    weights: Annotated[Literal["auto", "raw", "ema"], MODEL] = "auto"
+    """Which weights of a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto" for the
+    averaged ones if there are any, as timm and Lightning read them too."""
 
     def __post_init__(self) -> None:
         """Check the number of outputs."""
-        if self.num_classes is not None and (not whole(self.num_classes) or self.num_classes < 1):
-            raise UsageError(f"num_classes is {self.num_classes!r}; it must be a whole number of outputs, 1 or more")
+        super().__post_init__()
+        ok = self.num_classes is None or whole(self.num_classes, 1)
+        require(ok, "num_classes", self.num_classes, "a whole number of outputs, 1 or more")
 
     @property
     def brings_weights(self) -> bool:
@@ -118,34 +149,37 @@ class ModelOptions:
         return self.model.startswith(BRING_WEIGHTS)
 
 
-def need_weights(model: ModelOptions, checkpoint: str | None, place: str) -> None:
-    """Refuse to go on without a checkpoint, unless the model brings its weights; `place` is where to give it."""
-    if checkpoint is None and not model.brings_weights:
-        raise UsageError(
-            f"{model.model} is a model without weights; give the trained weights with {place} (only "
-            f"{', '.join(BRING_WEIGHTS)} models bring their own)"
-        )
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(ModelOptions):
+    """Which model, with which weights."""
+
+    checkpoint: Annotated[str | None, MAIN] = field(default=None, kw_only=False)
+    """The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
+    folder of transformers. For hf:, hf-hub: and local-dir: by default the model's own; inspect needs none."""
+
+    def need_weights(self, place: str) -> None:
+        """Refuse to go on without weights; `place` is where to give them."""
+        if self.checkpoint is None and not self.brings_weights:
+            raise UsageError(
+                f"{self.model} is a model without weights; give the trained weights with {place} (only "
+                f"{', '.join(BRING_WEIGHTS)} models bring their own)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightOptions:
-    """How much the samples count that a gain is measured on.
+class WeightOptions(Settings):
+    """How much the samples count that a gain is measured on."""
 
-    Attributes
-    ----------
-    class_shares
-        Share of each class in what the model will meet, if the samples have other shares: 0.9,0.1 in the order of the
-        classes, or cat=0.9,dog=0.1, or a file with one of these per line.
-    weights_file
-        How much each sample counts, if they are not a random sample: .npy, or a table with a column weight; one for
-        each verified sample, or with --test for each test sample, in their order.
-    """
-
-    class_shares: list[float] | str | None = None
-    weights_file: str | None = None
+    class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST] = None
+    """Share of each class in what the model will meet, if the samples have other shares: 0.9,0.1 in the order of the
+    classes, or cat=0.9,dog=0.1, or a file with one of these per line."""
+    weights_file: Annotated[str | None, PROOF] = None
+    """How much each sample counts, if they are not a random sample: .npy, or a table with a column weight; one for each
+    verified sample, or with --test for each test sample, in their order."""
 
     def __post_init__(self) -> None:
         """Check that only one is given, and that shares can be read."""
+        super().__post_init__()
         if self.class_shares is not None and self.weights_file is not None:
             raise UsageError("--class-shares and --weights-file both say how much samples count; give one of them")
         _ = self.shares
@@ -155,10 +189,7 @@ class WeightOptions:
         """The share of each class, by its name or its number; None if none were given."""
         if self.class_shares is None:
             return None
-        given = self.class_shares
-        lines = names_in_file(given, "--class-shares") if isinstance(given, str) else None
-        parts = [str(part) for part in lines or split_list(given) or []]  # type: ignore[arg-type]
-        parts = [piece.strip() for part in parts for piece in part.split(",")]
+        parts = [piece.strip() for part in listed(self.class_shares, "--class-shares") for piece in part.split(",")]
         return dict(_share(i, part) for i, part in enumerate(parts))
 
 
@@ -169,27 +200,3 @@ def _share(place: int, text: str) -> tuple[str | int, float]:
         return (name.strip() if given else place), float(number)
     except ValueError:
         raise UsageError(f"--class-shares has {text!r}; give numbers such as 0.9,0.1 or cat=0.9,dog=0.1") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How to run a model over samples.
-
-    Attributes
-    ----------
-    device
-        Where to compute; "auto" is a GPU if there is one.
-    batch_size
-        Samples per batch.
-    progress
-        Show progress.
-    """
-
-    device: str = "auto"
-    batch_size: int = 250
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        """Check the size of batches."""
-        if self.batch_size < 1:
-            raise UsageError(f"batch_size is {self.batch_size}; it must be 1 or more")

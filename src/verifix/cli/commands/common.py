@@ -46,9 +46,9 @@ def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None
     return model.eval()
 
 
-def device_wanted(name: str) -> torch.device:
+def device_wanted(name: str | torch.device) -> torch.device:
     """Return the device wanted; "auto" is a GPU if there is one."""
-    return device_named(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    return device_named(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else str(name))
 
 
 def first_sample(source: Source) -> Samples:

@@ -27,7 +27,7 @@ def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
         "before": command.before,
         "after": command.after,
         "data": command.data,
-        "model": command.model,
+        "model": command.model or None,
     }
     compared |= {"class_shares": command.shares, "weights_file": command.weights_file, "seed": command.seed}
     result = comparison.as_dict() | {"compared": compared | about}
@@ -48,7 +48,7 @@ def _answers(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
 
 def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
     """Run each checkpoint on the samples, one after the other; a file of predictions is read."""
-    if command.model is None:
+    if not command.model:
         path = next(path for path in (command.before, command.after) if not is_predictions(path))
         raise UsageError(f"{path} is a checkpoint by its name; give its model with --model, or a file of predictions")
     answers: list[Any] = []
@@ -64,7 +64,7 @@ def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any
         if samples is None:
             source = open_data(command.data, command, preparation)
             check_names(model, source, preparation)
-            samples = read_samples(source, command.batch_size, command.progress)
+            samples = read_samples(source, command.predicting_size, command.progress)
         answers.append(logits_of(model, samples, command.progress, f"answers {what}"))
         notes += [f"{path}: {note}" for note in checkpoint.notes(model)]
     names = None if preparation.class_names is None else list(preparation.class_names)

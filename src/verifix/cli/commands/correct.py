@@ -210,14 +210,8 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     out = Path(command.out)
     further = (command.save_moments, command.result, command.report, command.card)
     others = [correction_path(out), *(Path(path) for path in further if path is not None)]
-    inputs: list[str | Path | None] = [
-        checkpoint.path,
-        command.verified,
-        command.trusted,
-        command.test,
-        command.moments,
-    ]
-    checkpoint.check_outputs(out, others, [path for path in inputs if path is not None], force=command.force)
+    inputs = (checkpoint.path, command.verified, command.trusted, command.test, command.moments)
+    checkpoint.check_outputs(out, others, [str(path) for path in inputs if path is not None], force=command.force)
 
 
 def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -247,7 +241,7 @@ def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments 
     """Read the moments of earlier samples, which must have been prepared as those of now."""
     if command.moments is None:
         return None
-    earlier = SavedMoments.load(command.moments)
+    earlier = SavedMoments.load(str(command.moments))
     earlier.check_preparation(preparation.steps)
     return earlier
 

@@ -13,7 +13,6 @@ from verifix.inspection import Survey, inspect
 from verifix.io.checkpoints.checkpoint import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import prepare
-from verifix.options import split_list
 
 COVERED = 0.9
 """Below this share of the multiplied weights, `inspect` warns."""
@@ -24,13 +23,13 @@ def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
     model = open_model(command.model, command.num_classes, checkpoint)
     preparation = prepare(model, command.model, command)
-    if command.data is None:
+    if not command.data:
         shape = list(map(int, command.shape))
         inputs = torch.zeros(1, *shape) if preparation.tokenize is None else _ids(shape)
     else:
         first = first_sample(open_data(command.data, command, preparation))
         inputs = next(first.batches([0], 1)).inputs
-    survey = inspect(model, inputs, include=split_list(command.include), exclude=split_list(command.exclude))
+    survey = inspect(model, inputs, include=command.include, exclude=command.exclude)
     memory = survey.memory(command.samples, command.folds)
     result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
     lines = [_inspect_line(entry) for entry in result["parameters"]]

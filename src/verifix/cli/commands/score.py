@@ -24,7 +24,7 @@ def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     preparation = prepare(model, command.model, command)
     source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
-    samples = read_samples(source, command.batch_size, command.progress)
+    samples = read_samples(source, command.predicting_size, command.progress)
     with watching_first_norm(model) as seen:
         logits = logits_of(model, samples, command.progress, "scoring")
     result = figures(logits, samples.labels)
