@@ -38,8 +38,7 @@ from verifix.options import (
 class Command(Settings):
     """What every command takes."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Settings that the command line insists on."""
+    needs: ClassVar[tuple[str, ...]] = ()  # settings that the command line insists on
 
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
