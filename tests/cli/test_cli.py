@@ -683,11 +683,10 @@ def test_nothing_is_written_into_a_folder_that_is_read(world, tmp_path, capsys):
 
 def test_a_process_that_is_asked_to_end_leaves_nothing_half_written(world, tmp_path):
     code = (
-        "import os, signal, sys, threading\n"
-        "from verifix.cli.main import main\nfrom verifix.storage import tensors as files\n"
-        "fill = files.fill_safetensors\n"
+        "import os, signal, sys, threading\nfrom verifix.storage import tensors\nfrom verifix.cli.main import main\n"
+        "fill = tensors.fill_safetensors\n"
         "def slow(*a, **k):\n    fill(*a, **k)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "files.fill_safetensors = slow\n"
+        "tensors.fill_safetensors = slow\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     argv = arguments(world, tmp_path / "f.safetensors", alpha=30)

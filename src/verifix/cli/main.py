@@ -10,9 +10,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -122,15 +121,17 @@ def parse(argv: Sequence[str]) -> Any:
     words = list(argv)
     if not words:
         raise UsageError(f"give a command: {', '.join(COMMANDS)}; see verifix --help")
+    named = [word for word in words[:1] if word in COMMANDS]
     try:
-        return application()(words, exit_on_error=False, print_error=False)
+        return application(named or COMMANDS)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        command = f" {words[0]}" if words[0] in COMMANDS else ""
-        raise UsageError(f"{_in_one_line(error)}; see verifix{command} --help") from None
+        raise UsageError(f"{_in_one_line(error)}; see {' '.join(('verifix', *named))} --help") from None
 
 
-def application() -> App:
-    """Return the command line as cyclopts sees it: for parsing, for help and for the completion of shells."""
+def application(names: Iterable[str] = COMMANDS) -> App:
+    """Return the command line, with some commands or all, for parsing, for help and for the completion of shells."""
+    from importlib.metadata import version
+
     from cyclopts import App
     from rich.console import Console
 
@@ -149,8 +150,8 @@ def application() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for place, (name, command) in enumerate(COMMANDS.items()):
-        app.command(_taking(command), name=name, help=inspect.getdoc(command), sort_key=place)
+    for place, name in enumerate(names):
+        app.command(_taking(COMMANDS[name]), name=name, help=inspect.getdoc(COMMANDS[name]), sort_key=place)
     app.register_install_completion_command()
     return app
 

@@ -43,9 +43,9 @@ class Command(Settings):
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
     config: Annotated[Sequence[str] | None, OUTPUT] = None
-    """A YAML file with any of these settings, under the names that Python gives them; flags go before what it says."""
+    """A YAML file with any of these settings, named with underscores. A flag overrides what the file says."""
     print_config: Annotated[bool, OUTPUT, SWITCH] = False
-    """Print all settings as such a file, and stop."""
+    """Print all settings in the form of such a file, and exit."""
 
 
 @dataclass(frozen=True, kw_only=True)
