@@ -337,7 +337,7 @@ def takes(
 
 
 def declarations(settings: type[Any]) -> dict[str, tuple[str, str]]:
-    """Return the type and the description of each setting of a class, as they stand in the source.
+    """Return the type and the description of each setting of a class, as they stand in the source, if it is there.
 
     Parameters
     ----------
@@ -349,7 +349,7 @@ def declarations(settings: type[Any]) -> dict[str, tuple[str, str]]:
     dict
         By name: the type, and the text below the declaration, in one line.
     """
-    found = {}
+    found = {field.name: (str(field.type), "") for field in fields(settings)}
     for cls in reversed(settings.__mro__):
         for entry, text in pairwise(_classes(cls.__module__).get(cls.__name__, ())):
             if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):

@@ -21,6 +21,7 @@ import yaml
 from tools.settings import PAGE, page
 
 import verifix
+from verifix import options
 from verifix.cli.main import application, main, parse
 from verifix.cli.options import COMMANDS, CorrectCommand
 from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, ProveArguments, declarations
@@ -122,6 +123,20 @@ def test_a_setting_of_the_call_is_declared_in_one_place():
     assert {name: len(places) for name, places in declared.items()} == dict.fromkeys(names, 1)
     assert issubclass(CorrectCommand, CorrectOptions)
     assert issubclass(CorrectArguments, CorrectOptions)
+
+
+def test_without_the_source_there_are_no_descriptions_and_all_else_works(monkeypatch, capsys):
+    def missing(_: object) -> str:
+        raise OSError("could not get source code")
+
+    options._classes.cache_clear()
+    monkeypatch.setattr(options.inspect, "getsource", missing)
+    try:
+        assert "--batch-size" in help_of("score", monkeypatch, capsys)
+        call = options.takes(CorrectArguments)(lambda model, verified, settings: settings.alpha)
+        assert call(None, None, alpha=3) == 3
+    finally:
+        options._classes.cache_clear()
 
 
 def test_the_page_of_settings_is_up_to_date():

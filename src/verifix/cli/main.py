@@ -144,9 +144,7 @@ def application(names: Iterable[str] = COMMANDS) -> App:
         help_format="plaintext",
         console=console,
         config=settle,
-        default_parameter=Parameter(
-            negative_iterable=(), negative_none=(), allow_repeating=True
-        ),  # the last one counts
+        default_parameter=Parameter(negative_iterable=(), negative_none=(), allow_repeating=True),  # the last counts
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
@@ -252,15 +250,12 @@ def _print(named: Mapping[str, Argument]) -> None:
     import yaml
 
     def said(argument: Argument) -> Any:
-        values = [token.value or token.implicit_value for token in argument.tokens]
         default = argument.field_info.default
-        return values or (None if default in ("", inspect.Parameter.empty) else default)
+        values = [token.value or token.implicit_value for token in argument.tokens] or [default]
+        return None if values[0] in ("", inspect.Parameter.empty) else values[0] if len(values) == 1 else values
 
     settings = {name: said(argument) for name, argument in named.items() if name not in APART}
-    plain = {
-        name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in settings.items()
-    }
-    sys.stdout.write(yaml.safe_dump(plain, sort_keys=False))
+    sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
     raise SystemExit(0)
 
 
