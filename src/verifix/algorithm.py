@@ -30,7 +30,7 @@ from verifix.recipe.budget import Pace, measure
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
-from verifix.recipe.outcome import LayerReport
+from verifix.recipe.outcome import LayerReport, LayerStatus
 from verifix.recipe.plan import is_choosing
 
 
@@ -126,7 +126,7 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
                 rows += seen.n
                 ranks += [rank for rank in seen.effective_rank.tolist() if rank > 0]
         kept = account.status == "corrected" and name not in corrected
-        status = "corrected" if name in corrected else "kept" if kept else account.status
+        status: LayerStatus = "corrected" if name in corrected else "kept" if kept else account.status
         yield LayerReport(
             name,
             account.kind,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,7 +36,9 @@ OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
 serve twice, and one pass over the samples gives the moments of all."""
 
-NOTES = {
+Kind = Literal["nested", "split", "test"]
+
+NOTES: dict[Kind, str] = {
     "nested": (
         "Nested cross-fitting: every sample was predicted by a correction that never saw it, with moments, strengths "
         "and stages of its own, from four fifths of the samples."
@@ -89,7 +91,7 @@ class Proof:
         What it was expected to take, and what it took; None if that is not known.
     """
 
-    kind: str
+    kind: Kind
     comparison: Comparison
     indices: tuple[int, ...]
     before: Tensor
@@ -196,7 +198,7 @@ def _pace(context: Context, options: CorrectOptions) -> Pace:
 
 
 def measured(
-    kind: str,
+    kind: Kind,
     model: nn.Module,
     correction: Correction,
     samples: Samples,

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import html
 import json
+import operator
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,8 +22,21 @@ from jsonschema import Draft202012Validator
 from tests import report_cases as cases
 from verifix.errors import OutputError, UsageError
 from verifix.projection import importance
-from verifix.report import SCHEMA, as_json, model_card, plain, render, schema, write_card, write_report, write_result
+from verifix.report import (
+    SCHEMA,
+    as_json,
+    model_card,
+    plain,
+    read_result,
+    render,
+    result_of,
+    schema,
+    write_card,
+    write_report,
+    write_result,
+)
 from verifix.report.charts import kept, spectrum, thinned
+from verifix.report.files import as_result
 from verifix.report.formatting import printable, shortened
 from verifix.report.page import SECTIONS
 from verifix.report.proof_section import interval
@@ -154,6 +170,9 @@ def test_what_the_command_gives_today_fits_the_schema(tmp_path):
     page = render(result)
     assert "No proof was made" in text_of(page)
     assert "SHA-256" in text_of(page)
+    typed = result_of(correction)
+    Draft202012Validator(schema()).validate(plain(typed))
+    assert render(replace(typed, notes=None, unchanged_by_rounding=None, proof=None)) == page
 
 
 def test_files_are_written_atomically_and_not_over_others(results, tmp_path):
@@ -313,12 +332,13 @@ def test_no_proof_is_said_plainly_in_every_section_that_needs_one(pages):
 
 def test_before_and_after_have_intervals(results, pages):
     found = results["digits"]["proof"]["comparison"]
-    low, high = interval(found["before"]["accuracy"], found)
+    typed = as_result(results["digits"]).comparison
+    low, high = interval(found["before"]["accuracy"], typed)
     n, p, z = 200, found["before"]["accuracy"] / 100, 1.959964
     middle, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     assert (low, high) == pytest.approx([100 * (middle + s * half) / (1 + z * z / n) for s in (-1, 1)], abs=1e-4)
-    assert interval(50.0, found | {"weighted": True}) == (None, None)
-    assert interval(50.0, {}) == (None, None)
+    assert interval(50.0, replace(typed, weighted=True)) == (None, None)
+    assert interval(50.0, replace(typed, samples=0)) == (None, None)
     told = section(pages["digits"], "before-after")
     for title in ("Right, mean over classes", "Cross-entropy, nats", "Calibration error", "Outer folds"):
         assert title in told
@@ -478,29 +498,73 @@ def test_names_that_no_page_can_hold_are_pictured():
     Draft202012Validator(schema()).validate(json.loads(as_json(result)))
 
 
-def test_nothing_that_may_be_none_is_needed(results):
-    """Put None, and then nothing, in the place of every value below the top, one branch at a time."""
-    result = plain(results["texts"] | {"spectra": {}, "choices": {}})
-    found = result["proof"]["comparison"] | {"reliability_before": None, "reliability_after": None}
-    result["proof"] |= {"comparison": found}
-    for key in set(result) - set(schema()["required"]):
-        render(result | {"proof": None} | {key: None})
-    for key in result["provenance"]:
-        render(result | {"proof": None, "provenance": result["provenance"] | {key: None}})
-    for key in result["proof"]:
-        render(result | {"proof": result["proof"] | {key: None}})
-    for key in found:
-        render(result | {"proof": result["proof"] | {"comparison": found | {key: None}}})
-    for name, choice in results["digits"]["choices"].items():
-        for key in choice:
-            render({"choices": {name: choice | {"points": []} | {key: None}}})
-    for key, entry in (("layers", results["digits"]["layers"][0]), ("examples", results["texts"]["examples"][0])):
-        for inner in entry:
-            render({key: [entry | {inner: None}]})
-    render({})
-    empty = {"choices": {"project": {}}, "layers": [{}], "proof": {"comparison": {"samples": 0}}, "examples": [{}]}
-    render(empty)
-    render(empty | {"spectra": {"w": {}}, "files": {"checkpoint": None}, "verdict": "improved"})
+def places(data, way=()):
+    """Yield the way to every value of a result, of lists only to the first."""
+    for key in data if isinstance(data, dict) else range(min(len(data), 1)):
+        yield *way, key
+        if isinstance(data[key], (dict, list)):
+            yield from places(data[key], (*way, key))
+
+
+def changed(data, way):
+    """Yield the result with None in one place, and, unless that is in a list, with nothing."""
+    for step in (lambda place: place.__setitem__(way[-1], None), lambda place: place.pop(way[-1])):
+        copied = copy.deepcopy(data)
+        place = functools.reduce(operator.getitem, way[:-1], copied)
+        step(place)
+        yield copied
+        if isinstance(place, list):
+            return
+
+
+def test_nothing_that_may_be_none_is_needed_and_what_is_needed_is_named(results):
+    """Put None, and then nothing, in the place of every value, one at a time: schema and reader agree on each."""
+    found = results["texts"]["proof"]["comparison"] | {"reliability_before": None}
+    choice = results["digits"]["choices"]["finetune"]
+    result = plain(results["texts"] | {"choices": {"layerwise": choice}, "spectra": {"6.weight": {"eigenvalues": []}}})
+    result |= {
+        "proof": results["digits"]["proof"] | {"comparison": found},
+        "test": {"samples": 90, "before": 70.0, "after": 84.0, "gain": 14.0},
+        "trusted": {"method": "low-loss", "count": 90, "per_class": {"0": 45}, "shortfall": {}},
+        "layers": result["layers"][-1:],
+        "examples": result["examples"][:1],
+    }
+    validator, outcomes = Draft202012Validator(schema()), {"page": 0, "refused": 0}
+    for way in places(result):
+        for variant in changed(result, way):
+            if validator.is_valid({"schema": SCHEMA} | variant):
+                drawn = variant if way[0] == "proof" else variant | {"proof": None}  # charts take time
+                assert render(drawn).endswith("</html>")
+                outcomes["page"] += 1
+            else:
+                with pytest.raises(UsageError, match=rf"^the result .*{way[0]}"):
+                    render(variant)
+                outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50, outcomes
+
+
+def test_a_stored_result_is_the_same_object_again(results, tmp_path):
+    for result in results.values():
+        typed = as_result(result)
+        assert read_result(write_result(tmp_path / "r.json", typed, force=True)) == typed
+
+
+def test_what_is_no_result_is_refused_in_one_line(tmp_path):
+    wrong = {"{": "cannot be read", "[1]": "holds no JSON object", '{"schema": "x"}': "the schema 'x'"}
+    for text, words in wrong.items():
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(UsageError, match=words):
+            read_result(tmp_path / "r.json")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_result(tmp_path / "none.json")
+
+
+def test_every_key_of_the_schema_is_described():
+    parts = {"Result": schema(), **schema()["$defs"]}
+    assert len(parts) > 10
+    for name, part in parts.items():
+        assert "----" not in part["description"], name
+        assert all(key.get("description") for key in part["properties"].values()), name
 
 
 # --- the model card

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from verifix.capture.parameters import ParameterIndex, extent, partly_shared
 from verifix.capture.selection import Selection
 from verifix.capture.skip_reasons import MULTIPLY_NOT, explained, fixed_reasons
 from verifix.errors import one_line
+
+Status = Literal["corrected", "skipped", "unused"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Account:
 
     parameter: str
     kind: str
-    status: str
+    status: Status
     reason: str
     layers: tuple[Layer, ...]
     size: int = 0
@@ -152,7 +155,7 @@ class Census:
             or self._reason_to_skip(name, parameters[name], layers, selection)
         )
         multiplies = bool(layers) or not self.used_by.get(name, set()) <= MULTIPLY_NOT
-        status = "skipped" if reason else "corrected" if layers else "unused"
+        status: Status = "skipped" if reason else "corrected" if layers else "unused"
         return Account(name, kind, status, reason, layers, size, multiplies)
 
     def _reason_to_skip(self, name: str, parameter: Tensor, layers: tuple[Layer, ...], selection: Selection) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 
 from verifix.errors import DataError
@@ -24,18 +25,20 @@ from verifix.options import check_seed
 
 Verdict = Literal["improved", "not proven", "harmful"]
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""A number of things, which a stored result cannot hold below zero."""
+
 ROUNDED_SHARES = 1e-3
 """How far shares of classes may be from a sum of 1."""
 
 
-@dataclass(frozen=True)
-class ClassChange:
+class ClassChange(msgspec.Struct, frozen=True):
     """What changed in one class.
 
     Attributes
     ----------
     label
-        The class; ``class`` in plain data.
+        The class; ``class`` in plain data, a word that Python keeps for itself.
     samples
         How many have this label.
     before, after
@@ -44,7 +47,7 @@ class ClassChange:
         Answers that became right, and wrong.
     """
 
-    label: int
+    label: int = msgspec.field(name="class")
     samples: int
     before: float | None
     after: float | None
@@ -87,8 +90,8 @@ class Comparison:
         Bins of confidence; None if only predicted classes are known.
     """
 
-    samples: int
-    classes: int
+    samples: Count
+    classes: Count
     weighted: bool
     before: Measures
     after: Measures
@@ -109,21 +112,26 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, fit for JSON."""
-        data = asdict(self)
-        data["per_class"] = [{"class": row.pop("label")} | row for row in data["per_class"]]
-        for name in ("reliability_before", "reliability_after"):
-            data[name] = None if data[name] is None else list(data[name])
+        data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return data
 
-    def sentence(self) -> str:
-        """Say the verdict in one sentence."""
-        before, after = self.before.accuracy, self.after.accuracy
-        p = self.p_worse if self.verdict == "harmful" or self.gain.estimate < 0 else self.p_better
-        words = f"{self.verdict[0].upper()}{self.verdict[1:]}"
+    def sentence(self, where: str | None = None) -> str:
+        """Say the verdict in one sentence.
+
+        Parameters
+        ----------
+        where
+            What the samples are, from "on" to the end of the sentence; by default, how many there are.
+
+        Returns
+        -------
+        str
+            The sentence: the summary, the report and the model card have no other.
+        """
+        gain, low, high = (signed(x) for x in (self.gain.estimate, self.gain.low, self.gain.high))
         return (
-            f"{words}: {after:.2f}% right instead of {before:.2f}% ({self.gain.estimate:+.2f} points, "
-            f"{self.gain.level:.0%} interval {self.gain.low:+.2f} to {self.gain.high:+.2f}, one-sided p {_p(p)}, "
-            f"{self.samples} samples)."
+            f"{self.verdict.capitalize()}: {self.before.accuracy:.1f}% right before, {self.after.accuracy:.1f}% after "
+            f"({gain}, {self.gain.level:.0%} interval {low} to {high}) {where or f'on {self.samples:,} samples'}."
         )
 
     def summary(self, names: Sequence[str] | None = None) -> str:
@@ -157,7 +165,8 @@ class Comparison:
 
     def _measures(self) -> list[str]:
         a, b = self.before, self.after
-        lines = [f"Balanced accuracy {a.balanced_accuracy:.2f}% before, {b.balanced_accuracy:.2f}% after."]
+        lines = [f"Accuracy {a.accuracy:.2f}% before, {b.accuracy:.2f}% after."]
+        lines.append(f"Balanced accuracy {a.balanced_accuracy:.2f}% before, {b.balanced_accuracy:.2f}% after.")
         for what, x, y in (
             ("Cross-entropy", a.cross_entropy, b.cross_entropy),
             ("Calibration error", a.calibration_error, b.calibration_error),
@@ -323,6 +332,12 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4f}"
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """Write a difference out, with its sign: +4.9, −0.3 or 0.0."""
+    text = f"{number:+.{digits}f}"
+    return (text[1:] if float(text) == 0 else text).replace("-", "−")
 
 
 def _p(value: float) -> str:

@@ -93,6 +93,8 @@ class Choice:
         What the stage was expected to take, and what it took, in seconds; None if that is not known.
     about
         What the stage does, in one sentence; empty if that is not known.
+    note
+        What the scores are and are not.
     """
 
     strength: Strength | None
@@ -102,13 +104,14 @@ class Choice:
     estimated: float | None = None
     seconds: float | None = None
     about: str = ""
+    note: str | None = SELECTION_NOTE
 
     def as_dict(self) -> dict[str, object]:
         """Return the choice as plain data, labelled for what its scores are."""
         return {
             "strength": self.strength,
             "reason": self.reason,
-            "note": SELECTION_NOTE,
+            "note": self.note,
             "points": [asdict(point) for point in self.points],
             "layers": {name: dict(numbers) for name, numbers in self.layers.items()},
             "estimated": self.estimated,
@@ -120,7 +123,7 @@ class Choice:
     def from_dict(cls, data: Mapping[str, Any]) -> Choice:
         """Undo `as_dict`."""
         points = tuple(Point(**point | {"strength": _strength(point["strength"])}) for point in data["points"])
-        rest = {key: data[key] for key in ("reason", "layers", "estimated", "seconds")}
+        rest = {key: data[key] for key in ("reason", "layers", "estimated", "seconds", "note")}
         return cls(_strength(data["strength"]), points, about=data.get("about", ""), **rest)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
+
+LayerStatus = Literal["corrected", "kept", "skipped", "unused"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class LayerReport:
 
     parameter: str
     kind: str
-    status: str
+    status: LayerStatus
     reason: str = ""
     rows: int = 0
     effective_rank: float | None = None

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from verifix.report.files import as_json, plain, read_result, schema, write_result
 from verifix.report.model_card import model_card, write_card
 from verifix.report.page import render, write_report
-from verifix.report.result import SCHEMA, as_json, plain, schema, write_result
+from verifix.report.result import SCHEMA, Result, result_of
 
-__all__ = ["SCHEMA", "as_json", "model_card", "plain", "render", "schema", "write_card", "write_report", "write_result"]
+__all__ = [
+    "SCHEMA",
+    "Result",
+    "as_json",
+    "model_card",
+    "plain",
+    "read_result",
+    "render",
+    "result_of",
+    "schema",
+    "write_card",
+    "write_report",
+    "write_result",
+]

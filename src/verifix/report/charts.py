@@ -10,13 +10,16 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from markupsafe import Markup, escape
 
+from verifix.evaluation.metrics import Bin
 from verifix.projection import importance
+from verifix.recipe.candidates import Strength
+from verifix.recipe.decision import Point, spelled
 from verifix.report.formatting import printable
 
 INK, MUTED, LINE, BEFORE, AFTER, SOFT = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
@@ -47,8 +50,6 @@ SETTINGS: dict[Any, Any] = {
 
 SPECTRUM_POINTS = 160
 """Eigenvalues that are drawn of a layer, evenly spaced on the logarithmic axis of their order."""
-
-Points = Sequence[Mapping[str, Any]]
 
 
 def intervals(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Markup:
@@ -115,7 +116,7 @@ def _with_zero(values: Sequence[float | None]) -> tuple[float, float]:
     return min(known) - margin, max(known) + margin
 
 
-def curve(points: Points, chosen: float | None, of: str) -> Markup:
+def curve(points: Sequence[Point], chosen: Strength | None, of: str) -> Markup:
     """Draw a curve of strengths on a logarithmic axis, with the chosen one and no change.
 
     Parameters
@@ -133,17 +134,17 @@ def curve(points: Points, chosen: float | None, of: str) -> Markup:
         The chart.
     """
     error, scale = {"loss": ("standard_error", 1.0), "score": ("score_error", 100.0)}[of]
-    tried = [p for p in points if p["strength"] is not None and p.get(of) is not None]
-    x, y = [p["strength"] for p in tried], [scale * p[of] for p in tried]
+    tried = [point for point in points if point.strength is not None]
+    x, y = [point.strength for point in tried], [scale * getattr(point, of) for point in tried]
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         axes.errorbar(
-            x, y, yerr=[scale * (p.get(error) or 0) for p in tried], color=AFTER, marker="o", capsize=2.5, elinewidth=1
+            x, y, yerr=[scale * getattr(p, error) for p in tried], color=AFTER, marker="o", capsize=2.5, elinewidth=1
         )
         for point in points:
-            if point["strength"] is None and point.get(of) is not None:
-                axes.axhline(scale * point[of], color=BEFORE, linestyle=(0, (5, 3)), linewidth=1.4)
+            if point.strength is None:
+                axes.axhline(scale * getattr(point, of), color=BEFORE, linestyle=(0, (5, 3)), linewidth=1.4)
         for place, height in zip(x, y, strict=True):
             if place == chosen:
                 axes.axvline(place, color=MUTED, linestyle=":", linewidth=1)
@@ -153,17 +154,17 @@ def curve(points: Points, chosen: float | None, of: str) -> Markup:
         axes.grid(axis="y")
 
     name = {"loss": "Cross-fitted loss", "score": "Cross-fitted share right"}[of]
-    mark = "no strength chosen" if chosen is None else f"chosen: {chosen:.4g}"
+    mark = "no strength chosen" if chosen is None else f"chosen: {spelled(chosen)}"
     return _chart(draw, (4.4, 2.9), f"{name} over the strength of the projection, {len(tried)} strengths; {mark}")
 
 
-def reliability(bins: Points, title: str, colour: str) -> Markup:
+def reliability(bins: Sequence[Bin], title: str, colour: str) -> Markup:
     """Draw how often the network is right, by how sure it is, and how many samples that is.
 
     Parameters
     ----------
     bins
-        "low", "high", "samples", "confidence" and "accuracy" of each, shares from 0 to 1 (accuracy also in percent).
+        Bins of confidence, in order.
     title
         What the chart is called.
     colour
@@ -174,16 +175,18 @@ def reliability(bins: Points, title: str, colour: str) -> Markup:
     Markup
         The chart.
     """
-    full = [b for b in bins if b.get("samples") and b.get("accuracy") is not None]
+    full = [b for b in bins if b.samples and b.accuracy is not None]
+    middles, widths = [50 * (b.low + b.high) for b in full], [90 * (b.high - b.low) for b in full]
+    heights = [100 * (b.accuracy or 0) for b in full], [b.samples for b in full]
 
     def draw(figure: Any) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         top.plot([0, 100], [0, 100], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, zorder=3)
-        for axes, height in ((top, "accuracy"), (bottom, "samples")):
+        for axes, height in zip((top, bottom), heights, strict=True):
             axes.bar(
-                [50 * (b["low"] + b["high"]) for b in full],
-                [100 * b[height] if height == "accuracy" else b[height] for b in full],
-                [90 * (b["high"] - b["low"]) for b in full],
+                middles,
+                height,
+                widths,
                 color=colour,
                 alpha=0.75 if axes is top else 0.4,
             )
@@ -212,7 +215,7 @@ def spectrum(eigenvalues: Sequence[float], alpha: float | None, layer: str) -> M
     Markup
         The chart.
     """
-    positive = [r for r in eigenvalues if r is not None and r > 0]
+    positive = [r for r in eigenvalues if r > 0]
     order = thinned(len(positive))
     values = [positive[i - 1] for i in order]
 
@@ -242,7 +245,7 @@ def _importance(axes: Any, order: Sequence[int], values: Sequence[float], alpha:
 
 def kept(eigenvalues: Sequence[float], alpha: float) -> int:
     """Return how many directions have an importance of one half or more, which is r ≥ 1 / (α + 1)."""
-    return sum(r >= 1 / (alpha + 1) for r in eigenvalues if r is not None)
+    return sum(r >= 1 / (alpha + 1) for r in eigenvalues)
 
 
 def thinned(length: int) -> list[int]:

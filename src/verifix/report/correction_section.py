@@ -7,9 +7,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from verifix.recipe.candidates import Strength
+from verifix.recipe.decision import Choice, Point, spelled
+from verifix.recipe.outcome import LayerReport
 from verifix.recipe.stages import projection_among
 from verifix.report import charts
-from verifix.report.formatting import count, decimal, listed, part, percent, plural, share, signed, size, strength, time
+from verifix.report.formatting import count, decimal, percent, plural, share, signed, size, time
+from verifix.report.result import Result, Spectrum
 
 MOST_LAYERS = 100
 """Rows of the table of layers; of more, those that changed most are shown."""
@@ -23,26 +27,25 @@ MOST_NAMES = 40
 SELECTION = "These scores chose the strength, so that they overstate the gain. The proof above is what to believe."
 
 
-def curve(result: Mapping[str, Any]) -> dict[str, Any]:
+def curve(result: Result) -> dict[str, Any]:
     """Return the α curve of the projection, or why there is none."""
-    choice = part(result, "choices", projection_among(part(result, "choices")) or "")
-    points = [p for p in listed(choice, "points") if _single(p.get("strength"))]
-    chosen = choice.get("strength")
-    shown = points if any(p.get("strength") is not None for p in points) else []
+    choice = result.choices.get(projection_among(result.choices) or "", Choice(None, (), "", note=None))
+    points = [p for p in choice.points if p.strength is None or _single(p.strength)]
+    shown = points if any(p.strength is not None for p in points) else []
     return {
-        "reason": choice.get("reason"),
-        "chosen": None if chosen is None else strength(chosen),
-        "charts": [_drawn(shown, chosen, of) for of in ("loss", "score")] if shown else [],
-        "points": _points(shown, chosen),
-        "note": choice.get("note") or SELECTION,
+        "reason": choice.reason,
+        "chosen": None if choice.strength is None else spelled(choice.strength),
+        "charts": [_drawn(shown, choice.strength, of) for of in ("loss", "score")] if shown else [],
+        "points": _points(shown, choice.strength),
+        "note": choice.note or SELECTION,
     }
 
 
-def _single(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and value > 0)
+def _single(strength: Strength) -> bool:
+    return not isinstance(strength, tuple) and strength > 0
 
 
-def _drawn(points: Sequence[Mapping[str, Any]], chosen: float | None, of: str) -> tuple[str, Markup]:
+def _drawn(points: Sequence[Point], chosen: Strength | None, of: str) -> tuple[str, Markup]:
     caption = {
         "loss": "Loss of held-out samples: lower is better. Bars: one paired standard error.",
         "score": "Share of held-out samples that are right. Bars: one paired standard error.",
@@ -50,108 +53,105 @@ def _drawn(points: Sequence[Mapping[str, Any]], chosen: float | None, of: str) -
     return caption[of], charts.curve(points, chosen, of)
 
 
-def _points(points: Sequence[Mapping[str, Any]], chosen: Any) -> list[dict[str, Any]]:
-    rows = []
-    for point in points:
-        value, score = point.get("strength"), point.get("score")
-        rows.append(
-            {
-                "strength": strength(value),
-                "chosen": value == chosen,
-                "loss": decimal(point.get("loss")),
-                "gain": "" if value is None else signed(point.get("loss_gain"), 4),
-                "error": "" if value is None else decimal(point.get("standard_error")),
-                "score": decimal(None if score is None else 100 * score, 1),
-            }
-        )
-    return rows
+def _points(points: Sequence[Point], chosen: Strength | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "strength": spelled(point.strength),
+            "chosen": point.strength == chosen,
+            "loss": decimal(point.loss),
+            "gain": "" if point.strength is None else signed(point.loss_gain, 4),
+            "error": "" if point.strength is None else decimal(point.standard_error),
+            "score": decimal(100 * point.score, 1),
+        }
+        for point in points
+    ]
 
 
-def stages(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def stages(result: Result) -> list[dict[str, Any]]:
     """Return what each stage added, and why it was kept or left out."""
-    return [_stage(name, part(result, "choices", name)) for name in part(result, "choices")]
+    return [_stage(name, choice) for name, choice in result.choices.items()]
 
 
-def _stage(name: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-    points, chosen = listed(choice, "points"), choice.get("strength")
-    best: Mapping[str, Any] = next((p for p in points if p.get("strength") == chosen), {}) if chosen is not None else {}
-    base: Mapping[str, Any] = next((p for p in points if p.get("strength") is None), {})
-    known = best.get("score") is not None and base.get("score") is not None
+def _stage(name: str, choice: Choice) -> dict[str, Any]:
+    kept = choice.strength is not None
+    by_strength = {point.strength: point for point in choice.points}
+    best, base = by_strength.get(choice.strength) if kept else None, by_strength.get(None)
     return {
         "name": name,
-        "meaning": choice.get("about"),
-        "kept": chosen is not None,
-        "strength": strength(chosen),
-        "reason": choice.get("reason") or "",
-        "gain": signed(best.get("loss_gain"), 4),
-        "error": decimal(best.get("standard_error")),
-        "score": signed(100 * (best["score"] - base["score"])) if known else decimal(None),
-        "time": time(choice.get("seconds")),
-        "estimated": time(choice.get("estimated")),
-        "points": _points(points, chosen),
+        "meaning": choice.about or None,
+        "kept": kept,
+        "strength": spelled(choice.strength),
+        "reason": choice.reason,
+        "gain": signed(None if best is None else best.loss_gain, 4),
+        "error": decimal(None if best is None else best.standard_error),
+        "score": signed(100 * (best.score - base.score)) if best and base else decimal(None),
+        "time": time(choice.seconds),
+        "estimated": time(choice.estimated),
+        "points": _points(choice.points, choice.strength),
     }
 
 
-def layers(result: Mapping[str, Any]) -> dict[str, Any]:
+def layers(result: Result) -> dict[str, Any]:
     """Return a table of the layers that were corrected or kept; of many, those that changed most."""
-    rows = [row for row in listed(result, "layers") if row.get("status") not in ("skipped", "unused")]
-    chosen = rows
-    if len(rows) > MOST_LAYERS:
-        changed = sorted(rows, key=lambda row: -(row.get("relative_change") or 0))[:MOST_LAYERS]
-        chosen = [row for row in rows if any(row is other for other in changed)]
-    most = max((row.get("relative_change") or 0 for row in rows), default=0) or 1
-    return {"total": len(rows), "rows": [_layer(row, most, result) for row in chosen]}
+    rows = [row for row in result.layers if row.status not in ("skipped", "unused")]
+    order = sorted(range(len(rows)), key=lambda i: -_change(rows[i]))
+    most = max(map(_change, rows), default=0.0) or 1.0
+    shown = [rows[i] for i in sorted(order[:MOST_LAYERS])]
+    return {"total": len(rows), "rows": [_layer(row, most, result.choices) for row in shown]}
 
 
-def _layer(row: Mapping[str, Any], most: float, result: Mapping[str, Any]) -> dict[str, Any]:
-    name, change = str(row.get("parameter")), row.get("relative_change")
-    steps = []
-    for stage, choice in part(result, "choices").items():
-        numbers = part(choice, "layers", name) if choice and choice.get("strength") is not None else {}
-        if numbers:
-            steps.append(f"{stage} {', '.join(_number(*item) for item in numbers.items())}")
+def _change(row: LayerReport) -> float:
+    return row.relative_change or 0.0
+
+
+def _layer(row: LayerReport, most: float, choices: Mapping[str, Choice]) -> dict[str, Any]:
+    steps = [
+        f"{stage} {', '.join(_number(*item) for item in choice.layers[row.parameter].items())}"
+        for stage, choice in choices.items()
+        if choice.strength is not None and choice.layers.get(row.parameter)
+    ]
     return {
-        "name": name,
-        "kind": row.get("kind") or "",
-        "status": row.get("status") or "",
-        "rows": count(row.get("rows")),
-        "rank": decimal(row.get("effective_rank"), 1),
-        "change": percent(None if change is None else 100 * change),
-        "bar": f"{100 * (change or 0) / most:.1f}",
+        "name": row.parameter,
+        "kind": row.kind,
+        "status": row.status,
+        "rows": count(row.rows),
+        "rank": decimal(row.effective_rank, 1),
+        "change": percent(None if row.relative_change is None else 100 * row.relative_change),
+        "bar": f"{100 * _change(row) / most:.1f}",
         "steps": "; ".join(steps),
     }
 
 
-def _number(name: str, value: float | None) -> str:
-    return f"{'α' if name == 'alpha' else name} {strength(value)}"
+def _number(name: str, value: float) -> str:
+    return f"{'α' if name == 'alpha' else name} {spelled(value)}"
 
 
-def spectra(result: Mapping[str, Any]) -> dict[str, Any]:
+def spectra(result: Result) -> dict[str, Any]:
     """Return the spectra of the layers that changed most."""
-    found = {name: part(result, "spectra", name) for name in part(result, "spectra")}
-    found = {name: data for name, data in found.items() if any(r and r > 0 for r in listed(data, "eigenvalues"))}
-    changes = {row.get("parameter"): row.get("relative_change") or 0 for row in listed(result, "layers")}
+    given = result.spectra or {}
+    found = {name: data for name, data in given.items() if any(r > 0 for r in data.eigenvalues)}
+    changes = {row.parameter: _change(row) for row in result.layers}
     most = sorted(found, key=lambda name: -changes.get(name, 0))[:MOST_SPECTRA]
     return {"total": len(found), "charts": [_spectrum(name, found[name]) for name in found if name in most]}
 
 
-def _spectrum(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    values, alpha = listed(data, "eigenvalues"), data.get("alpha")
+def _spectrum(name: str, data: Spectrum) -> dict[str, Any]:
+    values, alpha = data.eigenvalues, data.alpha
     if alpha is None:
         note = f"{plural(len(values), 'direction')}; the projection did not change this layer."
     else:
         above = charts.kept(values, alpha)
-        note = f"α = {strength(alpha)}: {count(above)} of {plural(len(values), 'direction')} keep half or more."
+        note = f"α = {spelled(alpha)}: {count(above)} of {plural(len(values), 'direction')} keep half or more."
     return {"name": name, "chart": charts.spectrum(values, alpha, name), "note": note}
 
 
-def skipped(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def skipped(result: Result) -> list[dict[str, Any]]:
     """Return the parameters that were left alone, by reason, the most frequent first."""
     reasons: dict[str, list[str]] = {}
-    for row in listed(result, "layers"):
-        if row.get("status") in ("skipped", "unused"):
-            reason = row.get("reason") or ("not used by the model" if row["status"] == "unused" else "no reason given")
-            reasons.setdefault(reason, []).append(str(row.get("parameter")))
+    for row in result.layers:
+        if row.status in ("skipped", "unused"):
+            reason = row.reason or ("not used by the model" if row.status == "unused" else "no reason given")
+            reasons.setdefault(reason, []).append(row.parameter)
     order = sorted(reasons.items(), key=lambda item: -len(item[1]))
     return [
         {"reason": reason, "total": len(names), "names": names[:MOST_NAMES], "more": max(len(names) - MOST_NAMES, 0)}
@@ -159,72 +159,58 @@ def skipped(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def cost(result: Mapping[str, Any]) -> dict[str, Any]:
+def cost(result: Result) -> dict[str, Any]:
     """Return what each step took, what it was expected to take, and the memory."""
-    proof = part(result, "proof")
-    rows = [
-        (f"Stage {name}", time(choice.get("seconds")), time(choice.get("estimated")))
-        for name, choice in ((name, part(result, "choices", name)) for name in part(result, "choices"))
-        if choice.get("seconds") is not None
+    steps: list[tuple[str, float | None, float | None]] = [
+        (f"Stage {name}", choice.seconds, choice.estimated) for name, choice in result.choices.items()
     ]
-    if proof.get("seconds") is not None:
-        rows.append((f"Proof, {proof.get('kind')}", time(proof["seconds"]), time(proof.get("estimated"))))
-    if result.get("seconds") is not None:
-        rows.append(("In all", time(result["seconds"]), time(None)))
-    return {"rows": rows, "memory": None if result.get("memory_bytes") is None else size(result["memory_bytes"])}
+    if result.proof is not None:
+        steps.append((f"Proof, {result.proof.kind}", result.proof.seconds, result.proof.estimated))
+    steps.append(("In all", result.seconds, None))
+    rows = [(title, time(took), time(expected)) for title, took, expected in steps if took is not None]
+    return {"rows": rows, "memory": None if result.memory_bytes is None else size(result.memory_bytes)}
 
 
-def origin(result: Mapping[str, Any]) -> dict[str, Any]:
+def origin(result: Result) -> dict[str, Any]:
     """Return files with their hashes, versions, settings, notes and the command."""
-    about = part(result, "provenance")
     return {
         "files": _files(result),
-        "versions": _versions(result),
+        "versions": list(result.libraries.items()),
         "settings": _settings(result),
-        "notes": [str(note) for note in listed(result, "notes")],
-        "command": result.get("command"),
-        "absent": ", ".join(map(str, about.get("classes_without_samples") or [])),
-        "correction_file": result.get("correction_file"),
+        "notes": result.notes or (),
+        "command": result.command,
+        "absent": ", ".join(map(str, result.provenance.classes_without_samples or ())),
+        "correction_file": result.correction_file,
     }
 
 
-def _files(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    about = part(result, "provenance")
-    rows = [
-        (role, str(part(result, "files", role).get("path") or ""), str(part(result, "files", role).get("sha256") or ""))
-        for role in part(result, "files")
-    ]
-    rows += [
-        (title, "", str(about[key]))
-        for key, title in (("model_sha256", "weights, in memory"), ("samples_sha256", "samples, in memory"))
-        if about.get(key)
-    ]
-    known = {row[0] for row in rows}
-    written = (("out", "corrected checkpoint"), ("correction_file", "correction"), ("moments_file", "moments"))
-    return rows + [(title, str(result[key]), "") for key, title in written if result.get(key) and key not in known]
+def _files(result: Result) -> list[tuple[str, str, str]]:
+    read, about = result.files or {}, result.provenance
+    rows = [(role, file.path or "", file.sha256 or "") for role, file in read.items() if file is not None]
+    in_memory = (("weights, in memory", about.model_sha256), ("samples, in memory", about.samples_sha256))
+    rows += [(title, "", digest) for title, digest in in_memory if digest]
+    written = (
+        ("corrected checkpoint", result.out),
+        ("correction", result.correction_file),
+        ("moments", result.moments_file),
+    )
+    return rows + [(title, path, "") for title, path in written if path]
 
 
-def _versions(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    about = part(result, "provenance")
-    early = {name: about[name] for name in ("verifix", "torch") if about.get(name)}
-    return [(name, str(version)) for name, version in (early | part(result, "versions")).items()]
-
-
-def _settings(result: Mapping[str, Any]) -> list[tuple[str, str]]:
-    shown_elsewhere = {"verifix", "torch", "model_sha256", "samples_sha256", "classes_without_samples"}
-    rows = [
-        (name.replace("_", " "), _setting(value))
-        for name, value in part(result, "provenance").items()
-        if name not in shown_elsewhere
-    ]
-    if result.get("seed") is not None and "seed" not in part(result, "provenance"):
-        rows.append(("seed", str(result["seed"])))
-    extra = (("preprocessing", "preprocessing"), ("weights", "weights of the checkpoint"))
-    rows += [(title, _setting(result[key])) for key, title in extra if result.get(key)]
-    if result.get("weights_dtypes"):
-        rows.append(("stored as", _setting(result["weights_dtypes"])))
-    if result.get("unchanged_by_rounding") is not None:
-        rows.append(("entries that rounding left unchanged", share(result["unchanged_by_rounding"])))
+def _settings(result: Result) -> list[tuple[str, str]]:
+    about = result.provenance
+    settings = {"samples": about.samples, "verified_from": about.verified_from} | dict(about.settings)
+    if result.seed is not None:
+        settings.setdefault("seed", result.seed)
+    rows = [(name.replace("_", " "), _setting(value)) for name, value in settings.items()]
+    extra = (
+        ("preprocessing", result.preprocessing),
+        ("weights of the checkpoint", result.weights),
+        ("stored as", result.weights_dtypes),
+    )
+    rows += [(title, _setting(value)) for title, value in extra if value]
+    if result.unchanged_by_rounding is not None:
+        rows.append(("entries that rounding left unchanged", share(result.unchanged_by_rounding)))
     return rows
 
 
@@ -235,7 +221,7 @@ def _setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(_setting, value)) or "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_setting(inner)}" for key, inner in value.items()) or "none"

@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import UsageError
-from verifix.report.formatting import (
-    caution,
-    listed,
-    part,
-    percent,
-    printable,
-    shortened,
-    signed,
-    strength,
-    unseen,
-    verdict,
-)
-from verifix.report.result import plain, write_text
+from verifix.recipe.decision import spelled
+from verifix.report.files import as_result, write_text
+from verifix.report.formatting import percent, printable, shortened, signed
+from verifix.report.result import Result
+from verifix.report.verdict import caution, measured_on, verdict
 
 
 def model_card(
-    result: Mapping[str, Any],
+    result: Result | Mapping[str, Any],
     *,
     name: str | None = None,
     task: str = "image-classification",
@@ -37,7 +29,7 @@ def model_card(
     Parameters
     ----------
     result
-        The content of `result.json`.
+        The result, or the content of `result.json`.
     name
         What the corrected model is called; by default, after its file.
     task
@@ -60,8 +52,8 @@ def model_card(
         If huggingface_hub is not installed, or the result is of another format.
     """
     hub = _hub()
-    result = plain(result)
-    name = name or Path(str(result.get("out") or "corrected-model")).stem
+    result = as_result(result)
+    name = name or Path(result.out or "corrected-model").stem
     given = {"license": license, "base_model": base_model}
     data = hub.ModelCardData(
         model_name=name,
@@ -83,38 +75,37 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _evaluations(hub: Any, result: Mapping[str, Any], task: str, dataset: str | None) -> list[Any]:
+def _evaluations(hub: Any, result: Result, task: str, dataset: str | None) -> list[Any]:
     """Return what the Hub shows as results; nothing where the figures are no estimate for new data."""
-    found, proof = part(result, "proof", "comparison"), part(result, "proof")
-    doubtful = caution(result) is not None and proof.get("kind") != "test"
-    if not found or doubtful:
+    on_test = result.proof is not None and result.proof.kind == "test"
+    if result.comparison is None or (caution(result) is not None and not on_test):
         return []
-    measures = {
-        "accuracy": "Accuracy, %",
-        "balanced_accuracy": "Balanced accuracy, %",
-        "cross_entropy": "Cross-entropy",
-    }
+    after = result.comparison.after
+    measures = (
+        ("accuracy", "Accuracy, %", after.accuracy),
+        ("balanced_accuracy", "Balanced accuracy, %", after.balanced_accuracy),
+        ("cross_entropy", "Cross-entropy", after.cross_entropy),
+    )
     about = {
         "task_type": task,
         "dataset_type": "verified-samples",
-        "dataset_name": dataset or {"test": "test samples"}.get(str(proof.get("kind")), "verified samples"),
+        "dataset_name": dataset or ("test samples" if on_test else "verified samples"),
     }
-    after = part(found, "after")
     return [
-        hub.EvalResult(metric_type=key, metric_name=title, metric_value=round(after[key], 4), **about)
-        for key, title in measures.items()
-        if after.get(key) is not None
+        hub.EvalResult(metric_type=key, metric_name=title, metric_value=round(value, 4), **about)
+        for key, title, value in measures
+        if value is not None
     ]
 
 
-def _body(name: str, result: Mapping[str, Any]) -> str:
+def _body(name: str, result: Result) -> str:
     parts = [f"# {escaped(name)}", _what(result), "## Figures", _figures(result), "## Limits", _limits(result)]
     return "\n\n".join([*parts, "## How to undo it", _undo(result), "## How it was made", _made(result)]) + "\n"
 
 
-def _what(result: Mapping[str, Any]) -> str:
-    kept = [f"{stage} ({strength(value)})" for stage, value in part(result, "strengths").items() if value is not None]
-    changed = sum(layer.get("status") == "corrected" for layer in listed(result, "layers"))
+def _what(result: Result) -> str:
+    kept = [f"{stage} ({spelled(strength)})" for stage, strength in result.strengths.items() if strength is not None]
+    changed = sum(layer.status == "corrected" for layer in result.layers)
     return (
         "A trained classifier that had learned from wrong labels, corrected with "
         "[verifix](https://arxiv.org/abs/2403.08618) from a small set of samples, without training it again from the "
@@ -122,30 +113,27 @@ def _what(result: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(result: Mapping[str, Any]) -> str:
-    found = part(result, "proof", "comparison")
-    lines = [escaped(verdict(result))]
-    if found:
-        lines += ["", f"Measured {unseen(result)}.", "", "| | before | after |", "| --- | --- | --- |"]
-        before, after = part(found, "before"), part(found, "after")
-        rows = {"accuracy": "right", "balanced_accuracy": "right, mean over classes"}
-        lines += [
-            f"| {title} | {percent(before.get(key))} | {percent(after.get(key))} |" for key, title in rows.items()
-        ]
-        lines += ["", f"Set right: {found.get('fixed')} samples. Broken: {found.get('broken')}."]
-        gain = part(found, "gain")
-        lines += ["", f"Gain: {signed(gain.get('estimate'))} points."]
+def _figures(result: Result) -> str:
+    lines, found = [escaped(verdict(result))], result.comparison
+    if found is not None:
+        rows = (
+            ("right", found.before.accuracy, found.after.accuracy),
+            ("right, mean over classes", found.before.balanced_accuracy, found.after.balanced_accuracy),
+        )
+        lines += ["", f"Measured {measured_on(result)}.", "", "| | before | after |", "| --- | --- | --- |"]
+        lines += [f"| {title} | {percent(before)} | {percent(after)} |" for title, before, after in rows]
+        lines += ["", f"Set right: {found.fixed} samples. Broken: {found.broken}."]
+        lines += ["", f"Gain: {signed(found.gain.estimate)} points."]
     return "\n".join(lines)
 
 
-def _limits(result: Mapping[str, Any]) -> str:
+def _limits(result: Result) -> str:
     limits = [
         "The figures hold for samples like those they were measured on, and for no others.",
         "Classes of which few samples were verified may have become worse without a figure that shows it.",
         "What the model was trained on, and for what it may be used, is that of the model that was corrected.",
     ]
-    warning = caution(result)
-    absent = part(result, "provenance").get("classes_without_samples") or []
+    warning, absent = caution(result), result.provenance.classes_without_samples
     if absent:
         limits.insert(
             0, f"No sample had the label {', '.join(map(str, absent))}: such classes may have been forgotten."
@@ -153,27 +141,30 @@ def _limits(result: Mapping[str, Any]) -> str:
     return "\n".join(f"- {escaped(line)}" for line in ([warning] if warning else []) + limits)
 
 
-def _undo(result: Mapping[str, Any]) -> str:
-    file = result.get("correction_file")
-    if not file:
+def _undo(result: Result) -> str:
+    if not result.correction_file:
         return "No correction file is part of this result."
     return (
-        f"The correction file {code(Path(str(file)).name)} holds the original weights. `verifix undo FIXED --out "
-        "ORIGINAL` restores the original checkpoint and proves it by hash; in Python:\n\n"
+        f"The correction file {code(Path(result.correction_file).name)} holds the original weights. `verifix undo "
+        "FIXED --out ORIGINAL` restores the original checkpoint and proves it by hash; in Python:\n\n"
         "```python\nimport verifix\n\n"
         'verifix.Correction.load("correction.safetensors").undo_(model)  # the file above; bit for bit\n```'
     )
 
 
-def _made(result: Mapping[str, Any]) -> str:
-    about = part(result, "provenance")
-    versions = {name: about[name] for name in ("verifix", "torch") if about.get(name)} | part(result, "versions")
-    rows = [(title, str(version)) for title, version in versions.items()]
-    rows += [("SHA-256 of the original weights", str(about.get("model_sha256") or "not known"))]
-    rows += [("SHA-256 of the samples", str(about.get("samples_sha256") or "not known"))]
-    rows += [("seed", str(result.get("seed", about.get("seed", "not known"))))]
-    rows += [("command", str(result["command"]))] if result.get("command") else []
-    return "\n".join(f"- {escaped(title)}: {code(value)}" for title, value in rows)
+def _made(result: Result) -> str:
+    about = result.provenance
+    seed = about.settings.get("seed") if result.seed is None else result.seed
+    rows = [
+        *result.libraries.items(),
+        ("SHA-256 of the original weights", about.model_sha256),
+        ("SHA-256 of the samples", about.samples_sha256),
+        ("seed", seed),
+    ]
+    rows += [("command", result.command)] if result.command else []
+    return "\n".join(
+        f"- {escaped(title)}: {code('not known' if value is None else str(value))}" for title, value in rows
+    )
 
 
 def escaped(text: str) -> str:
@@ -190,7 +181,7 @@ def code(text: str) -> str:
     return f"{fence}{edge}{line}{edge}{fence}"
 
 
-def write_card(path: str | Path, result: Mapping[str, Any], force: bool = False, **about: Any) -> Path:
+def write_card(path: str | Path, result: Result | Mapping[str, Any], force: bool = False, **about: Any) -> Path:
     """Write the model card of a result.
 
     Parameters
@@ -198,7 +189,7 @@ def write_card(path: str | Path, result: Mapping[str, Any], force: bool = False,
     path
         Where to; on the Hub it is README.md beside the weights.
     result
-        The content of `result.json`.
+        The result, or the content of `result.json`.
     force
         Replace a file that exists.
     **about

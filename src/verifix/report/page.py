@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from verifix.report import correction_section as course
 from verifix.report import proof_section as proof
+from verifix.report.files import as_result, write_text
 from verifix.report.formatting import NOTHING, printable
-from verifix.report.result import plain, write_text
+from verifix.report.result import Result
 
 SECTIONS = {
     "verdict": "Verdict",
@@ -32,13 +33,14 @@ SECTIONS = {
 """The sections of the report, by their anchor."""
 
 
-def render(result: Mapping[str, Any]) -> str:
+def render(result: Result | Mapping[str, Any]) -> str:
     """Turn a result into a report.
 
     Parameters
     ----------
     result
-        The content of `result.json`; whatever is missing or None is left out, and the report says so.
+        The result, or the content of `result.json`; whatever may be missing and is, is left out, and the report says
+        so.
 
     Returns
     -------
@@ -48,9 +50,9 @@ def render(result: Mapping[str, Any]) -> str:
     Raises
     ------
     UsageError
-        If the result is of another format, or holds something that is not data.
+        If the result is of another format, or a part of it is missing or of another type.
     """
-    result = plain(result)
+    result = as_result(result)
     template = _environment().get_template("report.html.jinja")
     page: str = template.render(
         sections=SECTIONS,
@@ -68,7 +70,7 @@ def render(result: Mapping[str, Any]) -> str:
         skipped=course.skipped(result),
         cost=course.cost(result),
         origin=course.origin(result),
-        version=result["schema"],
+        version=result.schema,
     )
     return page
 
@@ -94,7 +96,7 @@ def _shown(value: Any) -> Any:
     return NOTHING if value is None else printable(value)
 
 
-def write_report(path: str | Path, result: Mapping[str, Any], force: bool = False) -> Path:
+def write_report(path: str | Path, result: Result | Mapping[str, Any], force: bool = False) -> Path:
     """Write the report of a result.
 
     Parameters
@@ -102,7 +104,7 @@ def write_report(path: str | Path, result: Mapping[str, Any], force: bool = Fals
     path
         Where to.
     result
-        The content of `result.json`.
+        The result, or the content of `result.json`.
     force
         Replace a file that exists.
 

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from verifix.evaluation.comparison import ClassChange, Comparison
+from verifix.proof import Fold
+from verifix.recipe.decision import spelled
 from verifix.report import charts
-from verifix.report.formatting import (
-    caution,
-    count,
-    decimal,
-    is_unverified,
-    listed,
-    part,
-    percent,
-    plural,
-    probability,
-    share,
-    shortened,
-    signed,
-    strength,
-    unseen,
-    verdict,
-)
+from verifix.report.formatting import count, decimal, percent, plural, probability, share, shortened, signed
+from verifix.report.result import Example, ProofRecord, Result
+from verifix.report.verdict import caution, measured_on, verdict
 
 MOST_CLASSES, FEW_CLASSES = 30, 12
 """Classes up to which all are shown, in order, and how many of the worst and best are shown otherwise."""
@@ -53,102 +42,89 @@ KINDS = {
 }
 
 
-def opening(result: Mapping[str, Any]) -> dict[str, Any]:
+def opening(result: Result) -> dict[str, Any]:
     """Return the verdict, the cautions and what became of the files."""
-    found = part(result, "proof", "comparison")
-    tone = TONES.get(str(result.get("verdict")), "plain")
     head, _, rest = verdict(result).partition(": ")
     return {
-        "tone": tone,
+        "tone": TONES[result.verdict] if result.verdict else "plain",
         "word": head,
         "sentence": rest,
         "caution": caution(result),
-        "remarks": [*_why(result, found), *_written(result)],
-        "figures": _tiles(found),
+        "remarks": [*_why(result), *_written(result)],
+        "figures": _tiles(result.comparison),
     }
 
 
-def _why(result: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    limit = probability(found.get("threshold"))
-    p = {key: probability(found.get(key)) for key in ("p_better", "p_worse")}
-    needed = found.get("samples_needed")
-    match result.get("verdict"):
-        case "improved":
-            return [f"By chance alone, a gain is rarely this clear: p is {p['p_better']} (one-sided, exact)."]
-        case "harmful":
-            return [f"By chance alone, a loss is rarely this clear: p is {p['p_worse']} (one-sided, exact)."]
-        case "not proven":
-            side = "p_worse" if (part(found, "gain").get("estimate") or 0) < 0 else "p_better"
-            told = f"The difference could be chance: p is {p[side]}, and must be below {limit}."
-            more = f"If it is as large as it looks, about {count(needed)} verified samples in all would show it."
-            return [told, more] if needed else [told]
-    return [str(part(result, "proof")["note"])] if part(result, "proof").get("note") else []
+def _why(result: Result) -> list[str]:
+    found = result.comparison
+    if found is None:
+        return [result.proof.note] if result.proof is not None and result.proof.note else []
+    if found.verdict == "improved":
+        p = probability(found.p_better)
+        return [f"By chance alone, a gain is rarely this clear: p is {p} (one-sided, exact)."]
+    if found.verdict == "harmful":
+        p = probability(found.p_worse)
+        return [f"By chance alone, a loss is rarely this clear: p is {p} (one-sided, exact)."]
+    p = probability(found.p_worse if found.gain.estimate < 0 else found.p_better)
+    told = f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."
+    needed = found.samples_needed
+    more = f"If it is as large as it looks, about {count(needed)} verified samples in all would show it."
+    return [told, more] if needed else [told]
 
 
-def _written(result: Mapping[str, Any]) -> list[str]:
-    if not result.get("out"):
+def _written(result: Result) -> list[str]:
+    if not result.out:
         return ["No corrected checkpoint was written."]
-    forced = result.get("verdict") != "improved"
-    return [f"The corrected checkpoint is {result['out']}{', though no gain was shown' if forced else ''}."]
+    forced = result.verdict != "improved"
+    return [f"The corrected checkpoint is {result.out}{', though no gain was shown' if forced else ''}."]
 
 
-def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _tiles(found: Comparison | None) -> list[tuple[str, str, str]]:
     """Return the few figures that matter most: value, what it is, tone."""
-    if not found:
+    if found is None:
         return []
-    gain = part(found, "gain")
     return [
-        (percent(part(found, "before").get("accuracy")), "right before", "before"),
-        (percent(part(found, "after").get("accuracy")), "right after", "after"),
-        (signed(gain.get("estimate")), "gain, points", "plain"),
-        (count(found.get("fixed")), "samples set right", "good"),
-        (count(found.get("broken")), "samples broken", "bad"),
+        (percent(found.before.accuracy), "right before", "before"),
+        (percent(found.after.accuracy), "right after", "after"),
+        (signed(found.gain.estimate), "gain, points", "plain"),
+        (count(found.fixed), "samples set right", "good"),
+        (count(found.broken), "samples broken", "bad"),
     ]
 
 
-def before_after(result: Mapping[str, Any]) -> dict[str, Any]:
+def before_after(result: Result) -> dict[str, Any]:
     """Return the measures before and after, with intervals, and how they were made."""
-    found, proof = part(result, "proof", "comparison"), part(result, "proof")
-    gain = part(found, "gain")
-    drawn = None
-    if gain.get("estimate") is not None:
-        drawn = charts.gain(gain["estimate"], gain.get("low"), gain.get("high"))
+    found, proof = result.comparison, result.proof or ProofRecord()
     return {
-        "where": unseen(result) if found else None,
-        "how": KINDS.get(str(proof.get("kind"))),
-        "note": proof.get("note"),
-        "weighted": bool(found.get("weighted")),
-        "chart": _accuracies(found),
-        "gain": drawn,
-        "measures": _measures(found),
-        "folds": [_fold(fold, i) for i, fold in enumerate(listed(proof, "folds"), 1)],
+        "where": None if found is None else measured_on(result),
+        "how": KINDS.get(proof.kind),
+        "note": proof.note,
+        "weighted": found is not None and found.weighted,
+        "chart": None if found is None else _accuracies(found),
+        "gain": None if found is None else charts.gain(found.gain.estimate, found.gain.low, found.gain.high),
+        "measures": [] if found is None else _measures(found),
+        "folds": [_fold(fold, i) for i, fold in enumerate(proof.folds or (), 1)],
     }
 
 
-def _accuracies(found: Mapping[str, Any]) -> Markup | None:
-    rows = []
-    for key, title in (("before", "Before"), ("after", "After")):
-        accuracy = part(found, key).get("accuracy")
-        if accuracy is not None:
-            rows.append((title, accuracy, *interval(accuracy, found)))
-    return charts.intervals(rows) if len(rows) == 2 else None
+def _accuracies(found: Comparison) -> Markup:
+    measures = (("Before", found.before.accuracy), ("After", found.after.accuracy))
+    return charts.intervals([(title, accuracy, *interval(accuracy, found)) for title, accuracy in measures])
 
 
-def interval(accuracy: float, found: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return Wilson's interval of an accuracy in percent; none where samples are weighted or not counted."""
+def interval(accuracy: float, found: Comparison) -> tuple[float | None, float | None]:
+    """Return Wilson's interval of an accuracy in percent; none where samples are weighted or there are none."""
     from scipy.stats import binomtest
 
-    samples = found.get("samples")
-    if not samples or found.get("weighted"):
+    samples = found.samples
+    if not samples or found.weighted:
         return None, None
-    level = part(found, "gain").get("level") or 0.95
     right = min(max(round(accuracy * samples / 100), 0), samples)
-    ends = binomtest(right, samples).proportion_ci(level, method="wilson")
+    ends = binomtest(right, samples).proportion_ci(found.gain.level, method="wilson")
     return 100 * float(ends.low), 100 * float(ends.high)
 
 
-def _measures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    before, after = part(found, "before"), part(found, "after")
+def _measures(found: Comparison) -> list[dict[str, Any]]:
     named = (
         ("accuracy", "Right", "", 1, 1),
         ("balanced_accuracy", "Right, mean over classes", "every class counts the same", 1, 1),
@@ -157,82 +133,79 @@ def _measures(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
     rows = []
     for key, title, meaning, digits, better in named:
-        old, new = before.get(key), after.get(key)
+        old, new = getattr(found.before, key), getattr(found.after, key)
+        if old is None and new is None:
+            continue
         change = None if old is None or new is None else new - old
         write = percent if digits == 1 else decimal
         tone = "" if not change else ("good" if change * better > 0 else "bad")
         row = {"title": title, "meaning": meaning, "before": write(old), "after": write(new)}
         rows.append(row | {"change": signed(change, digits), "tone": tone})
-    return [row for row in rows if (row["before"], row["after"]) != (percent(None), percent(None))]
+    return rows
 
 
-def _fold(fold: Mapping[str, Any], number: int) -> dict[str, Any]:
-    kept = [f"{stage} {strength(value)}" for stage, value in part(fold, "strengths").items() if value is not None]
+def _fold(fold: Fold, number: int) -> dict[str, Any]:
+    kept = [f"{stage} {spelled(strength)}" for stage, strength in fold.strengths.items() if strength is not None]
     return {
         "number": number,
-        "samples": count(fold.get("samples")),
-        "before": percent(fold.get("before")),
-        "after": percent(fold.get("after")),
+        "samples": count(fold.samples),
+        "before": percent(fold.before),
+        "after": percent(fold.after),
         "kept": ", ".join(kept) or "no change",
     }
 
 
-def class_name(names: Sequence[Any] | None, index: Any) -> str:
+def class_name(names: Sequence[str] | None, index: int) -> str:
     """Return the name of a class, or its number if it has none."""
-    if names and isinstance(index, int) and 0 <= index < len(names):
-        return shortened(str(names[index]))
-    return "not known" if index is None else f"class {index}"
+    return shortened(names[index]) if names and 0 <= index < len(names) else f"class {index}"
 
 
-def classes(result: Mapping[str, Any]) -> dict[str, Any]:
+def classes(result: Result) -> dict[str, Any]:
     """Return bars of every class, or of the classes that changed most if there are many."""
-    found, names = listed(part(result, "proof", "comparison"), "per_class"), listed(result, "class_names")
-    known = [row for row in found if row.get("before") is not None and row.get("after") is not None]
+    found = () if result.comparison is None else result.comparison.per_class
+    moved = {row.label: row.after - row.before for row in found if row.before is not None and row.after is not None}
     if len(found) <= MOST_CLASSES:
-        groups = [("", found)]
+        groups = [("", list(found))]
     else:
-        order = sorted(known, key=_won)
-        lost = [row for row in order if row["after"] < row["before"]][:FEW_CLASSES]
-        won = [row for row in reversed(order) if row["after"] > row["before"]][:FEW_CLASSES]
+        # With few samples, points alone would put chance first: answers won or lost count before them.
+        order = sorted((r for r in found if r.label in moved), key=lambda r: (r.fixed - r.broken, moved[r.label]))
+        lost = [row for row in order if moved[row.label] < 0][:FEW_CLASSES]
+        won = [row for row in reversed(order) if moved[row.label] > 0][:FEW_CLASSES]
         groups = [("Lost most", lost), ("Gained most", won)]
     return {
         "total": len(found),
         "shown": sum(len(rows) for _, rows in groups),
-        "unchanged": sum(row["after"] == row["before"] for row in known),
-        "unseen": len(found) - len(known),
-        "groups": [(title, [_class(row, names) for row in rows]) for title, rows in groups],
+        "unchanged": sum(change == 0 for change in moved.values()),
+        "unseen": len(found) - len(moved),
+        "groups": [
+            (title, [_class(row, moved.get(row.label), result.class_names) for row in rows]) for title, rows in groups
+        ],
     }
 
 
-def _won(row: Mapping[str, Any]) -> tuple[float, float]:
-    """Order classes by the answers won or lost: with few samples, points alone would put chance first."""
-    return (row.get("fixed") or 0) - (row.get("broken") or 0), row["after"] - row["before"]
-
-
-def _class(row: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:
-    old, new = row.get("before"), row.get("after")
-    change = None if old is None or new is None else new - old
+def _class(row: ClassChange, change: float | None, names: Sequence[str] | None) -> dict[str, Any]:
+    bars = (("before", row.before), ("after", row.after))
     return {
-        "name": class_name(names, row.get("class")),
-        "samples": plural(row.get("samples") or 0, "sample"),
-        "bars": [(key, percent(v), f"{min(max(v or 0, 0), 100):.2f}") for key, v in (("before", old), ("after", new))],
+        "name": class_name(names, row.label),
+        "samples": plural(row.samples, "sample"),
+        "bars": [(key, percent(value), f"{min(max(value or 0, 0), 100):.2f}") for key, value in bars],
         "change": signed(change),
         "tone": "" if not change else ("good" if change > 0 else "bad"),
-        "flips": f"{count(row.get('fixed'))} set right, {count(row.get('broken'))} broken",
+        "flips": f"{count(row.fixed)} set right, {count(row.broken)} broken",
     }
 
 
-def confusion(result: Mapping[str, Any]) -> dict[str, Any]:
+def confusion(result: Result) -> dict[str, Any]:
     """Return the tables of labels and answers before, after and their difference, or why there are none."""
-    found, names = part(result, "proof", "comparison"), listed(result, "class_names")
-    before, after = listed(found, "confusion_before"), listed(found, "confusion_after")
-    size = max(len(before), found.get("classes") or 0)
+    found = result.comparison
+    size = 0 if found is None else found.classes
     if size > MOST_CLASSES:
         missing = f"With {size:,} classes the table would have {size * size:,} cells, too many to read. "
         return {"missing": missing + "The classes that changed most are above.", "tables": []}
-    if not before or len(before) != len(after):
+    if found is None or found.confusion_before is None or found.confusion_after is None:
         return {"missing": "No proof was made, so that there is no table.", "tables": []}
-    heads = [class_name(names, i) for i in range(size)]
+    before, after = found.confusion_before, found.confusion_after
+    heads = [class_name(result.class_names, i) for i in range(size)]
     difference = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)]
     tables = [
         ("Difference", "After minus before", _shaded(difference, difference=True)),
@@ -242,7 +215,7 @@ def confusion(result: Mapping[str, Any]) -> dict[str, Any]:
     return {"missing": None, "tables": tables, "heads": heads, "plain": heads == [str(i) for i in range(size)]}
 
 
-def _shaded(rows: Sequence[Sequence[float]], *, difference: bool = False) -> list[list[dict[str, Any]]]:
+def _shaded(rows: Sequence[Sequence[int]], *, difference: bool = False) -> list[list[dict[str, Any]]]:
     """Return each cell with its text, how dark it is and whether it is good news."""
     most = max((abs(value) for row in rows for value in row), default=0) or 1
     table = []
@@ -252,7 +225,7 @@ def _shaded(rows: Sequence[Sequence[float]], *, difference: bool = False) -> lis
     return table
 
 
-def _cell(value: float, whole: float, diagonal: bool, difference: bool) -> dict[str, Any]:
+def _cell(value: int, whole: int, diagonal: bool, difference: bool) -> dict[str, Any]:
     good = (value > 0) == diagonal if difference else diagonal
     return {
         "text": signed(value, 0) if difference else count(value),
@@ -263,46 +236,49 @@ def _cell(value: float, whole: float, diagonal: bool, difference: bool) -> dict[
     }
 
 
-def reliability(result: Mapping[str, Any]) -> dict[str, Any]:
+def reliability(result: Result) -> dict[str, Any]:
     """Return the reliability diagrams before and after."""
-    found = part(result, "proof", "comparison")
-    drawn = []
-    for key, title, colour in (("before", "Before", charts.BEFORE), ("after", "After", charts.AFTER)):
-        bins = listed(found, f"reliability_{key}")
-        if any(row.get("samples") for row in bins):
-            error = decimal(part(found, key).get("calibration_error"), 3)
-            drawn.append((title, error, charts.reliability(bins, title, colour)))
+    found = result.comparison
+    if found is None:
+        return {"charts": []}
+    both = (
+        ("Before", charts.BEFORE, found.before, found.reliability_before),
+        ("After", charts.AFTER, found.after, found.reliability_after),
+    )
+    drawn = [
+        (title, decimal(measures.calibration_error, 3), charts.reliability(bins, title, colour))
+        for title, colour, measures, bins in both
+        if bins and any(row.samples for row in bins)
+    ]
     return {"charts": drawn}
 
 
-def examples(result: Mapping[str, Any]) -> dict[str, Any]:
+def examples(result: Result) -> dict[str, Any]:
     """Return the samples set right and broken, worst first."""
-    given, names = listed(result, "examples"), listed(result, "class_names")
-    found = part(result, "proof", "comparison")
+    found = result.comparison
+    totals = {"broken": 0, "fixed": 0} if found is None else {"broken": found.broken, "fixed": found.fixed}
     groups = []
     for outcome, title in (("broken", "Samples broken"), ("fixed", "Samples set right")):
-        chosen = [example for example in given if example.get("outcome") == outcome]
-        shown = [_example(example, names) for example in chosen[:MOST_EXAMPLES]]
-        total = max(found.get(outcome) or 0, len(chosen))
+        chosen = [example for example in result.examples or () if example.outcome == outcome]
+        shown = [_example(example, result.class_names) for example in chosen[:MOST_EXAMPLES]]
+        total = max(totals[outcome], len(chosen))
         groups.append({"title": title, "outcome": outcome, "shown": shown, "total": total})
-    return {"groups": groups, "labelled": "label" if is_unverified(result) else "verified label"}
+    return {"groups": groups, "labelled": "label" if result.picked else "verified label"}
 
 
-def _example(example: Mapping[str, Any], names: Sequence[Any]) -> dict[str, Any]:
-    picture, text = example.get("image"), example.get("text")
-    picture = picture if isinstance(picture, str) and PICTURE.fullmatch(picture) else None
-    answers = [
-        (key, class_name(names, example.get(key)), share(example.get(f"confidence_{key}")))
-        for key in ("before", "after")
-    ]
+def _example(example: Example, names: Sequence[str] | None) -> dict[str, Any]:
+    picture = example.image if example.image and PICTURE.fullmatch(example.image) else None
     return {
         "picture": picture,
         "small": picture is not None and _width(picture) <= SMALL_PICTURE,
-        "text": None if text is None else _excerpt(str(text)),
-        "label": class_name(names, example.get("label")),
-        "answers": answers,
-        "name": None if example.get("name") is None else shortened(str(example["name"])),
-        "index": example.get("index"),
+        "text": None if example.text is None else _excerpt(example.text),
+        "label": class_name(names, example.label),
+        "answers": [
+            ("before", class_name(names, example.before), share(example.confidence_before)),
+            ("after", class_name(names, example.after), share(example.confidence_after)),
+        ],
+        "name": None if example.name is None else shortened(example.name),
+        "index": example.index,
     }
 
 

@@ -14,7 +14,7 @@ from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
-from verifix.report.result import plain_data
+from verifix.report.files import plain_data
 
 
 def run(command: Any) -> int:
@@ -30,7 +30,7 @@ def run(command: Any) -> int:
     int
         The exit code.
     """
-    runners: dict[type, Callable[[Any], tuple[int, dict[str, Any], str]]] = {
+    runners: dict[type, Callable[[Any], tuple[int, Any, str]]] = {
         CorrectCommand: run_correct,
         ScoreCommand: run_score,
         CompareCommand: run_compare,

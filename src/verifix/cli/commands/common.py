@@ -21,7 +21,6 @@ from verifix.io.data.prediction_files import read_numbers
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
-from verifix.losses import correct_or_not, cross_entropy
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.predict import predict
 from verifix.model.samples import Samples, check_labels, read_samples
@@ -77,20 +76,6 @@ def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Ten
         logits = predicted(model, samples, done=bar.update)
     check_labels(samples.labels, logits.shape[1], samples.where)
     return logits
-
-
-def accuracy(model: nn.Module, samples: Samples, show: bool, title: str) -> dict[str, Any]:
-    """Score a model on samples: percent right, and cross-entropy in nats."""
-    return figures(logits_of(model, samples, show, title), samples.labels)
-
-
-def figures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Return what `accuracy` does, from logits."""
-    return {
-        "samples": len(labels),
-        "accuracy": 100 * float(correct_or_not(logits, labels).mean()),
-        "cross_entropy": float(cross_entropy(logits, labels).mean()),
-    }
 
 
 def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None, used: Sequence[int]) -> Any:

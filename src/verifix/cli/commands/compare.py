@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from verifix.cli.commands.common import check_names, device_wanted, logits_of, open_model, weights_of
 from verifix.cli.options import CompareCommand
 from verifix.errors import UsageError
-from verifix.evaluation.comparison import compare
+from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.predictions import as_labels
 from verifix.io.checkpoints.checkpoint import read_checkpoint
 from verifix.io.data.open import open_data
@@ -16,37 +18,86 @@ from verifix.io.data.preprocessing import prepare
 from verifix.model.samples import Samples, read_samples
 
 
-def run_compare(command: CompareCommand) -> tuple[int, dict[str, Any], str]:
+@dataclass(frozen=True)
+class Compared:
+    """What was compared, and how.
+
+    Attributes
+    ----------
+    before, after, data, model, class_shares, weights_file, seed
+        As they were given.
+    class_names
+        In the order of the outputs; None if they are not known.
+    preprocessing
+        How samples were prepared; None if only predictions were read.
+    notes
+        What was noticed about the checkpoints.
+    """
+
+    before: str
+    after: str
+    data: str
+    model: str | None
+    class_shares: Mapping[Any, float] | None
+    weights_file: str | None
+    seed: int
+    class_names: list[str] | None
+    preprocessing: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ComparisonOf(Comparison):
+    """A comparison, and what it is one of.
+
+    Attributes
+    ----------
+    compared
+        What was compared.
+    """
+
+    compared: Compared
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What both models answered, the labels, and what was compared."""
+
+    before: Any
+    after: Any
+    labels: Any
+    compared: Compared
+
+
+def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     """Compare two checkpoints or files of predictions; see `CompareCommand`."""
-    answers, given, about = _answers(command)
-    labels = as_labels(given)
-    names = about["class_names"]
-    weights = weights_of(command, labels, names, range(len(labels)))
-    comparison = compare(answers[0], answers[1], labels, weights=weights, seed=command.seed)
-    compared: dict[str, Any] = {
-        "before": command.before,
-        "after": command.after,
-        "data": command.data,
-        "model": command.model or None,
-    }
-    compared |= {"class_shares": command.shares, "weights_file": command.weights_file, "seed": command.seed}
-    result = comparison.as_dict() | {"compared": compared | about}
-    lines = [comparison.summary(names), *about["notes"]]
-    if about["preprocessing"]:
-        lines.append(f"Samples are prepared so: {about['preprocessing']}.")
-    return 0, result, "\n".join(lines)
+    answers = _answers(command)
+    labels, compared = as_labels(answers.labels), answers.compared
+    weights = weights_of(command, labels, compared.class_names, range(len(labels)))
+    comparison = compare(answers.before, answers.after, labels, weights=weights, seed=command.seed)
+    lines = [comparison.summary(compared.class_names), *compared.notes]
+    if compared.preprocessing:
+        lines.append(f"Samples are prepared so: {compared.preprocessing}.")
+    return 0, ComparisonOf(**vars(comparison), compared=compared), "\n".join(lines)
 
 
-def _answers(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
+def _answers(command: CompareCommand) -> _Answers:
     """Return what both answered, the labels, and what is to be known about them."""
     paths = (command.before, command.after)
     if all(map(is_predictions, paths)):
-        about = {"class_names": command.class_names, "preprocessing": None, "notes": []}
-        return [read_predictions(path, command) for path in paths], read_labels(command.data, command), about
+        before, after = (read_predictions(path, command) for path in paths)
+        return _Answers(before, after, read_labels(command.data, command), _compared(command, command.class_names))
     return _with_models(command)
 
 
-def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any]]:
+def _compared(
+    command: CompareCommand, names: list[str] | None, preprocessing: str | None = None, notes: Sequence[str] = ()
+) -> Compared:
+    given = (command.before, command.after, command.data, command.model or None, command.shares, command.weights_file)
+    return Compared(*given, command.seed, names, preprocessing, tuple(notes))
+
+
+def _with_models(command: CompareCommand) -> _Answers:
     """Run each checkpoint on the samples, one after the other; a file of predictions is read."""
     if not command.model:
         path = next(path for path in (command.before, command.after) if not is_predictions(path))
@@ -68,5 +119,5 @@ def _with_models(command: CompareCommand) -> tuple[list[Any], Any, dict[str, Any
         answers.append(logits_of(model, samples, command.progress, f"answers {what}"))
         notes += [f"{path}: {note}" for note in checkpoint.notes(model)]
     names = None if preparation.class_names is None else list(preparation.class_names)
-    about = {"class_names": names, "preprocessing": preparation.description, "notes": notes}
-    return answers, samples.labels, about  # type: ignore[union-attr]  # one of the two was a checkpoint
+    labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
+    return _Answers(*answers, labels, _compared(command, names, preparation.description, notes))

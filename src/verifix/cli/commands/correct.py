@@ -34,8 +34,9 @@ from verifix.options import CorrectOptions
 from verifix.progress import duration, note, tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
 from verifix.recipe.plan import minimum_samples
-from verifix.report import SCHEMA, as_json, model_card, render
-from verifix.report.result import fill_text
+from verifix.report import Result, as_json, model_card, render, result_of
+from verifix.report.files import fill_text
+from verifix.report.result import TrustedRecord
 from verifix.selection.trusted import Trusted, trust
 from verifix.storage.atomic import Output, write_together
 from verifix.storage.tensors import fill_safetensors
@@ -76,29 +77,28 @@ class _Inputs:
     notes: list[str]
 
 
-def run_correct(command: CorrectCommand) -> tuple[int, dict[str, Any], str]:
+def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
     """Correct a checkpoint, prove the gain, and write it if it is proved; see `CorrectCommand`."""
     start = time.perf_counter()
     inputs = _read(command)
     correction, proof = _correct_and_prove(inputs, command)
     for remark in correction.notes:
         note(remark)
-    result = _result(inputs, correction, proof, command)
     outputs: list[Output] = []
     if correction.changed and _may_write(proof, command):
-        outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, result["verdict"])
-        result |= {"out": str(outputs[0].path), "correction_file": str(outputs[1].path)}
+        verdict = None if proof is None else proof.verdict
+        outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, verdict)
+    result = _result(inputs, correction, proof, command, *(str(output.path) for output in outputs))
     if command.save_moments is not None or command.shows:
         moments = _moments(inputs, command)
-        result["spectra"] = spectra(moments, correction) if command.shows else {}
+        result = replace(result, spectra=spectra(moments, correction) if command.shows else None)
         if command.save_moments is not None:
             outputs.append(output_of_moments(moments, command.save_moments))
-            result["moments_file"] = str(command.save_moments)
-    result |= {"seconds": round(time.perf_counter() - start, 2), "memory_bytes": peak_memory()}
+    result = replace(result, seconds=round(time.perf_counter() - start, 2), memory_bytes=peak_memory())
     outputs += _about(result, command)
     if outputs:
         write_together(outputs, force=command.force)
-    return (3 if result["out"] is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
+    return (3 if result.out is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
 
 
 def _read(command: CorrectCommand) -> _Inputs:
@@ -128,29 +128,36 @@ def _check_count(command: CorrectCommand) -> None:
         )
 
 
-def _result(inputs: _Inputs, correction: Correction, proof: Proof | None, command: CorrectCommand) -> dict[str, Any]:
-    """Return what was found, as plain data."""
-    preparation, trusted = inputs.preparation, inputs.trusted
-    result = {"schema": SCHEMA} | correction.as_dict() | {"changed": correction.changed, "out": None}
-    result |= {"correction_file": None, "preprocessing": preparation.description}
-    result |= _about_weights(inputs.model, correction, inputs.checkpoint)
-    result["notes"] += [*inputs.notes, *correction.notes]
-    result |= {"verdict": None if proof is None else proof.verdict, "proof": _about_proof(proof)}
-    if proof is not None and proof.kind == "test":
-        result["test"] = _measured(proof)
-    if trusted is not None:
-        result["trusted"] = trusted.as_dict()
-    if correction.caution:
-        result["warning"] = correction.caution
+def _result(
+    inputs: _Inputs,
+    correction: Correction,
+    proof: Proof | None,
+    command: CorrectCommand,
+    out: str | None = None,
+    correction_file: str | None = None,
+) -> Result:
+    """Return what was found, and where it will be written."""
+    checkpoint, model, preparation = inputs.checkpoint, inputs.model, inputs.preparation
+    held = checkpoint.dtypes(model)
+    dtypes = sorted({str(held[name]).removeprefix("torch.") for name in correction.corrected})
     samples = inputs.verified if inputs.test is None else inputs.test
-    return result | {
-        "class_names": None if preparation.class_names is None else list(preparation.class_names),
-        "examples": examples(proof, samples, preparation) if proof is not None and command.shows else [],
-        "files": files_read(command),
-        "command": spelled_command(command),
-        "versions": versions(),
-        "seed": command.seed,
-    }
+    return replace(
+        result_of(correction, proof),
+        trusted=None if inputs.trusted is None else TrustedRecord(**inputs.trusted.as_dict()),
+        class_names=None if preparation.class_names is None else tuple(preparation.class_names),
+        examples=examples(proof, samples, preparation) if proof is not None and command.shows else (),
+        out=out,
+        correction_file=correction_file,
+        moments_file=command.save_moments,
+        preprocessing=preparation.description,
+        weights=checkpoint.kind(model),
+        weights_dtypes=tuple(dtypes),
+        notes=(*checkpoint.notes(model), *inputs.notes, *correction.notes),
+        files=files_read(command),
+        command=spelled_command(command),
+        seed=command.seed,
+        versions=versions(),
+    )
 
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
@@ -195,16 +202,6 @@ def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
     return command.force or command.proof == "none" or (proof is not None and proof.verdict == "improved")
 
 
-def _about_proof(proof: Proof | None) -> dict[str, Any]:
-    return {"kind": "none", "samples": 0, "comparison": None} if proof is None else proof.as_dict()
-
-
-def _measured(proof: Proof) -> dict[str, Any]:
-    """Return the scores on test samples in short."""
-    before, after = proof.comparison.before.accuracy, proof.comparison.after.accuracy
-    return {"samples": len(proof.labels), "before": before, "after": after, "gain": after - before}
-
-
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
     out = Path(command.out)
@@ -212,18 +209,6 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     others = [correction_path(out), *(Path(path) for path in further if path is not None)]
     inputs = (checkpoint.path, command.verified, command.trusted, command.test, command.moments)
     checkpoint.check_outputs(out, others, [str(path) for path in inputs if path is not None], force=command.force)
-
-
-def _about_weights(model: nn.Module, correction: Correction, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Say which weights of the checkpoint were used, and what its dtypes keep of the correction."""
-    held = checkpoint.dtypes(model)
-    dtypes = sorted({str(held[name]).removeprefix("torch.") for name in correction.corrected})
-    return {
-        "weights": checkpoint.kind(model),
-        "weights_dtypes": dtypes,
-        "unchanged_by_rounding": correction.unchanged_by_rounding,
-        "notes": checkpoint.notes(model),
-    }
 
 
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
@@ -328,26 +313,26 @@ def output_of_moments(moments: SavedMoments, path: str) -> Output:
     return Output(Path(path), lambda temporary: fill_safetensors(temporary, *moments.content()))
 
 
-def _about(result: dict[str, Any], command: CorrectCommand) -> list[Output]:
+def _about(result: Result, command: CorrectCommand) -> list[Output]:
     """Return the files that tell what was found, as far as they were asked for."""
     wanted = ((command.result, as_json), (command.report, render), (command.card, model_card))
     return [Output(Path(path), partial(fill_text, text=spell(result))) for path, spell in wanted if path is not None]
 
 
-def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: dict[str, Any]) -> str:
+def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: Result) -> str:
     trusted = [] if picked is None else [picked.summary()]
-    notes = [remark for remark in result["notes"] if remark not in correction.notes]  # these are in the summary
-    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result['preprocessing']}."]
-    half = [name for name in result["weights_dtypes"] if name in ("bfloat16", "float16")]
+    notes = [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
+    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result.preprocessing}."]
+    half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
     if half:
-        share = f"{result['unchanged_by_rounding']:.1%}"
+        share = f"{correction.unchanged_by_rounding:.1%}"
         lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
     if proof is not None:
         lines.append(proof.summary())
-    if "moments_file" in result:
-        lines.append(f"Wrote the moments to {result['moments_file']}.")
-    files = f"Wrote {result['out']} and {result['correction_file']}."
-    lines.append(f"{files if result['out'] else _why_not_written(correction)} {result['seconds']:.0f} s.")
+    if result.moments_file is not None:
+        lines.append(f"Wrote the moments to {result.moments_file}.")
+    files = f"Wrote {result.out} and {result.correction_file}."
+    lines.append(f"{files if result.out else _why_not_written(correction)} {result.seconds:.0f} s.")
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,33 @@ COVERED = 0.9
 """Below this share of the multiplied weights, `inspect` warns."""
 
 
-def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
+@dataclass(frozen=True)
+class Inspection:
+    """What a correction would touch.
+
+    Attributes
+    ----------
+    corrected_share
+        Share of the multiplied weights that would be corrected, 0 to 1.
+    parameters
+        What becomes of each parameter of two or more dimensions.
+    memory_bytes
+        What a correction holds besides the model, with so many samples and folds.
+    samples, folds
+        As they were given.
+    warning
+        That much would not be corrected; None if little would not.
+    """
+
+    corrected_share: float
+    parameters: list[dict[str, Any]]
+    memory_bytes: int
+    samples: int
+    folds: int
+    warning: str | None
+
+
+def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     """Show what a correction would touch; see `InspectCommand`."""
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
     model = open_model(command.model, command.num_classes, checkpoint)
@@ -30,20 +57,24 @@ def run_inspect(command: InspectCommand) -> tuple[int, dict[str, Any], str]:
         first = first_sample(open_data(command.data, command, preparation))
         inputs = next(first.batches([0], 1)).inputs
     survey = inspect(model, inputs, include=command.include, exclude=command.exclude)
-    memory = survey.memory(command.samples, command.folds)
-    result = survey.as_dict() | {"memory_bytes": memory, "samples": command.samples, "folds": command.folds}
-    lines = [_inspect_line(entry) for entry in result["parameters"]]
+    memory, warning = survey.memory(command.samples, command.folds), _warning(survey)
+    result = Inspection(
+        **survey.as_dict(), memory_bytes=memory, samples=command.samples, folds=command.folds, warning=warning
+    )
+    lines = [_inspect_line(entry) for entry in result.parameters]
     lines.append(_share_line(survey))
     lines.append(
         f"{len(survey.layers)} layers would be corrected; about {memory / 2**20:.0f} MiB besides the model, with "
         f"{command.samples} samples and {command.folds} folds."
     )
-    if survey.share < COVERED:
-        result["warning"] = (
-            f"only {survey.share:.1%} of the multiplied weights would be corrected; see above why the others are not"
-        )
-        lines.append(f"Warning: {result['warning']}.")
+    lines += [f"Warning: {warning}."] if warning else []
     return (0 if survey.layers else 4), result, "\n".join(lines)
+
+
+def _warning(survey: Survey) -> str | None:
+    if survey.share >= COVERED:
+        return None
+    return f"only {survey.share:.1%} of the multiplied weights would be corrected; see above why the others are not"
 
 
 def _share_line(survey: Survey) -> str:

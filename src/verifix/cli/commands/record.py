@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from verifix.losses import probabilities
 from verifix.model.samples import Samples
 from verifix.projection import eigenvalues
 from verifix.proof import Proof
+from verifix.report.result import Example, FileRead, Spectrum
 from verifix.storage.atomic import file_digest
 
 SHOWN = 24
@@ -36,7 +37,7 @@ WIDEST = 160
 """Pixels of the longer side of a picture that a report shows; larger ones are scaled down."""
 
 
-def examples(proof: Proof, samples: Samples, preparation: Preparation) -> list[dict[str, Any]]:
+def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[Example, ...]:
     """Return the samples that the correction set right and those that it broke, the surest mistakes first.
 
     Parameters
@@ -50,29 +51,33 @@ def examples(proof: Proof, samples: Samples, preparation: Preparation) -> list[d
 
     Returns
     -------
-    list of dict
-        Plain data: index, name, label, predictions, confidences, outcome, and a picture (a data URL) or a text.
+    tuple of Example
+        Up to `SHOWN` of either outcome, with a picture or a text.
     """
     before, after = (probabilities(logits).max(dim=1) for logits in (proof.before, proof.after))
     right_before, right_after = before.indices == proof.labels, after.indices == proof.labels
-    chosen = {
-        "broken": (right_before & ~right_after, after.values),
-        "fixed": (~right_before & right_after, before.values),
-    }
-    return [
-        {
-            "index": proof.indices[place],
-            "label": int(proof.labels[place]),
-            "before": int(before.indices[place]),
-            "after": int(after.indices[place]),
-            "confidence_before": float(before.values[place]),
-            "confidence_after": float(after.values[place]),
-            "outcome": outcome,
-            **shown(samples, proof.indices[place], preparation),
-        }
-        for outcome, (which, sureness) in chosen.items()
-        for place in _surest(which, sureness)
-    ]
+
+    def example(place: int, outcome: Literal["fixed", "broken"]) -> Example:
+        index = proof.indices[place]
+        text = samples.text(index)
+        return Example(
+            label=int(proof.labels[place]),
+            before=int(before.indices[place]),
+            after=int(after.indices[place]),
+            outcome=outcome,
+            index=index,
+            name=samples.where(index) or None,
+            confidence_before=float(before.values[place]),
+            confidence_after=float(after.values[place]),
+            text=text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
+            image=None if text is not None else _picture(samples, index, preparation),
+        )
+
+    broken, fixed = (
+        _surest(right_before & ~right_after, after.values),
+        _surest(~right_before & right_after, before.values),
+    )
+    return (*(example(place, "broken") for place in broken), *(example(place, "fixed") for place in fixed))
 
 
 def _surest(which: Tensor, sureness: Tensor) -> list[int]:
@@ -80,16 +85,6 @@ def _surest(which: Tensor, sureness: Tensor) -> list[int]:
     places = which.nonzero().flatten()
     order: list[int] = places[sureness[places].argsort(descending=True, stable=True)][:SHOWN].tolist()
     return order
-
-
-def shown(samples: Samples, index: int, preparation: Preparation) -> dict[str, str | None]:
-    """Return a sample's name, and its picture as a data URL or its text; None for what it has not."""
-    text = samples.text(index)
-    return {
-        "name": samples.where(index) or None,
-        "text": text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
-        "image": None if text is not None else _picture(samples, index, preparation),
-    }
 
 
 def _picture(samples: Samples, index: int, preparation: Preparation) -> str | None:
@@ -111,8 +106,8 @@ def _picture(samples: Samples, index: int, preparation: Preparation) -> str | No
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def spectra(saved: SavedMoments, correction: Correction) -> dict[str, dict[str, Any]]:
-    """Return the eigenvalues of the activation space of every corrected layer, and its strength.
+def spectra(saved: SavedMoments, correction: Correction) -> dict[str, Spectrum]:
+    """Return the spectrum of every corrected layer.
 
     Parameters
     ----------
@@ -124,9 +119,9 @@ def spectra(saved: SavedMoments, correction: Correction) -> dict[str, dict[str, 
     Returns
     -------
     dict
-        By parameter name: "eigenvalues", descending (of all groups together, each group adds up to 1), and "alpha".
+        By parameter name; the eigenvalues are those of all groups together, and each group adds up to 1.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Spectrum] = {}
     for layer, moments in saved.moments.items():
         name = layer.parameter
         if name in correction.corrected and name not in found:
@@ -134,18 +129,14 @@ def spectra(saved: SavedMoments, correction: Correction) -> dict[str, dict[str, 
             for numbers in correction.layer_strengths.values():  # a later stage may have given the layer its own
                 alpha = numbers.get(name, {}).get("alpha", alpha)
             values = eigenvalues(moments).flatten().sort(descending=True).values
-            found[name] = {"eigenvalues": values.tolist(), "alpha": alpha}
+            found[name] = Spectrum(tuple(values.tolist()), alpha)
     return found
 
 
-def files_read(command: CorrectCommand) -> dict[str, dict[str, str | None]]:
+def files_read(command: CorrectCommand) -> dict[str, FileRead]:
     """Return what a command reads, with the SHA-256 of each file; None for a folder."""
-    paths = {
-        name: getattr(command, name)
-        for name in ("checkpoint", "verified", "trusted", "test", "moments")
-        if getattr(command, name) is not None
-    }
-    return {name: {"path": str(path), "sha256": _digest(path)} for name, path in paths.items()}
+    paths = {name: getattr(command, name) for name in ("checkpoint", "verified", "trusted", "test", "moments")}
+    return {name: FileRead(str(path), _digest(path)) for name, path in paths.items() if path is not None}
 
 
 def versions() -> dict[str, str]:

@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from verifix.capture.input_statistics import watching_first_norm
-from verifix.cli.commands.common import check_names, device_wanted, figures, logits_of, open_checkpoint, open_model
+from verifix.cli.commands.common import check_names, device_wanted, logits_of, open_checkpoint, open_model
 from verifix.cli.options import ScoreCommand
 from verifix.errors import DataError
 from verifix.evaluation.label_order import check_mapping
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import Preparation, prepare
 from verifix.io.data.subsample import limited
+from verifix.losses import correct_or_not, cross_entropy
 from verifix.model.samples import Samples, read_samples
 
 
-def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
+@dataclass(frozen=True)
+class Score:
+    """How good a checkpoint is.
+
+    Attributes
+    ----------
+    samples
+        How many it was measured on.
+    accuracy
+        Percent right.
+    cross_entropy
+        Mean, in nats.
+    weights
+        Which weights of the checkpoint were used.
+    notes
+        What was noticed about samples and weights.
+    preprocessing
+        How samples were prepared.
+    """
+
+    samples: int
+    accuracy: float
+    cross_entropy: float
+    weights: str
+    notes: tuple[str, ...]
+    preprocessing: str
+
+
+def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     """Score a checkpoint; see `ScoreCommand`."""
     checkpoint = open_checkpoint(command)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
@@ -27,15 +56,17 @@ def run_score(command: ScoreCommand) -> tuple[int, dict[str, Any], str]:
     samples = read_samples(source, command.predicting_size, command.progress)
     with watching_first_norm(model) as seen:
         logits = logits_of(model, samples, command.progress, "scoring")
-    result = figures(logits, samples.labels)
     remarks = [text for text in (_order(logits, samples, preparation), seen.remark()) if text]
-    result |= {"weights": checkpoint.kind(model), "notes": [*checkpoint.notes(model), *remarks]}
-    result["preprocessing"] = preparation.description
-    text = (
-        f"{result['accuracy']:.2f}% of {result['samples']} samples right, cross-entropy {result['cross_entropy']:.4f}"
+    score = Score(
+        samples=len(samples),
+        accuracy=100 * float(correct_or_not(logits, samples.labels).mean()),
+        cross_entropy=float(cross_entropy(logits, samples.labels).mean()),
+        weights=checkpoint.kind(model),
+        notes=(*checkpoint.notes(model), *remarks),
+        preprocessing=preparation.description,
     )
-    text = "\n".join([*result["notes"], f"Samples are prepared so: {result['preprocessing']}.", text])
-    return 0, result, text
+    text = f"{score.accuracy:.2f}% of {score.samples} samples right, cross-entropy {score.cross_entropy:.4f}"
+    return 0, score, "\n".join([*score.notes, f"Samples are prepared so: {score.preprocessing}.", text])
 
 
 def _order(logits: Tensor, samples: Samples, preparation: Preparation) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,32 @@ from verifix.io.checkpoints.undo import read_undo, restore
 from verifix.storage.transaction import settle
 
 
-def run_undo(command: UndoCommand) -> tuple[int, dict[str, Any], str]:
+@dataclass(frozen=True)
+class Undone:
+    """A checkpoint that is the original again.
+
+    Attributes
+    ----------
+    checkpoint, correction_file, out
+        The corrected checkpoint, the file that undid the correction, and what was written.
+    tensors, restored, identical, files, left_out
+        See `verifix.io.checkpoints.undo.restore`.
+    seconds
+        What it took.
+    """
+
+    checkpoint: str
+    correction_file: str
+    out: str
+    tensors: int
+    restored: int
+    identical: bool
+    files: Mapping[str, Mapping[str, Any]]
+    left_out: list[str]
+    seconds: float
+
+
+def run_undo(command: UndoCommand) -> tuple[int, Undone, str]:
     """Restore the original of a corrected checkpoint; see `UndoCommand`."""
     start = time.perf_counter()
     settle(Path(command.checkpoint))  # a killed run may have left the checkpoint and its correction file half written
@@ -21,10 +48,10 @@ def run_undo(command: UndoCommand) -> tuple[int, dict[str, Any], str]:
     beside = _correction_file(command, checkpoint)
     out = Path(command.out)
     checkpoint.check_outputs(out, [], [beside], force=command.force)
-    result: dict[str, Any] = {"checkpoint": str(checkpoint.path), "correction_file": str(beside), "out": str(out)}
-    result |= restore(checkpoint, read_undo(beside), out, force=command.force)
-    result["seconds"] = round(time.perf_counter() - start, 2)
-    return 0, result, _text(result)
+    restored = restore(checkpoint, read_undo(beside), out, force=command.force)
+    seconds = round(time.perf_counter() - start, 2)
+    undone = Undone(str(checkpoint.path), str(beside), str(out), **restored, seconds=seconds)
+    return 0, undone, _text(undone)
 
 
 def _correction_file(command: UndoCommand, checkpoint: Checkpoint) -> Path:
@@ -39,19 +66,19 @@ def _correction_file(command: UndoCommand, checkpoint: Checkpoint) -> Path:
     return beside
 
 
-def _text(result: dict[str, Any]) -> str:
+def _text(undone: Undone) -> str:
     lines = [
-        f"Restored {result['restored']} of {result['tensors']} tensors; all {result['tensors']} have the SHA-256 that "
-        "they had before the correction."
+        f"Restored {undone.restored} of {undone.tensors} tensors; all {undone.tensors} have the SHA-256 that they had "
+        "before the correction."
     ]
-    differing = [name for name, file in result["files"].items() if not file["identical"]]
+    differing = [name for name, file in undone.files.items() if not file["identical"]]
     if differing:
         lines.append(f"The bytes of {', '.join(differing)} differ from the original's beside the tensors.")
-    elif not result["left_out"]:
-        many = len(result["files"]) > 1
-        lines.append(f"{result['out']} is identical to the original, {'file by file' if many else 'to the byte'}.")
-    if result["left_out"]:
-        left = ", ".join(result["left_out"])
+    elif not undone.left_out:
+        many = len(undone.files) > 1
+        lines.append(f"{undone.out} is identical to the original, {'file by file' if many else 'to the byte'}.")
+    if undone.left_out:
+        left = ", ".join(undone.left_out)
         lines.append(f"Not restored, because the correction had left them out: {left}. All other files are as said.")
-    lines.append(f"Wrote {result['out']}. {result['seconds']:.0f} s.")
+    lines.append(f"Wrote {undone.out}. {undone.seconds:.0f} s.")
     return "\n".join(lines)
