@@ -58,7 +58,7 @@ class Provenance:
         """Return it as `Correction.provenance` has it, with the settings beside the other keys."""
         own = held(self)
         settings = own.pop("settings")
-        return own | settings
+        return {**own, **settings}
 
 
 @dataclass(frozen=True)

@@ -120,4 +120,5 @@ def _with_models(command: CompareCommand) -> _Answers:
         notes += [f"{path}: {note}" for note in checkpoint.notes(model)]
     names = None if preparation.class_names is None else list(preparation.class_names)
     labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
-    return _Answers(*answers, labels, _compared(command, names, preparation.description, notes))
+    compared = _compared(command, names, preparation.description, notes)
+    return _Answers(answers[0], answers[1], labels, compared)
