@@ -47,12 +47,12 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data and networks")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cifar10_subsets.json"))
     parser.add_argument("--recipe", default=RECIPE)
-    parser.add_argument("--processes", type=int, default=2, help="one thread each")
+    parser.add_argument("--processes", type=int, default=2, help="several have one thread each")
     arguments = parser.parse_args()
     earlier = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     rows = {row["seed"]: row for row in earlier.get("subsets", []) if earlier.get("recipe") == arguments.recipe}
     missing = [seed for seed in range(SUBSETS) if seed not in rows]
-    setup = (arguments.shared, arguments.recipe)
+    setup = (arguments.shared, arguments.recipe, arguments.processes > 1)
     with ProcessPoolExecutor(arguments.processes, get_context("spawn"), _set_up, setup) as pool:
         for row in pool.map(run, missing):
             rows[row["seed"]] = row
@@ -86,9 +86,10 @@ class _Setting:
 _SETTINGS: list[_Setting] = []
 
 
-def _set_up(shared: Path, recipe: str) -> None:
+def _set_up(shared: Path, recipe: str, one_thread: bool) -> None:
     """Read network and images once per process."""
-    torch.set_num_threads(1)
+    if one_thread:
+        torch.set_num_threads(1)
     model = build_model(f"py:{shared / 'networks/vgg11_bn_cifar.py'}:build", None)
     read_checkpoint(shared / "networks/vgg11_bn_cifar10_sym25.safetensors").load_into(model)
     verified = read_samples(open_data(shared / "data/cifar10_verified.parquet", IMAGES))

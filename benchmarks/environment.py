@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from verifix.model.threads import set_by_user
+
 PACKAGES = ("numpy", "scipy", "scikit-learn", "torchvision", "transformers")
 """Besides torch, what results can depend on."""
 
@@ -26,6 +28,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: installed(name) for name in PACKAGES},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "threads_set": set_by_user(torch.get_num_threads()),  # else verifix has chosen, up to that number
         "processors": os.cpu_count(),
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--", "src", "benchmarks", ":!benchmarks/results")),

@@ -22,6 +22,7 @@ from verifix.correction import Correction
 from verifix.errors import DataError
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
+from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments, takes
 from verifix.preflight import begin
@@ -83,7 +84,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     100.0
     """
     choosing = is_choosing(settings)
-    with torch.inference_mode(False), seeded(settings.seed):
+    with torch.inference_mode(False), seeded(settings.seed), one_thread():
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ from verifix.model.clone import copy_model
 from verifix.model.run import Forward, run_model, to_device
 from verifix.model.samples import read_samples
 from verifix.model.tensors import device_of, model_digest
+from verifix.model.threads import one_thread, threads_for
+from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import CorrectOptions
 from verifix.preflight import check_picked, collect_and_try, working_copy
@@ -204,11 +207,11 @@ def collect_moments(
     )
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(options.seed):
+    with torch.inference_mode(False), seeded(options.seed), one_thread():
         samples = read_samples(verified, options.batch_size, progress, forward)
         origin = verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)
-        with working_copy(model, options) as (work, where):
+        with working_copy(model, options) as (work, where), threads_for(partial(work_of, work, samples, where)):
             digest = model_digest(work)
             collected, _ = collect_and_try(work, where, samples, [range(len(samples))], options)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,9 @@ from verifix.model.predict import logits_of, predict
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.tensors import device_named, device_of, model_digest
+from verifix.model.threads import threads_for
 from verifix.model.weights import tensors_of
+from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CorrectArguments, CorrectOptions
@@ -104,12 +107,13 @@ def begin(
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
         outputs = check_outputs(model, work, where, samples)
-        provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-        provenance["notes"] = look_over(work, where, samples, options)
-        members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
-        digest, dtypes = provenance["model_sha256"], options.stored_as or {}
-        whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-        yield Start(work, samples, stages, whole, provenance)
+        with threads_for(partial(work_of, work, samples, where)):
+            provenance["classes_without_samples"] = check_classes(samples, outputs, options)
+            provenance["notes"] = look_over(work, where, samples, options)
+            members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
+            digest, dtypes = provenance["model_sha256"], options.stored_as or {}
+            whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            yield Start(work, samples, stages, whole, provenance)
 
 
 @contextmanager

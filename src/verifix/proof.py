@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,8 @@ from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
+from verifix.model.threads import one_thread, threads_for
+from verifix.model.work import work_of
 from verifix.options import CorrectOptions, ProveArguments, takes
 from verifix.preflight import begin
 from verifix.progress import progress_bar
@@ -178,6 +181,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     with (
         torch.inference_mode(False),
         seeded(settings.seed),
+        one_thread(),
         begin(model, samples, settings, folds=OUTER_FOLDS) as start,
     ):
         rules = Rules(replace(settings, progress=False), _pace(start.whole, settings), settings.score, settings.loss)
@@ -325,7 +329,7 @@ def predicted(
     """Return logits ``[n, outputs]``, float64 on the CPU, of some samples, or of all; tell `done` how many more."""
     some = range(len(samples)) if indices is None else indices
     size, device, parts = samples.batch_size or DEFAULT_BATCH_SIZE, device_of(model), []
-    with borrowed(model):
+    with borrowed(model), threads_for(partial(work_of, model, samples, device)):
         for start in range(0, len(some), size):
             batch = some[start : start + size]
             parts.append(predict(model, samples, batch, size, device))

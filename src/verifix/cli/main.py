@@ -19,6 +19,7 @@ from cyclopts import Parameter
 
 from verifix.cli.options import COMMANDS, Command
 from verifix.errors import UsageError, VerifixError
+from verifix.model.threads import wait_passively
 from verifix.options import declarations
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 a fault of the program, 2 usage, 3 no gain and no corrected checkpoint written, 4 no
         layers, 5 data and model do not fit, 130 interrupted, 143 terminated.
     """
+    if argv is None:  # the process is ours
+        wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -7,13 +7,16 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from verifix.errors import DataError, UsageError
+from verifix.model.threads import BLAS_VARIABLES, any_set
 from verifix.model.wrappers import refuse_form
 
 _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
@@ -80,10 +83,32 @@ def _random_state() -> Callable[[], object]:
     return give_back
 
 
+@cache
+def _blas_of_scipy() -> Any:
+    """Return what sets the number of threads of the BLAS that scipy brings; finding it takes milliseconds."""
+    import scipy.optimize  # noqa: F401 - it has to be there to be found
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _one_blas_thread() -> Callable[[], object]:
+    if any_set(BLAS_VARIABLES):
+        return lambda: None
+    give_back: Callable[[], object] = _blas_of_scipy().limit(limits=1).restore_original_limits
+    return give_back
+
+
 _FAST_PATH_OFF = _WholeProcess(_fast_path_off)
 _EAGER = _WholeProcess(_run_eagerly)
+_ONE_BLAS_THREAD = _WholeProcess(_one_blas_thread)
 _RANDOM_STATE_KEPT = _WholeProcess(_random_state)
 """Models draw from the global random generators, and so does reading data."""
+
+
+def one_blas_thread() -> AbstractContextManager[None]:
+    """Let scipy multiply on one thread, as `verifix.model.threads` does with torch; a number the user set stays."""
+    return _ONE_BLAS_THREAD
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from verifix.model.predict import logits_in, predict
 from verifix.model.run import Forward, out_of_memory, run_model, to_device
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Batch, Source
+from verifix.model.threads import one_thread, threads_for
+from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import TRUSTED_COUNT, CorrectOptions, check_trust
 from verifix.preflight import check_outputs, working_copy
@@ -163,7 +166,7 @@ def trust(
     rank = RANKINGS[method]
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(seed):
+    with torch.inference_mode(False), seeded(seed), one_thread():
         samples = read_samples(data, batch_size, progress, forward)
         if len(samples) < 2:
             raise DataError("there is 1 sample to pick from; give the labelled samples that the model was trained on")
@@ -172,7 +175,8 @@ def trust(
             raise UsageError(f"count is {count}, but the data has {classes} classes; trust at least one sample of each")
         with working_copy(model, options) as (work, where):
             check_outputs(model, work, where, samples)
-            scores, eligible = rank(work, where, samples, options)
+            with threads_for(partial(work_of, work, samples, where)):
+                scores, eligible = rank(work, where, samples, options)
     indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, count)
     source = replace(
         samples.source,

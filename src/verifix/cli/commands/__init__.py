@@ -14,6 +14,7 @@ from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
+from verifix.model.threads import one_thread
 from verifix.report.files import plain_data
 
 
@@ -38,7 +39,7 @@ def run(command: Any) -> int:
         UndoCommand: run_undo,
         DemoCommand: run_demo,
     }
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), one_thread():
         code, result, text = runners[type(command)](command)
     if command.json:
         text = json.dumps(plain_data(result, "the result"), indent=2, allow_nan=False)

@@ -25,14 +25,11 @@ from verifix.io.checkpoints.checkpoint import Checkpoint, correction_path
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import Preparation, prepare
 from verifix.io.data.subsample import limited
-from verifix.model.borrow import borrowed
-from verifix.model.predict import predict
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.sources import Source
-from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
+from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, predicted, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
@@ -214,8 +211,7 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
     """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
     test = read_samples(open_data(path, command, preparation), 250, command.progress)
-    with borrowed(model):
-        logits = predict(model, test, range(len(test)), 250, device_of(model))
+    logits = predicted(model, test)
     check_labels(test.labels, logits.shape[1], test.where)
     if command.check_labels:
         check_mapping(logits, test.labels, "test", preparation.class_names)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from verifix.losses import correct_or_not
+from verifix.model.threads import threads_for
 
 
 def wrong_labels(labels: Tensor, rate: float, classes: int, seed: int) -> Tensor:
@@ -63,13 +64,15 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     model.train()
-    for _ in range(epochs):
-        order = torch.randperm(len(labels), generator=generator)
-        for index in order.split(batch)[: len(labels) // batch]:
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs[index]), labels[index]).backward()
-            optimizer.step()
-            schedule.step()
+    sizes = [batch * weight.numel() for weight in model.parameters() if weight.ndim == 2]
+    with threads_for(lambda: sum(sizes) / len(sizes)):
+        for _ in range(epochs):
+            order = torch.randperm(len(labels), generator=generator)
+            for index in order.split(batch)[: len(labels) // batch]:
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs[index]), labels[index]).backward()
+                optimizer.step()
+                schedule.step()
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from verifix.capture.interceptor import Sink, intercepting
 from verifix.capture.layer import Bias, Layer, read_matrix
 from verifix.capture.selection import Selection
 from verifix.losses import cross_entropy
+from verifix.model.borrow import one_blas_thread
 from verifix.model.predict import as_logits
 from verifix.model.run import run_model, to_device
 from verifix.recipe.candidates import Grid
@@ -195,6 +196,7 @@ def fit_logistic(
 
     start = [(towards * scale**0.5).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
     options = {"maxiter": ITERATIONS, "gtol": 1e-6, "ftol": 1e-9}
-    found = minimize(objective, torch.cat(start).numpy(), jac=True, method="L-BFGS-B", options=options)
+    with one_blas_thread():  # its products are too small for more
+        found = minimize(objective, torch.cat(start).numpy(), jac=True, method="L-BFGS-B", options=options)
     best = torch.from_numpy(found.x)
     return best[:count].reshape(shape) / scale**0.5, offset + best[count:] if free_bias else offset
