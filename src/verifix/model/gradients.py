@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from verifix.errors import DataError
 from verifix.losses import best_sharpness, cross_entropy
 from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
+from verifix.model.sources import Batch
+
+_THROUGH_INPUTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models some of whose parameters had no gradient, and whether they have one where inputs ask for gradients, too.
+
+That is so of reentrant checkpointing, which otherwise passes none on, without a word. It is tried once per model.
+"""
 
 
 def gradients(
@@ -58,27 +68,60 @@ def gradients(
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[name] for name in names}
     total: dict[str, Tensor] = {}
+
+    def found(batch: Batch, through_inputs: bool) -> dict[str, Tensor]:
+        inputs = to_device(batch.inputs, device)
+        output = run_model(model, _asking_for_gradients(inputs) if through_inputs else inputs, samples.forward)
+        logits = logits_in(output, len(batch.labels))
+        if not logits.requires_grad:
+            return {}
+        labels = batch.labels.to(logits.device)
+        sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
+        loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
+        return _by_backward(loss, wanted) if through_inputs else _by_grad(loss, wanted)
+
     with differentiable(parameters, wanted):
         for batch in samples.batches(indices, batch_size):
-            output = run_model(model, to_device(batch.inputs, device), samples.forward)
-            logits = logits_in(output, len(batch.labels))
-            if not logits.requires_grad:
+            slopes = found(batch, _THROUGH_INPUTS.get(model, False))
+            if len(slopes) < len(wanted) and model not in _THROUGH_INPUTS:
+                again = found(batch, True)
+                _THROUGH_INPUTS[model] = len(again) > len(slopes)
+                slopes = max(slopes, again, key=len)
+            if not slopes:
                 raise DataError(
                     "the model passes no gradients on (a no_grad inside its forward?); use --recipe verifix, which "
                     "needs none"
                 )
-            labels = batch.labels.to(logits.device)
-            sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
-            loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
-            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-            for name, gradient in zip(wanted, found, strict=True):
-                if gradient is not None:  # not in place: two parameters may have been given one tensor
-                    total[name] = total[name] + gradient if name in total else gradient
+            for name, slope in slopes.items():  # not in place: two parameters may have been given one tensor
+                total[name] = total[name] + slope if name in total else slope
     total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in wanted.items()}
     broken = next((name for name, gradient in total.items() if not _finite(gradient)), None)
     if broken is not None:
         raise DataError(f"the gradient of {broken!r} contains NaN or Inf; correct the model in float32")
     return total
+
+
+def _by_grad(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of the parameters that a loss depends on, also of those that are no leaves."""
+    found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    return {name: slope for name, slope in zip(wanted, found, strict=True) if slope is not None}
+
+
+def _by_backward(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same where `torch.autograd.grad` is refused, as it is by reentrant checkpointing."""
+    try:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: parameter.grad for name, parameter in wanted.items() if parameter.grad is not None}
+    finally:
+        for parameter in wanted.values():
+            parameter.grad = None
+
+
+def _asking_for_gradients(inputs: Any) -> Any:
+    """Return inputs of which those with fractions require gradients; not as leaves, which a model may not write to."""
+    return tree_map(
+        lambda x: x.requires_grad_().clone() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs
+    )
 
 
 def _finite(x: Tensor) -> bool:
