@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
@@ -214,7 +215,8 @@ class Correction:
                     f"(SHA-256 {found[:12]}…); give the {'original' if verb == 'apply' else 'corrected'} model"
                 )
         for name, value in new.items():
-            tensors[name].data.copy_(value)
+            with torch.inference_mode(tensors[name].is_inference()):  # such tensors are written in no other mode
+                tensors[name].data.copy_(value)
         if verb == "apply":
             remember_corrected(unwrapped(model), expected, new)
         return model

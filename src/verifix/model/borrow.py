@@ -191,6 +191,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.layout is torch.strided and a.shape == b.shape and torch.equal(a, b)
 
 
+@torch.no_grad()
 def check_model(model: object) -> None:
     """Check that a model can be run and copied, and that its values are values.
 

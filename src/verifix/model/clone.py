@@ -77,6 +77,9 @@ def _twins(model: nn.Module) -> dict[int, Any]:
         if id(shared) not in memo:
             memo[id(shared)] = nn.Parameter(twin(shared), shared.requires_grad)
         memo[id(x)] = twin(x)
+    for x in (*parameters.values(), *model.buffers()):
+        if x.is_inference() and id(x) not in memo:  # no gradient may ever pass through such a tensor
+            memo[id(x)] = nn.Parameter(x.clone(), x.requires_grad) if isinstance(x, nn.Parameter) else x.clone()
     return memo
 
 
