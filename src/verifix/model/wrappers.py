@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from verifix.errors import UsageError
 
+QUANTISED = (torch.int8, torch.uint8, torch.qint8, torch.quint8)
+"""Dtypes of quantised matrices. Counters, tables of indices and masks come in others, or have one dimension."""
+
 
 def unwrapped(model: Any) -> Any:
     """Return the module inside of compilation, data parallelism and weight averaging; anything else as it is.
@@ -96,5 +99,6 @@ def _obstacles_of(name: str, parameter: Tensor) -> Iterator[tuple[str, str]]:
         yield f"is sharded ({name!r} is {'a DTensor' if kind.__name__ == 'DTensor' else 'of DeepSpeed'})", remedy
     elif home.startswith(("torchao.", "bitsandbytes.")) or hasattr(parameter, "quant_state"):
         yield f"has the quantised weight {name!r} ({home})", "correct it in floating point, then quantise it again"
-    elif not parameter.is_floating_point() and not parameter.is_complex():
-        yield f"has the quantised weight {name!r} ({parameter.dtype})", "correct it in floating point, then quantise it"
+    elif parameter.ndim >= 2 and parameter.dtype in QUANTISED:
+        remedy = "correct it in floating point, then quantise it; if it is no weight, register it as a buffer"
+        yield f"has the quantised weight {name!r} ({parameter.dtype})", remedy
