@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -28,6 +29,10 @@ DEFAULT_BATCH_SIZE = 64
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Where the labels of a batch that is a dictionary stand."""
+
+
+LONGEST_STREAM = 1_000_000
+"""Items that are read of a stream; one that goes on has no end."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,24 @@ def source_of(verified: Any) -> Source:
     if isinstance(verified, DataLoader):
         return _from_loader(verified)
     if isinstance(verified, IterableDataset):
-        return _from_stream(list(DataLoader(verified, batch_size=None, collate_fn=_as_it_is)))
+        return _from_stream(_ended(DataLoader(verified, batch_size=None, collate_fn=_as_it_is)))
     if hasattr(verified, "__getitem__") and hasattr(verified, "__len__") and not isinstance(verified, (str, bytes)):
         return Source(verified)
     raise UsageError(
         f"verified is a {type(verified).__name__}; it must be a DataLoader, a Dataset with __len__ and __getitem__, "
         "or a pair of tensors (inputs, labels)"
     )
+
+
+def _ended(stream: Iterable[Any]) -> list[Any]:
+    """Read a stream to its end, or refuse it if there seems to be none."""
+    items = list(itertools.islice(stream, LONGEST_STREAM + 1))
+    if len(items) > LONGEST_STREAM:
+        raise DataError(
+            f"the stream goes on after {LONGEST_STREAM:,} items, and a verified set is read whole; give one that ends, "
+            "for example itertools.islice of it"
+        )
+    return items
 
 
 def _as_it_is(item: Any) -> Any:
@@ -173,9 +189,9 @@ def _from_loader(loader: DataLoader[Any]) -> Source:
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
     if loader.batch_size is None and loader.batch_sampler is None:
-        return _from_stream(list(loader))
+        return _from_stream(_ended(loader))
     if isinstance(loader.dataset, IterableDataset):
-        items = list(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options))
+        items = _ended(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options))
         return Source(Items(items), loader.collate_fn, loader.batch_size)
     indices = _drawn(loader)
     dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
@@ -301,7 +317,12 @@ def batch_of(item: Any) -> Batch:
 
 
 def _as_tensor(values: Any, what: str) -> Tensor:
+    """Turn numbers into a tensor: whatever torch takes, and frames and arrays of other libraries by way of numpy."""
     try:
+        if not isinstance(values, Tensor) and (hasattr(values, "__array__") or hasattr(values, "to_numpy")):
+            values = np.asarray(values if hasattr(values, "__array__") else values.to_numpy())
+            # Not writable, in another byte order or with negative steps, numpy's arrays are no tensors as they are.
+            values = values.astype(values.dtype.newbyteorder("="), order="C")
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"the {what} cannot be made a tensor ({one_line(error)}); give numbers in one array") from None
