@@ -52,12 +52,12 @@ def run_model(model: nn.Module, inputs: Any, forward: Forward | None = None) -> 
 
 def _call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
-        named = _named_arguments(model, inputs)
+        named = named_arguments(model, inputs)
         return model(inputs) if named is None else model(**named)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def _named_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+def named_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what a model's signature names, or all tensors if it takes any name; None if it names nothing."""
     kinds = inspect.signature(model.forward).parameters
     named = {name: value for name, value in inputs.items() if name in kinds}

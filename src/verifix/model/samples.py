@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
-from torch.utils.data import (
-    Subset,
-)
+from torch.utils.data import Subset
 
 from verifix.errors import DataError, VerifixError, one_line
-from verifix.model.run import Forward
+from verifix.model.run import Forward, named_arguments
 from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
 from verifix.progress import progress_bar
@@ -45,6 +43,8 @@ class Samples:
         data set knows; else empty.
     origin
         The data set that knows where its samples stand, for messages, and which sample of it each one is.
+    columns
+        What `digests` were made from, by name, where inputs are dictionaries; else empty.
     """
 
     source: Source
@@ -54,6 +54,7 @@ class Samples:
     forward: Forward | None = None
     prints: tuple[bytes, ...] = ()
     origin: tuple[Any, Sequence[int]] = (None, ())
+    columns: tuple[Mapping[str, bytes], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -90,7 +91,17 @@ class Samples:
             digests=tuple(self.digests[i] for i in indices),
             prints=tuple(self.prints[i] for i in indices) if self.prints else (),
             origin=(dataset, [numbers[i] for i in indices] if dataset is not None else ()),
+            columns=tuple(self.columns[i] for i in indices) if self.columns else (),
         )
+
+    def reaching(self, model: nn.Module) -> Samples:
+        """Return the samples with digests of what reaches a model alone: not of an index or a path beside it."""
+        if not self.columns or self.forward is not None:  # which may use whatever it is given
+            return self
+        names = named_arguments(model, next(self.batches([0], 1)).inputs)
+        if names is None:
+            return self
+        return replace(self, digests=tuple(_combined({k: own[k] for k in names}) for own in self.columns))
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time."""
@@ -148,12 +159,15 @@ def read_samples(
     labels: list[Tensor] = []
     digests: list[bytes] = []
     prints: list[bytes | None] = []
+    columns: list[Mapping[str, bytes]] = []
     held = 0
     with progress_bar("reading samples", count, show) as bar:
         for item in source.items(own_size or DEFAULT_BATCH_SIZE):
             batch = _alone(source, item, len(digests))
             prints.append(ask_dataset(dataset, len(digests), "fingerprint"))
             digests.append(_digest(batch.inputs))
+            if isinstance(batch.inputs, Mapping):
+                columns.append(_columns(batch.inputs))
             labels.append(batch.labels)
             held += sum(x.numel() * x.element_size() for x in tensors_in(batch.inputs))
             if held <= MEMORY_BYTES:
@@ -165,7 +179,8 @@ def read_samples(
     known = known if len(known) == count else ()
     if held <= MEMORY_BYTES:
         source = Source(Items(items, known, dataset), source.collate, picked_by=source.picked_by)
-    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, (dataset, range(count)))
+    origin = dataset, range(count)
+    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns))
 
 
 def _alone(source: Source, item: Any, number: int) -> Batch:
@@ -223,14 +238,28 @@ def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | Non
         )
 
 
+def _columns(inputs: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return what identifies each part of one sample's inputs."""
+    return {name: _content(inputs[name], name) for name in inputs}
+
+
+def _combined(columns: Mapping[str, bytes]) -> bytes:
+    return hashlib.sha256(b"".join(columns[name] for name in sorted(columns))).digest()
+
+
 def _digest(inputs: Any) -> bytes:
     """Return the SHA-256 of one sample's inputs, by the names they have in a dictionary."""
     if isinstance(inputs, Tensor) and not inputs.is_nested:
         return tensor_sha256(inputs[0])
-    total = hashlib.sha256()
+    return _combined(_columns(inputs)) if isinstance(inputs, Mapping) else hashlib.sha256(_content(inputs)).digest()
+
+
+def _content(inputs: Any, name: str = "") -> bytes:
+    """Return what identifies a nest of tensors of one sample, and whatever else is in it, by its place in the nest."""
+    parts = []
     for path, leaf in sorted(tree_flatten_with_path(inputs)[0], key=lambda pair: str(pair[0])):
         if isinstance(leaf, Tensor):
-            total.update(f"{path}".encode() + b"".join(tensor_sha256(part) for part in leaf.unbind()))
+            parts.append(f"{name}{path}".encode() + b"".join(tensor_sha256(part) for part in leaf.unbind()))
         else:
-            total.update(f"{path}{leaf!r}".encode())
-    return total.digest()
+            parts.append(f"{name}{path}{leaf!r}".encode())
+    return b"".join(parts)
