@@ -535,3 +535,41 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("way", ["tied", "with and without", "scalar", "alpha", "none"])
 def test_a_bias_that_is_shared_or_not_always_added_is_not_a_layers_own(way):
     assert biases(Odd(way).eval(), torch.randn(3, 4)) == {"head.weight": [Bias("head.bias", 0, 3)]}
+
+
+class ByPython(nn.Module):
+    """Multiplies numbers that have been Python's own on the way, sample by sample."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.way, self.table = way, nn.Parameter(torch.randn(5, 8))
+        self.first, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        rows = torch.stack([F.linear(self.way(row), self.first.weight) for row in x])
+        # The same five rows with every batch, which count once for each of its samples.
+        return self.head((rows + F.linear(self.table, self.first.weight).mean(0)).tanh())
+
+
+WAYS = {
+    "a list": lambda row: torch.tensor(row.tolist()),
+    "items": lambda row: torch.as_tensor([x.item() for x in row]),
+    "floats": lambda row: torch.stack([torch.ones(()) * float(x) for x in row]),
+    "numpy": lambda row: torch.tensor(row.numpy()),
+    "an array": lambda row: torch.tensor(np.asarray(row)),
+    "text": lambda row: torch.tensor([float(f"{x:.9g}") for x in row]),
+    "filled": lambda row: torch.cat([torch.full((1,), float(x)) for x in row]),
+    "nothing": lambda row: row,
+}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 80])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_went_through_python_is_no_constant(way, batch_size):
+    torch.manual_seed(1)
+    model, (x, y) = ByPython(way).eval(), small_data()
+    found = verifix.correct(model, (x, y), alpha=30.0, batch_size=batch_size, progress=False, check_labels=False)
+    rows = torch.cat([x, *([model.table.detach()] * 80)]).double()
+    c = rows.mT @ rows / rows.square().sum()
+    expected = 30 * model.first.weight.double() @ c @ torch.linalg.inv(torch.eye(8) + 29 * c)
+    torch.testing.assert_close(found.corrected["first.weight"].double(), expected, rtol=1e-5, atol=1e-6)

@@ -73,6 +73,13 @@ class Census:
         For each parameter whose rows could not be read, why.
     calls
         How often each parameter has met inputs that no sample has a part in, in the batch that runs.
+    trial
+        1 and 2 for batches of one sample that are run to see what comes with every batch; 0 for those that count.
+    untraced
+        Whether, in the batch that runs, numbers of samples have become Python's own.
+    constants, confirmed
+        Inputs that no sample seemed to have a part in, by the parameters that they met: those of the first trial, and
+        those that came again in the second.
     added
         What has been added to each layer's outputs, call by call; None for calls that added no parameter.
     """
@@ -83,6 +90,10 @@ class Census:
     index: ParameterIndex | None = None
     failures: dict[str, str] = field(default_factory=dict)
     calls: dict[tuple[str, ...], int] = field(default_factory=dict)
+    trial: int = 0
+    untraced: bool = False
+    constants: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
+    confirmed: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
     added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
 
     @property
@@ -95,8 +106,11 @@ class Census:
             if bias is not None and not others and owners[bias] == 1
         }
 
-    def begin(self, samples: int) -> None:
-        """Get ready for the next batch, of this many samples."""
+    def begin(self, samples: int, trial: int = 0) -> None:
+        """Get ready for the next batch, of this many samples; `trial` is 1 or 2 if it does not count."""
+        if trial != 2:
+            self.constants = dict(self.confirmed)
+        self.trial, self.untraced = trial, False
         self.batch.begin(samples)
         self.calls.clear()
         if self.index is not None:

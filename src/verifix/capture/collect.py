@@ -115,8 +115,11 @@ def collect(
     selection = selection or Selection()
     watched = intercepting(model, sink, selection, padding=padding)
     with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
-        first = next(samples.batches([folds[0][0]], 1))  # shows what grows with the number of samples
-        _run(model, samples, first, census, device)
+        first, *others = (int(i) for fold in folds for i in fold)
+        another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
+        _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
+        if census.untraced and another is not None:
+            _run(model, samples, samples.alone(another), census, device, trial=2)
         counting = True
         for table, fold in zip(tables, folds, strict=True):
             current = table
@@ -129,9 +132,11 @@ def collect(
     return Collected(tuple(tables), accounts, digests, padded, census.biases)
 
 
-def _run(model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device) -> tuple[int, ...]:
+def _run(
+    model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device, trial: int = 0
+) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
-    census.begin(len(batch.labels))
+    census.begin(len(batch.labels), trial)
     try:
         logits = first_tensor(run_model(model, to_device(batch.inputs, device), samples.forward))
         if isinstance(logits, Tensor) and not logits.is_nested:

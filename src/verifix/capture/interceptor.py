@@ -33,6 +33,18 @@ from verifix.model.tensors import tensors_in
 Sink = Callable[["Layer", Tensor], None]
 """Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
 
+INTO_PYTHON = frozenset(
+    getattr(Tensor, name)
+    for name in (
+        *("tolist", "item", "numpy", "__array__", "__dlpack__", "untyped_storage", "__format__"),
+        *("__float__", "__int__", "__index__", "__complex__"),
+    )
+)
+"""Functions that turn a tensor into numbers that nothing here can follow. Shapes, and what is only asked, are none."""
+
+Call = tuple[tuple[str, ...], int]
+"""Names of parameters, and the number of the call in a batch that they meet in."""
+
 
 class _Interceptor(TorchFunctionMode):
     """Sees each function call; hands on the rows of those with an adapter before they run."""
@@ -46,13 +58,15 @@ class _Interceptor(TorchFunctionMode):
         self.constants = Constants(index.model)
         self.depth = 0
         self._known: set[Layer] = set()
-        self._alone: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
+        self._alone: dict[Call, list[tuple[int, ...]]] = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = tensors_in((args, kwargs))
         names = self.index.names_of(tensors)
         constant = self.constants.holds(tensors)
+        if not constant and func in INTO_PYTHON:
+            self.census.untraced = True
         self.depth += 1
         understood: set[str] = set()
         try:
@@ -74,10 +88,12 @@ class _Interceptor(TorchFunctionMode):
     ) -> set[str]:
         """Hand on the rows of every product; return the parameters whose use that explains."""
         keep, times = self.census.batch.keep, 1
-        if constant and self._carries_samples(tensors):
-            keep = keep and keep.for_constants()
-        elif constant:  # the same rows come with every batch, whatever its size
-            keep, times = None, self.census.batch.samples or 1
+        if constant:
+            call, inputs = self._call(tensors), [x for x in tensors if self.index.find(x) is None]
+            if self._carries_samples(call, inputs):
+                keep = keep and keep.for_constants()
+            elif self._comes_again(call[0], inputs):  # with every batch, whatever its size
+                keep, times = None, self.census.batch.samples or 1
         understood: set[str] = set()
         try:
             for product in kind.products(args, kwargs, keep):
@@ -106,19 +122,33 @@ class _Interceptor(TorchFunctionMode):
             return None
         return Bias(name, int(bias.storage_offset() - self.index.parameters[name].storage_offset()), len(bias))
 
-    def _carries_samples(self, tensors: Sequence[Tensor]) -> bool:
+    def _call(self, tensors: Sequence[Tensor]) -> Call:
+        """Number the calls in which the same parameters meet inputs that no sample seems to have a part in."""
+        names = tuple(sorted(self.index.names_of(tensors)))
+        self.census.calls[names] = self.census.calls.get(names, -1) + 1
+        return names, self.census.calls[names]
+
+    def _carries_samples(self, call: Call, inputs: Sequence[Tensor]) -> bool:
         """Tell whether constants have been repeated for every sample, so that an axis grows with the samples."""
         # The first batch of a census is a single sample, whose shapes are remembered, call by call, to compare with.
         samples = self.census.batch.samples or 1
-        shapes = [tuple(x.shape[:2]) for x in tensors if self.index.find(x) is None]
-        names = tuple(sorted(self.index.names_of(tensors)))
-        self.census.calls[names] = self.census.calls.get(names, -1) + 1
-        key = names, self.census.calls[names]
+        shapes = [tuple(x.shape[:2]) for x in inputs]
         if samples == 1:
-            self._alone[key] = shapes
-        alone = self._alone.get(key, [(1, 1)] * len(shapes))
+            self._alone[call] = shapes
+        alone = self._alone.get(call, [(1, 1)] * len(shapes))
         axes = (pair for one, now in zip(alone, shapes, strict=False) for pair in zip(one, now, strict=False))
         return any(one == 1 and now == samples for one, now in axes)
+
+    def _comes_again(self, names: tuple[str, ...], inputs: Sequence[Tensor]) -> bool:
+        """Tell whether inputs come with every batch; where samples have become Python numbers, by comparing them."""
+        census = self.census
+        again = any(
+            len(own) == len(inputs) and all(map(torch.equal, own, inputs)) for own in census.constants.get(names, [])
+        )
+        if census.trial == 1 or (census.trial == 2 and again):
+            table = census.constants if census.trial == 1 else census.confirmed
+            table.setdefault(names, []).append([x.detach().clone() for x in inputs])
+        return again or not census.untraced
 
     def _layer(self, kind: LayerKind, name: str, product: Product) -> Layer:
         """Name the layer of a product, and note it when it is new."""

@@ -107,6 +107,10 @@ class Samples:
         """Yield the samples at `indices`, in that order, `batch_size` at a time."""
         yield from self.source.read(indices, batch_size)
 
+    def alone(self, index: int) -> Batch:
+        """Return one sample as a batch of its own."""
+        return next(self.batches([index], 1))
+
     def digest(self) -> str:
         """Return one SHA-256 (hexadecimal) of all inputs and labels, whatever their order."""
         rows = sorted(
