@@ -26,6 +26,8 @@ from verifix.evaluation.significance import (
     samples_needed,
     strata_of,
 )
+from verifix.io.data.prediction_files import read_predictions
+from verifix.io.options import DataOptions
 
 K = 4
 
@@ -701,3 +703,10 @@ def test_the_figures_of_the_manual_are_those_that_were_measured():
         assert f"| {row['truth']:+g} | {row['samples']:,} | {cells} | {plain} |" in page
     worst = max(row["accepted"] for row in measured["hard_weights"])
     assert f"at most {worst:g}%" in " ".join(page.split())
+
+
+def test_many_columns_of_parquet_are_read_as_one_by_one(tmp_path):
+    table = pa.table({str(i): np.linspace(i, i + 1, 3) for i in range(500)})
+    pq.write_table(table, tmp_path / "p.parquet")
+    found = read_predictions(str(tmp_path / "p.parquet"), DataOptions())
+    assert np.array_equal(found, np.stack([np.linspace(i, i + 1, 3) for i in range(500)], axis=1))

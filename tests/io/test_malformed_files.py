@@ -282,6 +282,8 @@ IMAGES: dict[str, bytes] = {
 }
 
 DATA: dict[str, tuple[str, bytes]] = {
+    "names of its own in every line": ("d.jsonl", b"\n".join(b'{"k%d": 1}' % i for i in range(20_000))),
+    "20,000 columns": ("d.parquet", parquet_of(**{f"k{i}": [0.5, 0.5] for i in range(20_000)})),
     "npz: no bytes": ("d.npz", b""),
     "npz: half": ("d.npz", NPZ[: len(NPZ) // 2]),
     "npz: one byte short": ("d.npz", NPZ[:-1]),

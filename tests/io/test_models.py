@@ -63,6 +63,22 @@ def test_a_half_precision_folder_is_built_in_float32(folders, tmp_path):
     assert {p.dtype for p in build_model(f"hf:{folder}").parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("text", {"num_hidden_layers": 10**6}),
+        ("image", {"num_hidden_layers": 2001}),
+        ("text", {"encoder": {"n_layers": 10**9}}),
+    ],
+)
+def test_a_config_of_more_layers_than_any_model_has_is_refused_before_anything_is_built(
+    folders, tmp_path, kind, changes
+):
+    folder = edited(folders / kind, tmp_path / "deep", **changes)
+    with pytest.raises(UsageError, match=r"config.json of hf:.*deep has \w*layers \d+; models of up to 2000 layers"):
+        build_model(f"hf:{folder}")
+
+
 def test_audio_models_are_built_too(vision, tmp_path):
     from transformers import ASTConfig, ASTForAudioClassification
 

@@ -123,7 +123,7 @@ class _Interceptor(TorchFunctionMode):
         return Bias(name, int(bias.storage_offset() - self.index.parameters[name].storage_offset()), len(bias))
 
     def _call(self, tensors: Sequence[Tensor]) -> Call:
-        """Number the calls in which the same parameters meet inputs that no sample seems to have a part in."""
+        """Return which call of the batch it is in which these parameters meet inputs that seem constant."""
         names = tuple(sorted(self.index.names_of(tensors)))
         self.census.calls[names] = self.census.calls.get(names, -1) + 1
         return names, self.census.calls[names]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from verifix.io.optional_imports import library, reason
 HEADS = {"audio": "Audio", "image": "Image", "text": "Sequence"}
 """What a model classifies, and how transformers calls its head. Audio is first, because some of its architectures end
 in ForSequenceClassification too."""
+
+
+MOST_LAYERS = 2000
+"""Layers of one kind that a config may ask for: building them takes time before anything can be checked."""
 
 
 def build_transformers(folder: str, num_classes: int | None = None) -> nn.Module:
@@ -42,6 +48,7 @@ def build_transformers(folder: str, num_classes: int | None = None) -> nn.Module
     config = _config(transformers, Path(folder))
     head = HEADS[head_of(config, folder)]
     _check_task(config, folder)
+    _check_size(config.to_dict(), folder)
     try:
         auto = getattr(transformers, f"AutoModelFor{head}Classification")
         model: nn.Module = auto.from_config(config, trust_remote_code=False, dtype=torch.float32)
@@ -103,6 +110,18 @@ def _config(transformers: Any, folder: Path) -> Any:
             f"{folder / 'config.json'} is no config that transformers knows ({reason(error)}); code in a folder is "
             "never run, so give a model of the library itself, or the model's class with py:FILE:FACTORY"
         ) from None
+
+
+def _check_size(config: Mapping[str, Any], folder: str) -> None:
+    """Refuse a number of layers that no model has, wherever in a config it stands."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_size(value, folder)
+        counts = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int)]
+        if re.search("layer|depth|block", str(name)) and not str(name).endswith("_dim") and sum(counts) > MOST_LAYERS:
+            raise UsageError(
+                f"the config.json of hf:{folder} has {name} {value}; models of up to {MOST_LAYERS} layers are built"
+            )
 
 
 def _check_task(config: Any, folder: str) -> None:

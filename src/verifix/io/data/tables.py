@@ -18,6 +18,12 @@ import numpy as np
 
 from verifix.errors import DataError, one_line
 
+SMALL = 2**26
+"""Bytes of a Parquet file's columns up to which all of them are read at once."""
+
+MOST_MISSING, SPARSEST = 10**6, 20
+"""Values of a table beyond which there must be one for every so many places: lines with names of their own are none."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -147,6 +153,12 @@ def _from_json_lines(path: Path) -> Table:
             rows.append(_json_object(line, f"line {number} of {path}"))
             lines.append(number)
     names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = len(names) * len(rows)
+    if cells > max(MOST_MISSING, SPARSEST * sum(map(len, rows))):
+        raise DataError(
+            f"{path} has {len(names)} different names in {len(rows)} lines, so that nearly all values are missing; "
+            "write the same names in every line"
+        )
     return _in_memory(path, {name: [row.get(name) for row in rows] for name in names}, len(rows), lines)
 
 
@@ -178,6 +190,7 @@ def _from_parquet(path: Path) -> Table:
     with _readable(path):
         file = pyarrow.parquet.ParquetFile(path)
         schema = file.schema_arrow
+    times = Counter(schema.names)
     if file.metadata.num_rows > path.stat().st_size:
         raise DataError(
             f"{path} has {file.metadata.num_rows} rows in {path.stat().st_size} bytes, which no real samples fit in; "
@@ -187,10 +200,10 @@ def _from_parquet(path: Path) -> Table:
         path,
         tuple(schema.names),
         file.metadata.num_rows,
-        partial(_parquet_column, path),
+        _ParquetColumns(path, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))),
         partial(_row_of, path),
         EmbeddedImages(path),
-        {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1},
+        {field.name: field.type for field in schema if times[field.name] == 1},
         _class_names(schema.metadata or {}),
     )
 
@@ -206,12 +219,31 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is not a readable Parquet file ({line}); check that it is complete") from None
 
 
-def _parquet_column(path: Path, name: str) -> list[Any]:
-    import pyarrow.parquet
+class _ParquetColumns:
+    """The columns of a Parquet file: read one by one, or all at once where that takes little memory.
 
-    with _readable(path):
-        values: list[Any] = pyarrow.parquet.read_table(path, columns=[name], partitioning=None)[name].to_pylist()
-    return values
+    Reading one takes time for each that there is, so that one by one, thousands of them would take minutes.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.small = size <= SMALL
+        self._all: Any = None
+
+    def __call__(self, name: str) -> list[Any]:
+        values: list[Any] = (self._whole() if self.small else self._read([name]))[name].to_pylist()
+        return values
+
+    def _whole(self) -> Any:
+        if self._all is None:
+            self._all = self._read(None)
+        return self._all
+
+    def _read(self, names: list[str] | None) -> Any:
+        import pyarrow.parquet
+
+        with _readable(self.path):
+            return pyarrow.parquet.read_table(self.path, columns=names, partitioning=None)
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
