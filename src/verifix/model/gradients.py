@@ -110,7 +110,7 @@ def _by_grad(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _by_backward(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the same where `torch.autograd.grad` is refused, as it is by reentrant checkpointing."""
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return {name: parameter.grad for name, parameter in wanted.items() if parameter.grad is not None}
     finally:
         for parameter in wanted.values():
