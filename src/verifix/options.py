@@ -134,12 +134,12 @@ class RunOptions(Settings):
     """How a model is run over samples."""
 
     seed: Annotated[int, COMPUTING] = 0
-    """Seed of all that is drawn: the folds, the samples of `limit`, the bootstrap."""
+    """Random seed of the folds, of the samples that `limit` takes, and of the bootstrap."""
     device: Annotated[str | Device, COMPUTING] = "auto"
-    """Where to compute. "auto" is where the model is; on the command line, a GPU if there is one."""
+    """Where to compute. "auto" is the device of the model; on the command line, it is a GPU if there is one."""
     batch_size: Annotated[int | Literal["auto"], COMPUTING] = "auto"
-    """Samples per batch. "auto" takes the DataLoader's own, or 64, and halves it when memory runs out; where a model
-    only predicts, it is 250."""
+    """Samples per batch. "auto" takes the batch size of the DataLoader, or 64, and halves it when memory runs out;
+    score and compare use 250."""
     progress: Annotated[bool, COMPUTING] = True
     """Show progress on stderr."""
 
@@ -161,16 +161,16 @@ class ChoiceOptions(Settings):
     """How strongly a model is corrected, and by which stages."""
 
     alpha: Annotated[float | Literal["auto"], CORRECTION] = "auto"
-    """Strength of the projection. "auto" lets the verified samples choose among about ten strengths and no change (at
-    least 50 samples, and 2 per fold). A number means exactly the projection of every included layer with that
-    strength: no choice, even if it harms, and no other stage unless `recipe` names some (at least 2 samples)."""
+    """Strength of the projection. "auto" chooses among about ten strengths and no change, on the verified samples (at
+    least 50, and 2 per fold). A number applies the projection with exactly that strength to every included layer,
+    without a choice and even if it does harm; other stages run only if `recipe` names them (at least 2 samples)."""
     recipe: Annotated[str, CORRECTION] = "auto"
-    """Stages to run, in order. "auto" is all of verifix's own, each kept only if the verified samples clearly support
-    it; "verifix" is the paper's method, the projection alone; or names of stages joined by commas, such as
-    project,refit, of which `verifix.register_stage` adds more."""
+    """Stages to run, in order. "auto" tries all stages of verifix and keeps each one only if the verified samples
+    clearly support it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by
+    commas, such as project,refit; `verifix.register_stage` adds more."""
     budget: Annotated[str | float | None, CORRECTION] = None
-    """Time that choosing may take: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer
-    than what is left is not tried. The first pass over the samples is not counted."""
+    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer than
+    what is left is skipped. The first pass over the samples does not count."""
 
     def __post_init__(self) -> None:
         """Check the strength and the time."""
@@ -201,9 +201,9 @@ class LayerOptions(Settings):
     include: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
     """Correct only layers that match one of these parameter-name globs or layer kinds ("linear", "conv2d", …)."""
     exclude: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
-    """Leave alone layers that match one of these parameter-name globs or layer kinds."""
+    """Do not correct layers that match one of these parameter-name globs or layer kinds."""
     folds: Annotated[int, CORRECTION] = 5
-    """Folds of the cross-fitting that chooses strengths."""
+    """Number of folds of the cross-fitting that chooses strengths."""
 
     def __post_init__(self) -> None:
         """Check the patterns and the folds."""
@@ -221,17 +221,17 @@ class VerifiedOptions(Settings):
     """What the verified samples are."""
 
     verified_from: Annotated[Literal["unseen", "training", "trusted"] | None, MAIN] = None
-    """What the verified samples are to the model: "unseen" if it has not been trained on them, which is what to prefer;
-    "training" if it has, and scores on them are no estimate for new data; "trusted" if nobody verified them, because
-    `trust` or any other rule picked them. Python assumes "unseen"; the command line asks for it."""
+    """Whether the model was trained on the verified samples. "unseen": it was not; prefer such samples. "training": it
+    was, so scores on them do not estimate the accuracy on new data. "trusted": nobody verified their labels; `trust` or
+    another rule picked the samples. Python assumes "unseen"; on the command line, --verified needs this flag."""
     moments: Annotated[str | Moments | None, CORRECTION] = None
-    """Moments of earlier verified samples of the same model, to be counted as well: a file; in Python also a loaded
-    SavedMoments."""
+    """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
+    also a loaded SavedMoments."""
     padding: Annotated[bool, DATA] = True
-    """Whether token ids that contain the model's pad id need a mask of the padding."""
+    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
     check_labels: Annotated[bool, DATA] = True
-    """Whether to stop if the model's predictions fit another order of the labels far better, or the same input has two
-    labels. Turn it off if the labels are right all the same."""
+    """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
+    Turn it off if the labels are correct as they are."""
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -262,14 +262,17 @@ class CorrectArguments(CorrectOptions):
     """What `verifix.correct` takes: the settings, and what only Python can give."""
 
     score: Score | None = None
-    """``(logits [n, k], labels [n]) → [n]`` or a scalar, higher is better; by default accuracy."""
+    """The score to choose by: ``(logits [n, k], labels [n]) → [n]`` or a scalar; higher is better. Default:
+    accuracy."""
     loss: Score | None = None
-    """``(logits, labels) → [n]``, lower is better; by default cross-entropy at each candidate's best temperature."""
+    """The loss to choose by: ``(logits, labels) → [n]``; lower is better. Default: cross-entropy at each candidate's
+    best temperature."""
     forward: Callable[[nn.Module, Any], Any] | None = None
-    """``(model, inputs) → output`` for models that are not called with the inputs of a batch alone."""
+    """How to call the model: ``(model, inputs) → output``. Needed by models that take more than the inputs of a
+    batch."""
     stored_as: Mapping[str, torch.dtype] | None = None
-    """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own:
-    corrected weights are then rounded once, to what such a file can hold, before anything is scored."""
+    """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
+    Corrected weights are rounded to them once, before anything is scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,8 +280,8 @@ class ProveArguments(CorrectArguments):
     """What `verifix.prove` takes: the arguments of `verifix.correct`, and how much each sample counts."""
 
     weights: Any = None
-    """One weight per sample ``[n]``, in the order of the samples, if they are no random sample of what the model will
-    meet; see `verifix.class_weights`."""
+    """One weight per sample ``[n]``, in the order of the samples, if they are not a random sample of the data that the
+    model will meet; see `verifix.class_weights`."""
 
 
 def check_trust(method: str, count: object) -> None:

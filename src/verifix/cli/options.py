@@ -53,7 +53,7 @@ class WritingCommand(Command):
     """What every command takes that writes files."""
 
     force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace files that exist; with correct, also write a correction whose gain is not proved."""
+    """Replace existing files. With correct, also write a correction whose gain is not proved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +66,12 @@ class SourceOptions(LimitOptions):
     shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR, mini-webvision:DIR,
     clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
     trusted: Annotated[str | None, DATA] = None
-    """Instead of verified samples, when there are none: labelled samples, such as the training set with its wrong
-    labels, to pick some from whose label is probably right; in the form of --verified."""
+    """If nothing was verified: labelled samples to pick from, such as the training set with its wrong labels, in any
+    form of --verified. The samples whose labels are most probably correct are picked."""
     trust: Annotated[Literal["low-loss", "low-curvature", "confident"] | None, DATA] = None
-    """How they are picked: "low-loss" (the default), "low-curvature" or "confident" (cleanlab)."""
+    """How to pick them: "low-loss" (the default), "low-curvature" or "confident" (cleanlab)."""
     trusted_count: Annotated[int | None, DATA] = None
-    """How many are picked, the same number of each class; 1000 by default."""
+    """How many to pick, the same number of each class. Default: 1000."""
 
     def __post_init__(self) -> None:
         """Check that there is one source of samples."""
@@ -97,11 +97,11 @@ class ProofOptions(WeightOptions):
     """How the gain is measured."""
 
     test: Annotated[str | None, PROOF] = None
-    """Samples that neither training nor the correction has seen, to measure the gain on; in the form of --verified."""
+    """Samples to measure the gain on, used neither in training nor for the correction, in any form of --verified."""
     proof: Annotated[Literal["none", "split", "nested"] | None, PROOF] = None
-    """How the gain is proved without --test: "nested" (the default) corrects five times more, each time judged on a
-    fifth that it has not seen; "split" corrects with one half of the verified samples and judges on the other; "none"
-    writes whatever was chosen."""
+    """How to prove the gain without --test. "nested" (the default) makes five more corrections, each judged on a fifth
+    of the samples that it has not seen. "split" corrects with one half of the verified samples and judges on the other.
+    "none" writes the chosen correction without a proof."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +109,16 @@ class ResultOptions(WritingCommand):
     """What is written."""
 
     out: Annotated[str, MAIN]
-    """Where to write the corrected checkpoint, in the form of the given one; the correction file goes beside it."""
+    """Where to write the corrected checkpoint, in the format of the given one. The correction file is written beside
+    it."""
     report: Annotated[str | None, OUTPUT] = None
-    """Where to write a page (.html) with all that was found, in one file: verdict, curves, confusions, samples set
-    right and broken, layers."""
+    """Where to write the report, one .html file: verdict, curves, confusions, samples set right and broken, layers."""
     result: Annotated[str | None, OUTPUT] = None
-    """Where to write the same content as JSON, which is what --json prints."""
+    """Where to write the result as JSON, the same that --json prints."""
     card: Annotated[str | None, OUTPUT] = None
-    """Where to write a model card (.md) for the Hugging Face hub; needs verifix[hub]."""
+    """Where to write a model card (.md) for the Hugging Face hub. Needs verifix[hub]."""
     save_moments: Annotated[str | None, OUTPUT] = None
-    """Where to write the moments of the verified samples, for a later --moments."""
+    """Where to write the moments of the verified samples, for --moments of a later run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +202,11 @@ class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOpt
     needs: ClassVar[tuple[str, ...]] = ("before", "after", "data")
 
     before: Annotated[str, MAIN] = field(kw_only=False)
-    """The first: a checkpoint in any form that verifix correct takes; or a file of predictions: .npy, .npz, or .csv,
-    .jsonl or .parquet with one column of numbers per class (logits or probabilities), or with one column of predicted
+    """The first: a checkpoint in any form that verifix correct takes, or a file of predictions: .npy, .npz, or .csv,
+    .jsonl or .parquet with one column of numbers per class (logits or probabilities) or one column of predicted
     classes."""
     after: Annotated[str, MAIN] = field(kw_only=False)
-    """The second, in the same form. Neither model may have learned from the samples."""
+    """The second, in the same form. Neither model may have been trained on the samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,9 +219,9 @@ class InspectCommand(Command, LayerOptions, SampleOptions, CheckpointOptions):
     needs: ClassVar[tuple[str, ...]] = ("model",)
 
     input_shape: Annotated[Sequence[int] | None, MAIN, AS_TEXT] = None
-    """Instead of data, the shape of one input, such as 3,32,32."""
+    """Shape of one input, such as 3,32,32, instead of --data."""
     samples: Annotated[int, OUTPUT] = 1000
-    """Verified samples to estimate the memory for."""
+    """Number of verified samples to estimate the memory for."""
 
     def __post_init__(self) -> None:
         """Check that there is something to run the model on."""
@@ -246,13 +246,13 @@ class DemoCommand(WritingCommand):
     """
 
     name: Annotated[Literal["digits", "spiral"], MAIN] = field(default="digits", kw_only=False)
-    """"digits": handwritten digits, 30% wrong labels; "spiral": the paper's two spirals."""
+    """Which one: "digits" (handwritten digits, 30% wrong labels) or "spiral" (the two spirals of the paper)."""
     out: Annotated[str | None, OUTPUT] = None
-    """Folder for the pictures; by default a fresh one."""
+    """Folder for the pictures. Default: a new one."""
     seed: Annotated[int, MAIN] = 0
     """First seed."""
     seeds: Annotated[int, MAIN] = 1
-    """How many seeds to run, counting up from the first."""
+    """Number of seeds to run, counting up from the first."""
 
     def __post_init__(self) -> None:
         """Check the seeds."""
@@ -271,11 +271,11 @@ class UndoCommand(WritingCommand):
     needs: ClassVar[tuple[str, ...]] = ("checkpoint", "out")
 
     checkpoint: Annotated[str, MAIN] = field(kw_only=False)
-    """The corrected checkpoint: a file, a folder or an index, as verifix correct has written it."""
+    """The corrected checkpoint as verifix correct wrote it: a file, a folder or an index."""
     out: Annotated[str, MAIN]
-    """Where to write the original, in the same form."""
+    """Where to write the original, in the same format."""
     correction: Annotated[str | None, MAIN] = None
-    """The correction file that was written with the checkpoint; by default the one beside it."""
+    """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 
 COMMANDS = {

@@ -45,26 +45,26 @@ class DataOptions(Settings):
     """How samples are read and turned into the model's inputs."""
 
     mean: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
-    """Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. By default what
-    the model's own data config says, if it has one."""
+    """Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. Default: the
+    model's own data config, if it has one."""
     std: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
-    """Standard deviation of each channel, in the same form, with the same default."""
+    """Standard deviation of each channel, in the same form and with the same default."""
     size: Annotated[int | None, DATA] = None
-    """Side of the model's input in pixels. By default what the model's own data config says, else images keep their
+    """Side of the model's input in pixels. Default: the model's own data config; without one, images keep their
     size."""
     max_length: Annotated[int | None, DATA] = None
-    """Cut texts after this many tokens. By default after as many as the model and its tokenizer take."""
+    """Cut texts after this many tokens. Default: as many as the model and its tokenizer take."""
     label_column: Annotated[str | None, DATA] = None
-    """Name of the label column of a table; by default verified_label (a manifest) or label."""
+    """Name of the label column of a table. Default: verified_label (in a manifest) or label."""
     image_column: Annotated[str | None, DATA] = None
-    """Name of the column with images or file names; by default image or file_name."""
+    """Name of the column with images or file names. Default: image or file_name."""
     text_column: Annotated[str | None, DATA] = None
-    """Name of the column with texts; by default text."""
+    """Name of the column with texts. Default: text."""
     image_root: Annotated[str | None, DATA] = None
-    """Folder that file names in a table are relative to; by default the table's own folder."""
+    """Folder that file names in a table are relative to. Default: the folder of the table."""
     classes: Annotated[Sequence[str] | None, DATA, AS_LIST] = None
-    """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed
-    where labels are names and the model brings no names of its own."""
+    """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed if
+    labels are names and the model has no class names of its own."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -106,8 +106,8 @@ class SampleOptions(DataOptions):
     """Which labelled samples a model is run over."""
 
     data: Annotated[str, MAIN, NEEDED] = ""
-    """The labelled samples, in any form of --verified of verifix correct. For files of predictions, compare also takes
-    labels alone: .npy, .npz or a table. inspect takes one input from them."""
+    """Labelled samples, in any form that --verified of verifix correct takes. For files of predictions, compare also
+    takes labels alone: .npy, .npz or a table. inspect reads one input from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class LimitOptions(Settings):
     """How many samples are used."""
 
     limit: Annotated[int | None, DATA] = None
-    """Use no more than this many samples, drawn by class; with trusted, of those to pick from."""
+    """Use at most this many samples, drawn class by class. With --trusted, it limits the samples to pick from."""
 
     def __post_init__(self) -> None:
         """Check the number."""
@@ -130,12 +130,12 @@ class ModelOptions(Settings):
 
     model: Annotated[str, MAIN, NEEDED] = ""
     """The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
-    hf-hub:ORG/NAME and local-dir:DIR as timm spells them. compare needs none for files of predictions."""
+    hf-hub:ORG/NAME and local-dir:DIR as timm spells them. compare does not need it for files of predictions."""
     num_classes: Annotated[int | None, MODEL] = None
-    """Number of outputs to build a torchvision or timm model with; their own by default."""
+    """Number of outputs to build a torchvision or timm model with. Default: the model's own number."""
     weights: Annotated[Literal["auto", "raw", "ema"], MODEL] = "auto"
-    """Which weights of a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto" for the
-    averaged ones if there are any, as timm and Lightning read them too."""
+    """Which weights to take from a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto":
+    the averaged ones if there are any, as timm and Lightning do."""
 
     def __post_init__(self) -> None:
         """Check the number of outputs."""
@@ -155,7 +155,8 @@ class CheckpointOptions(ModelOptions):
 
     checkpoint: Annotated[str | None, MAIN] = field(default=None, kw_only=False)
     """The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
-    folder of transformers. For hf:, hf-hub: and local-dir: by default the model's own; inspect needs none."""
+    folder of transformers. Models of hf:, hf-hub: and local-dir: bring weights of their own. inspect does not need
+    it."""
 
     def need_weights(self, place: str) -> None:
         """Refuse to go on without weights; `place` is where to give them."""
@@ -171,10 +172,10 @@ class WeightOptions(Settings):
     """How much the samples count that a gain is measured on."""
 
     class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST] = None
-    """Share of each class in what the model will meet, if the samples have other shares: 0.9,0.1 in the order of the
-    classes, or cat=0.9,dog=0.1, or a file with one of these per line."""
+    """Share of each class in the data that the model will meet, if the samples have other shares: 0.9,0.1 in the order
+    of the classes, or cat=0.9,dog=0.1, or a file with one of these per line."""
     weights_file: Annotated[str | None, PROOF] = None
-    """How much each sample counts, if they are not a random sample: .npy, or a table with a column weight; one for each
+    """Weight of each sample, if they are not a random sample: .npy, or a table with a column weight. One for each
     verified sample, or with --test for each test sample, in their order."""
 
     def __post_init__(self) -> None:
