@@ -12,13 +12,27 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from verifix.cli.options import COMMANDS
-from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, ProveArguments, declarations
+from verifix.inspection import CollectArguments, InspectArguments
+from verifix.options import (
+    HEADINGS,
+    CollectOptions,
+    CorrectArguments,
+    CorrectOptions,
+    LayerOptions,
+    RunOptions,
+    declarations,
+)
+from verifix.proof import ProveArguments
+from verifix.selection.trusted import TrustArguments
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
 TAKERS: dict[str, tuple[type[Any], type[Any]]] = {
     "Python: correct": (CorrectArguments, CorrectOptions),
     "Python: prove": (ProveArguments, CorrectOptions),
+    "Python: inspect": (InspectArguments, LayerOptions),
+    "Python: collect_moments": (CollectArguments, CollectOptions),
+    "Python: trust": (TrustArguments, RunOptions),
     **{name: (COMMANDS[name], COMMANDS[name]) for name in ("correct", "score", "compare", "inspect", "undo", "demo")},
 }
 """Calls and commands, with the class of what they take, and that of what stands under a heading of the help."""

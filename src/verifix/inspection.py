@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,13 @@ from verifix.capture.selection import selection_of
 from verifix.errors import UsageError
 from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
-from verifix.model.run import Forward, run_model, to_device
+from verifix.model.run import run_model, to_device
 from verifix.model.samples import read_samples
 from verifix.model.tensors import device_of, model_digest
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import CorrectOptions
+from verifix.options import CollectOptions, ForwardArguments, LayerOptions, takes
 from verifix.preflight import check_picked, collect_and_try, working_copy
 
 
@@ -103,14 +102,18 @@ class Survey:
         return {"corrected_share": self.share, "parameters": entries}
 
 
-def inspect(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    forward: Forward | None = None,
-) -> Survey:
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments(ForwardArguments, LayerOptions):
+    """What `verifix.inspect` takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectArguments(ForwardArguments, CollectOptions):
+    """What `verifix.collect_moments` takes."""
+
+
+@takes(InspectArguments)
+def inspect(model: nn.Module, inputs: Any, settings: InspectArguments) -> Survey:
     """Run one batch through the model and see what a correction would touch.
 
     Parameters
@@ -120,8 +123,8 @@ def inspect(
     inputs
         A batch of inputs ``[n, ...]`` on the model's device, or a dictionary or tuple of tensors; their values do not
         matter.
-    include, exclude, forward
-        As in `verifix.correct`.
+    settings
+        Each is a keyword argument.
 
     Returns
     -------
@@ -137,14 +140,13 @@ def inspect(
         rows[layer] = rows.get(layer, 0) + x.shape[1] / samples
         widths[layer] = (x.shape[0], x.shape[2])
 
-    options = CorrectOptions(include=include, exclude=exclude)
     model = unwrapped(model)
     check_model(model)
-    selection = selection_of(options.include, options.exclude)
+    selection = selection_of(settings.include, settings.exclude)
     work = copy_model(model)
     with borrowed(work), intercepting(work, sink, selection, masked=False) as census:
         census.begin(samples)
-        run_model(work, to_device(inputs, device_of(work)), forward)
+        run_model(work, to_device(inputs, device_of(work)), settings.forward)
     return Survey(tuple(census.accounts(work, selection)), rows, widths)
 
 
@@ -156,18 +158,8 @@ def _count(inputs: Any) -> int:
     return int(first.size(0))
 
 
-def collect_moments(
-    model: nn.Module,
-    verified: Any,
-    *,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    forward: Forward | None = None,
-    padding: bool = True,
-    verified_from: Literal["unseen", "training", "trusted"] | None = None,
-    progress: bool = True,
-) -> SavedMoments:
+@takes(CollectArguments)
+def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments) -> SavedMoments:
     """Collect the moments of verified samples, to be saved and added to those of later ones.
 
     Parameters
@@ -176,17 +168,9 @@ def collect_moments(
         The uncorrected model; borrowed, and left as it was.
     verified
         As in `verifix.correct`; labels are not used.
-    include, exclude
-        As in `verifix.correct`.
-    batch_size
-        Samples per batch.
-    forward, padding
-        As in `verifix.correct`.
-    verified_from
-        As in `verifix.correct`, which refuses moments of samples that are worth less than its own; None, the default,
-        if nobody is to check that. Samples that `verifix.trust` picked are "trusted".
-    progress
-        Show progress on stderr.
+    settings
+        Each is a keyword argument. With `verified_from`, `verifix.correct` refuses moments of samples that are worth
+        less than its own; samples that `verifix.trust` picked are "trusted".
 
     Returns
     -------
@@ -198,20 +182,13 @@ def collect_moments(
     UsageError
         If samples that were picked are said to be verified.
     """
-    options = CorrectOptions(
-        include=include,
-        exclude=exclude,
-        batch_size=batch_size,
-        padding=padding,
-        progress=progress,
-    )
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(options.seed), one_thread():
-        samples = read_samples(verified, options.batch_size, progress, forward)
-        origin = verified_from or ("trusted" if samples.source.picked_by else None)
+    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)
-        with working_copy(model, options) as (work, where), threads_for(partial(work_of, work, samples, where)):
+        with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):
             digest = model_digest(work)
-            collected, _ = collect_and_try(work, where, samples, [range(len(samples))], options)
+            collected, _ = collect_and_try(work, where, samples, [range(len(samples))], settings)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

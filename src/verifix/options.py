@@ -196,39 +196,62 @@ class ChoiceOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerOptions(Settings):
-    """Which layers are corrected, with how many folds."""
+    """Which layers are corrected."""
 
     include: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
     """Correct only layers that match one of these parameter-name globs or layer kinds ("linear", "conv2d", …)."""
     exclude: Annotated[Sequence[str] | None, CORRECTION, AS_LIST] = None
     """Do not correct layers that match one of these parameter-name globs or layer kinds."""
-    folds: Annotated[int, CORRECTION] = 5
-    """Number of folds of the cross-fitting that chooses strengths."""
 
     def __post_init__(self) -> None:
-        """Check the patterns and the folds."""
+        """Check the patterns."""
         super().__post_init__()
         for name in ("include", "exclude"):
             given = getattr(self, name)
             ok = given is None or (not isinstance(given, str) and all(isinstance(part, str) for part in given))
             require(ok, name, given, "a list of patterns, such as ['head.*', 'conv2d']")
             self.settle(**{name: given if given is None else list(given)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldOptions(Settings):
+    """How the verified samples are split."""
+
+    folds: Annotated[int, CORRECTION] = 5
+    """Number of folds of the cross-fitting that chooses strengths."""
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        super().__post_init__()
         require(whole(self.folds, 2), "folds", self.folds, "a whole number of 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifiedOptions(Settings):
-    """What the verified samples are."""
+class CollectOptions(RunOptions, LayerOptions):
+    """How the moments of verified samples are collected."""
 
     verified_from: Annotated[Literal["unseen", "training", "trusted"] | None, MAIN] = None
     """Whether the model was trained on the verified samples. "unseen": it was not; prefer such samples. "training": it
     was, so scores on them do not estimate the accuracy on new data. "trusted": nobody verified their labels; `trust` or
-    another rule picked the samples. Python assumes "unseen"; on the command line, --verified needs this flag."""
+    another rule picked the samples. If nothing is said, Python assumes "unseen" to correct; on the command line,
+    --verified needs this flag."""
+    padding: Annotated[bool, DATA] = True
+    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
+
+    def __post_init__(self) -> None:
+        """Check the words."""
+        super().__post_init__()
+        ok = self.verified_from in (None, *VERIFIED_FROM)
+        require(ok, "verified_from", self.verified_from, "'unseen', 'training' or 'trusted'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
+    """How a model is corrected: what Python and the command line can both give."""
+
     moments: Annotated[str | Moments | None, CORRECTION] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
-    padding: Annotated[bool, DATA] = True
-    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
     check_labels: Annotated[bool, DATA] = True
     """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
     Turn it off if the labels are correct as they are."""
@@ -237,18 +260,11 @@ class VerifiedOptions(Settings):
         """Check the words."""
         super().__post_init__()
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
-        ok = self.verified_from in (None, *VERIFIED_FROM)
-        require(ok, "verified_from", self.verified_from, "'unseen', 'training' or 'trusted'")
 
     @property
     def origin(self) -> str:
         """What the verified samples are; see `verified_from`."""
         return self.verified_from or VERIFIED_FROM[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorrectOptions(RunOptions, LayerOptions, VerifiedOptions, ChoiceOptions):
-    """How a model is corrected: what Python and the command line can both give."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
@@ -258,7 +274,16 @@ class CorrectOptions(RunOptions, LayerOptions, VerifiedOptions, ChoiceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectArguments(CorrectOptions):
+class ForwardArguments(Settings):
+    """What only Python can give wherever a model runs."""
+
+    forward: Callable[[nn.Module, Any], Any] | None = None
+    """How to call the model: ``(model, inputs) → output``. Needed by models that take more than the inputs of a
+    batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectArguments(ForwardArguments, CorrectOptions):
     """What `verifix.correct` takes: the settings, and what only Python can give."""
 
     score: Score | None = None
@@ -267,40 +292,9 @@ class CorrectArguments(CorrectOptions):
     loss: Score | None = None
     """The loss to choose by: ``(logits, labels) → [n]``; lower is better. Default: cross-entropy at each candidate's
     best temperature."""
-    forward: Callable[[nn.Module, Any], Any] | None = None
-    """How to call the model: ``(model, inputs) → output``. Needed by models that take more than the inputs of a
-    batch."""
     stored_as: Mapping[str, torch.dtype] | None = None
     """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
     Corrected weights are rounded to them once, before anything is scored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProveArguments(CorrectArguments):
-    """What `verifix.prove` takes: the arguments of `verifix.correct`, and how much each sample counts."""
-
-    weights: Any = None
-    """One weight per sample ``[n]``, in the order of the samples, if they are not a random sample of the data that the
-    model will meet; see `verifix.class_weights`."""
-
-
-def check_trust(method: str, count: object) -> None:
-    """Check the settings of `verifix.trust` that can be checked without data.
-
-    Parameters
-    ----------
-    method
-        How to rank.
-    count
-        How many samples to pick.
-
-    Raises
-    ------
-    UsageError
-        If the method is unknown, or the count is no whole number of 2 or more.
-    """
-    require(method in TRUST_METHODS, "method", method, f"one of {', '.join(map(repr, TRUST_METHODS))}")
-    require(whole(count, 2), "count", count, "a whole number of 2 or more")
 
 
 def takes(

@@ -38,7 +38,7 @@ from verifix.model.weights import tensors_of
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
-from verifix.options import CorrectArguments, CorrectOptions
+from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, RunOptions
 from verifix.recipe.context import Context, Run
 from verifix.recipe.plan import is_choosing, minimum_samples, planned
 from verifix.recipe.stages import Stage
@@ -117,7 +117,7 @@ def begin(
 
 
 @contextmanager
-def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn.Module, torch.device]]:
+def working_copy(model: nn.Module, options: RunOptions) -> Iterator[tuple[nn.Module, torch.device]]:
     """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
     home, work = device_of(model), copy_model(model)
     where = home if options.device == "auto" else device_named(str(options.device))
@@ -130,7 +130,7 @@ def working_copy(model: nn.Module, options: CorrectOptions) -> Iterator[tuple[nn
 
 
 def collect_and_try(
-    work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CorrectOptions
+    work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CollectOptions
 ) -> tuple[Collected, int]:
     """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
     selection = selection_of(options.include, options.exclude)

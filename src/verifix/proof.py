@@ -25,7 +25,7 @@ from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
-from verifix.options import CorrectOptions, ProveArguments, takes
+from verifix.options import CorrectArguments, CorrectOptions, takes
 from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.budget import Pace, measure
@@ -129,6 +129,15 @@ class Proof:
             "comparison": self.comparison.as_dict(),
             "folds": [asdict(fold) for fold in self.folds],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProveArguments(CorrectArguments):
+    """What `verifix.prove` takes: the arguments of `verifix.correct`, and how much each sample counts."""
+
+    weights: Any = None
+    """One weight per sample ``[n]``, in the order of the samples, if they are not a random sample of the data that the
+    model will meet; see `verifix.class_weights`."""
 
 
 @takes(ProveArguments)

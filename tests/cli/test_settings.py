@@ -24,7 +24,10 @@ import verifix
 from verifix import options
 from verifix.cli.main import application, main, parse
 from verifix.cli.options import COMMANDS, CorrectCommand
-from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, ProveArguments, declarations
+from verifix.inspection import CollectArguments, InspectArguments
+from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, declarations
+from verifix.proof import ProveArguments
+from verifix.selection.trusted import TrustArguments
 
 SOURCE = Path(verifix.__file__).parent
 OF_A_FILE = {"config", "print_config"}
@@ -55,14 +58,23 @@ def sample(kind: Any, name: str) -> Any:
     return {int: 7, float: 0.25, str: "words"}[parts[0]]
 
 
-@pytest.mark.parametrize(("call", "settings"), [(verifix.correct, CorrectArguments), (verifix.prove, ProveArguments)])
+CALLS = {
+    verifix.correct: CorrectArguments,
+    verifix.prove: ProveArguments,
+    verifix.inspect: InspectArguments,
+    verifix.collect_moments: CollectArguments,
+    verifix.trust: TrustArguments,
+}
+
+
+@pytest.mark.parametrize(("call", "settings"), CALLS.items())
 def test_a_call_has_every_setting_with_its_type_default_and_description(call, settings):
-    *_, before = (name for name, p in inspect.signature(call).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-    assert before == "verified"
+    parameters = inspect.signature(call).parameters
+    assert [p.kind for p in parameters.values()].count(inspect.Parameter.POSITIONAL_OR_KEYWORD) == 2
     described = inspect.cleandoc(call.__doc__)
     for field in fields(settings):
         kind, text = declarations(settings)[field.name]
-        parameter = inspect.signature(call).parameters[field.name]
+        parameter = parameters[field.name]
         assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, field.default)
         assert parameter.annotation == kind
         assert text
@@ -120,6 +132,7 @@ def test_a_setting_of_the_call_is_declared_in_one_place():
                     if isinstance(entry, ast.AnnAssign) and ast.unparse(entry.target) in names:
                         declared[ast.unparse(entry.target)].append(node.name)
     declared["seed"].remove("DemoCommand")  # the first of several
+    assert len(inspect.signature(verifix.correct).parameters) == len(names) + 2
     assert {name: len(places) for name, places in declared.items()} == dict.fromkeys(names, 1)
     assert issubclass(CorrectCommand, CorrectOptions)
     assert issubclass(CorrectArguments, CorrectOptions)

@@ -27,6 +27,7 @@ from verifix.options import (
     TRUSTED_COUNT,
     VERIFIED_FROM,
     CorrectOptions,
+    FoldOptions,
     LayerOptions,
     RunOptions,
     Settings,
@@ -210,7 +211,7 @@ class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOpt
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectCommand(Command, LayerOptions, SampleOptions, CheckpointOptions):
+class InspectCommand(Command, FoldOptions, LayerOptions, SampleOptions, CheckpointOptions):
     """Show what would be corrected, what not and why, and the memory it would take.
 
     Example: verifix inspect --model torchvision:resnet18 --input-shape 3,224,224

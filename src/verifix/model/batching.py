@@ -8,12 +8,12 @@ from typing import TypeVar
 from verifix.errors import AmbiguousBatchError, VerifixError
 from verifix.model.run import out_of_memory
 from verifix.model.sources import DEFAULT_BATCH_SIZE
-from verifix.options import CorrectOptions
+from verifix.options import RunOptions
 
 T = TypeVar("T")
 
 
-def with_smaller_batches(run: Callable[[int], T], own: int | None, options: CorrectOptions) -> tuple[T, int]:
+def with_smaller_batches(run: Callable[[int], T], own: int | None, options: RunOptions) -> tuple[T, int]:
     """Run with the batch size wanted; if it is ours to choose, halve it for as long as memory runs out."""
     size = own or DEFAULT_BATCH_SIZE
     while True:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from verifix.model.sources import Batch, Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import TRUSTED_COUNT, CorrectOptions, check_trust
+from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, takes, whole
 from verifix.preflight import check_outputs, working_copy
 from verifix.progress import progress_bar
 
@@ -96,18 +96,29 @@ class Trusted:
         return "\n".join(lines)
 
 
-def trust(
-    model: nn.Module,
-    data: Any,
-    *,
-    method: Literal["low-loss", "low-curvature", "confident"] | str = "low-loss",
-    count: int = TRUSTED_COUNT,
-    batch_size: int | Literal["auto"] = "auto",
-    device: str | torch.device = "auto",
-    seed: int = 0,
-    forward: Forward | None = None,
-    progress: bool = True,
-) -> Trusted:
+@dataclass(frozen=True, kw_only=True)
+class TrustArguments(ForwardArguments, RunOptions):
+    """What `verifix.trust` takes."""
+
+    method: str = "low-loss"
+    """How to rank. "low-loss": cross-entropy of the given label. "low-curvature": mean over 10 random sign vectors z of
+    ‖∇ₓℓ(x + h z) − ∇ₓℓ(x)‖², h = 0.001, with ℓ the cross-entropy of the given label and ∇ₓ its gradient with respect to
+    all floating inputs. "confident": confident learning of cleanlab on the model's probabilities; samples that it calls
+    issues are left out, the others go by normalised margin."""
+    count: int = TRUSTED_COUNT
+    """How many to pick in all, the same number of each class that occurs; if that does not divide, the lowest classes
+    get one more. A class with too few falls short, and no other takes its place."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data."""
+        super().__post_init__()
+        allowed = f"one of {', '.join(map(repr, TRUST_METHODS))}"
+        require(self.method in TRUST_METHODS, "method", self.method, allowed)
+        require(whole(self.count, 2), "count", self.count, "a whole number of 2 or more")
+
+
+@takes(TrustArguments)
+def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     """Pick samples whose given label is probably right, for a correction when nobody verified any.
 
     Parameters
@@ -117,18 +128,8 @@ def trust(
     data
         Labelled samples, such as the training set with its wrong labels: a DataLoader, a Dataset, or a pair of tensors
         ``inputs [n, ...]``, ``labels [n]``.
-    method
-        "low-loss": cross-entropy of the given label. "low-curvature": mean over 10 random sign vectors z of
-        ‖∇ₓℓ(x + h z) − ∇ₓℓ(x)‖², h = 0.001, with ℓ the cross-entropy of the given label and ∇ₓ its gradient with
-        respect to all floating inputs. "confident": confident learning of cleanlab on the model's probabilities;
-        samples that it calls issues are left out, the others go by normalised margin.
-    count
-        How many to pick in all, the same number of each class that occurs; if that does not divide, the lowest classes
-        get one more. A class with too few falls short, and no other takes its place.
-    batch_size, device, forward, progress
-        As in `verifix.correct`.
-    seed
-        Seed of the random vectors. Those of a sample depend on nothing but its input and this.
+    settings
+        Each is a keyword argument. The random vectors of a sample depend on nothing but its input and `seed`.
 
     Returns
     -------
@@ -159,32 +160,30 @@ def trust(
     {0: 30, 1: 30}
     >>> fixed = verifix.correct(model, trusted.source, verified_from="trusted", alpha=100.0, progress=False)
     """
-    check_trust(method, count)
-    options = CorrectOptions(
-        seed=seed, device=str(device), batch_size=batch_size, verified_from="trusted", progress=progress
-    )
-    rank = RANKINGS[method]
+    rank = RANKINGS[settings.method]
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(seed), one_thread():
-        samples = read_samples(data, batch_size, progress, forward)
+    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward)
         if len(samples) < 2:
             raise DataError("there is 1 sample to pick from; give the labelled samples that the model was trained on")
         classes = len(samples.labels.unique())
-        if count < classes:
-            raise UsageError(f"count is {count}, but the data has {classes} classes; trust at least one sample of each")
-        with working_copy(model, options) as (work, where):
+        if settings.count < classes:
+            raise UsageError(
+                f"count is {settings.count}, but the data has {classes} classes; trust at least one sample of each"
+            )
+        with working_copy(model, settings) as (work, where):
             check_outputs(model, work, where, samples)
             with threads_for(partial(work_of, work, samples, where)):
-                scores, eligible = rank(work, where, samples, options)
-    indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, count)
+                scores, eligible = rank(work, where, samples, settings)
+    indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, settings.count)
     source = replace(
         samples.source,
         dataset=Subset(samples.source.dataset, indices),
         batch_size=samples.batch_size,
-        picked_by=method,
+        picked_by=settings.method,
     )
-    return Trusted(indices, samples.labels[indices], scores, method, shortfall, source)
+    return Trusted(indices, samples.labels[indices], scores, settings.method, shortfall, source)
 
 
 def choose(
@@ -226,7 +225,7 @@ def choose(
     return sorted(indices), shortfall
 
 
-def _by_loss(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> tuple[Tensor, Tensor]:
+def _by_loss(work: nn.Module, where: torch.device, samples: Samples, options: RunOptions) -> tuple[Tensor, Tensor]:
     """Rank by the cross-entropy of the given label, in nats: one pass."""
 
     def losses(batch: Sequence[int], size: int) -> Tensor:
@@ -236,7 +235,7 @@ def _by_loss(work: nn.Module, where: torch.device, samples: Samples, options: Co
 
 
 def _by_confident_learning(
-    work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions
+    work: nn.Module, where: torch.device, samples: Samples, options: RunOptions
 ) -> tuple[Tensor, Tensor]:
     """Rank by 1 − normalised margin, and leave out what cleanlab calls issues: one pass."""
     find, rank = (library(f"cleanlab.{name}", "cleanlab", "label-errors") for name in ("filter", "rank"))
@@ -250,9 +249,7 @@ def _by_confident_learning(
     return 1 - margins + issues.double(), ~issues
 
 
-def _by_curvature(
-    work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions
-) -> tuple[Tensor, Tensor]:
+def _by_curvature(work: nn.Module, where: torch.device, samples: Samples, options: RunOptions) -> tuple[Tensor, Tensor]:
     """Rank by the squared change of the loss's gradient along random directions: 11 passes forward and backward."""
     for parameter in work.parameters():
         if parameter.is_leaf:  # those of a scripted part are not, once copied
@@ -273,7 +270,7 @@ def _by_curvature(
         return _of_all(curvatures, samples, options), torch.ones(len(samples), dtype=torch.bool)
 
 
-RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, CorrectOptions], tuple[Tensor, Tensor]]] = {
+RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, RunOptions], tuple[Tensor, Tensor]]] = {
     "low-loss": _by_loss,
     "low-curvature": _by_curvature,
     "confident": _by_confident_learning,
@@ -281,7 +278,7 @@ RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, CorrectOptions],
 """Each method: ``(copy of the model, device, samples, options) → scores [n], eligible [n]``."""
 
 
-def _of_all(score: Callable[[Sequence[int], int], Tensor], samples: Samples, options: CorrectOptions) -> Tensor:
+def _of_all(score: Callable[[Sequence[int], int], Tensor], samples: Samples, options: RunOptions) -> Tensor:
     """Score all samples batch by batch, ``[n, ...]`` in their order; in smaller batches if memory runs out."""
 
     def run(size: int) -> Tensor:
