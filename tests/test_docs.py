@@ -24,14 +24,35 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
 
 
-def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+def test_the_examples_of_the_readme_run_and_print_what_it_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    torch.save(small_net().eval(), "classifier.pt")
-    torch.save(small_data(), "verified.pt")
-    (example,) = blocks(ROOT / "README.md", "python")
-    assert len(example.strip().splitlines()) <= 12
-    exec(example, {})
+    readme = ROOT / "README.md"
+    example, uses = blocks(readme, "python")
+    (shown,) = blocks(readme, "text")
+    assert len([line for line in example.splitlines() if line]) <= 20
+    names: dict = {}
+    exec(example, names)
+    assert_same_output(capsys.readouterr().out, shown)
+    exec(uses, names)
     assert (tmp_path / "correction.safetensors").is_file()
+    assert capsys.readouterr().out.strip() == "improved"
+    everything = verifix.correct(names["model"], names["verified"], progress=False)
+    networks = (names["model"], names["correction"].model, everything.model)
+    inputs, labels = names["x"][1200:], names["y"][1200:]
+    claimed = re.search(r"rises from (\S+)% to (\S+)%.*reaches (\S+)%", " ".join(readme.read_text().split()))
+    for network, accuracy in zip(networks, claimed.groups(), strict=True):
+        found = 100 * float((network(inputs).argmax(dim=1) == labels).double().mean())
+        assert found == pytest.approx(float(accuracy), abs=1.5)
+
+
+def assert_same_output(found: str, shown: str) -> None:
+    """Compare two outputs: all words exactly, numbers to 0.03 or 1%, which another processor may change; no times."""
+    number, times = r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?", r"; took .*"
+    found, shown = (re.sub(times, "", text) for text in (found, shown))
+    words = [re.sub(rf" *{number}", " #", text) for text in (found, shown)]
+    assert words[0].split("\n") == words[1].split("\n")
+    numbers = [[float(value) for value in re.findall(number, text)] for text in (found, shown)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.01, abs=0.03)
 
 
 def test_the_example_of_a_layer_kind_runs():
@@ -83,7 +104,7 @@ def test_figures_are_those_of_the_committed_measurements():
         readme.split()
     )
     meaningless = recipes["permuted_labels"]
-    assert f"in {meaningless['nothing_kept']} of {meaningless['seeds']}." in " ".join(readme.split())
+    assert f"did so in {meaningless['nothing_kept']} of {meaningless['seeds']}." in " ".join(readme.split())
     stages = (ROOT / "docs" / "stages.md").read_text(encoding="utf-8")
     for recipe, right in recipes["digits"]["mean"].items():
         assert recipe == "before" or re.search(rf"\| `{recipe}`.*\| {right:.1f}% \|", stages)
@@ -94,8 +115,9 @@ def test_figures_are_those_of_the_committed_measurements():
     digits = json.loads((results / "digits_choices.json").read_text())
     mean, permuted = digits["mean"], digits["permuted_labels_accepted"]
     assert f"{permuted['runs'] - permuted['tempered']} of {permuted['runs']} runs" in readme
-    promise = f"promise {mean['training_cross_fitted_gain']:+.1f} where the truth is {mean['training_gain']:+.1f}"
-    assert promise in readme
+    estimate, truth = mean["training_cross_fitted_gain"], mean["training_gain"]
+    sentence = f"they estimate a gain of {estimate:+.1f} points where the true gain is {truth:+.1f}."
+    assert sentence in " ".join(readme.split())
     means = json.loads((results / "texts_and_vit.json").read_text())["mean"]
     for name, verified in (("texts", 300), ("pictures", 200)):
         row = means[name]
