@@ -24,6 +24,11 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
 
 
+def flat(path: Path) -> str:
+    """Return the text of a page with every line break and run of spaces as one space."""
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
 def test_the_examples_of_the_readme_run_and_print_what_it_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     readme = ROOT / "README.md"
@@ -39,7 +44,7 @@ def test_the_examples_of_the_readme_run_and_print_what_it_shows(tmp_path, monkey
     everything = verifix.correct(names["model"], names["verified"], progress=False)
     networks = (names["model"], names["correction"].model, everything.model)
     inputs, labels = names["x"][1200:], names["y"][1200:]
-    claimed = re.search(r"rises from (\S+)% to (\S+)%.*reaches (\S+)%", " ".join(readme.read_text().split()))
+    claimed = re.search(r"rises from (\S+)% to (\S+)%.*reaches (\S+)%", flat(readme))
     for network, accuracy in zip(networks, claimed.groups(), strict=True):
         found = 100 * float((network(inputs).argmax(dim=1) == labels).double().mean())
         assert found == pytest.approx(float(accuracy), abs=1.5)
@@ -91,7 +96,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_figures_are_those_of_the_committed_measurements():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = flat(ROOT / "README.md")
     results = ROOT / "benchmarks" / "results"
     recipes = json.loads((results / "recipes.json").read_text())
     vgg = json.loads((results / "cifar10_vgg11.json").read_text())["recipes"]
@@ -100,12 +105,10 @@ def test_figures_are_those_of_the_committed_measurements():
     for name, verified in (("digits", "200"), ("spirals", "200"), ("vgg", "1,000")):
         row = found[name]
         assert f"| {verified} | {row['before']:.1f}% | {row['verifix']:.1f}% | **{row['auto']:.1f}%** |" in readme
-    assert f"{vgg['auto']['seconds'] / 60:.0f} minutes and {vgg['auto']['peak_gigabytes']:.1f} GB" in " ".join(
-        readme.split()
-    )
+    assert f"{vgg['auto']['seconds'] / 60:.0f} minutes and {vgg['auto']['peak_gigabytes']:.1f} GB" in readme
     meaningless = recipes["permuted_labels"]
-    assert f"did so in {meaningless['nothing_kept']} of {meaningless['seeds']}." in " ".join(readme.split())
-    stages = (ROOT / "docs" / "stages.md").read_text(encoding="utf-8")
+    assert f"did so in {meaningless['nothing_kept']} of {meaningless['seeds']}." in readme
+    stages = (ROOT / "docs" / "stages.md").read_text(encoding="utf-8")  # rows are lines
     for recipe, right in recipes["digits"]["mean"].items():
         assert recipe == "before" or re.search(rf"\| `{recipe}`.*\| {right:.1f}% \|", stages)
     for recipe, run in vgg.items():
@@ -117,12 +120,12 @@ def test_figures_are_those_of_the_committed_measurements():
     assert f"{permuted['runs'] - permuted['tempered']} of {permuted['runs']} runs" in readme
     estimate, truth = mean["training_cross_fitted_gain"], mean["training_gain"]
     sentence = f"they estimate a gain of {estimate:+.1f} points where the true gain is {truth:+.1f}."
-    assert sentence in " ".join(readme.split())
+    assert sentence in readme
     means = json.loads((results / "texts_and_vit.json").read_text())["mean"]
     for name, verified in (("texts", 300), ("pictures", 200)):
         row = means[name]
         assert f"| {verified} | {row['before']:.1f}% | {row['verifix']:.1f}% | **{row['auto']:.1f}%** |" in readme
-    page = (ROOT / "docs" / "verified-samples.md").read_text(encoding="utf-8")
+    page = flat(ROOT / "docs" / "verified-samples.md")
     for source in ("unseen", "training"):
         row = f"| {mean[f'{source}_cross_fitted_gain']:+.1f} | {mean[f'{source}_gain']:+.1f} |"
         assert row in page
@@ -138,13 +141,13 @@ def test_figures_are_those_of_the_committed_measurements():
         assert f"| {names.get(name, f'`{name}`')} | {cells} |" in page
     assert all(r["after_auto"] == r["before"] for r in trusted["rows"] if r["samples"] not in names)
     assert f"gets {trusted['mean']['random']['before']:.1f}%" in page
-    method = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    assert f"{permuted['plain']} of {permuted['runs']} runs" in " ".join(method.split())
+    method = flat(ROOT / "docs" / "method.md")
+    assert f"{permuted['plain']} of {permuted['runs']} runs" in method
 
 
 def test_the_proof_of_the_real_network_is_told_as_it_was_measured():
     record = json.loads((ROOT / "benchmarks" / "results" / "cifar10_proof.json").read_text(encoding="utf-8"))
-    page = " ".join((ROOT / "docs" / "proof.md").read_text(encoding="utf-8").split())
+    page = flat(ROOT / "docs" / "proof.md")
     gain = record["comparison"]["gain"]
     assert f"its proof took {record['seconds'] / 60:.0f} minutes and {record['peak_gigabytes']:.1f} GB" in page
     assert (
