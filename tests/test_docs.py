@@ -114,7 +114,9 @@ def test_figures_are_those_of_the_committed_measurements():
     for recipe, run in vgg.items():
         assert re.search(rf"\| `{recipe}`.*\| {run['test']['after']:.2f}% \| {run['seconds']:.0f} \|", stages)
     for name, numbers in vgg["auto"]["choices"]["layerwise"]["layers"].items():
-        assert f"`{name.removesuffix('.weight')}` α {numbers['alpha']:.0f}, g {numbers['gate']:.2f}" in stages
+        assert f"`{name.removesuffix('.weight')}` α {numbers['alpha']:.0f}, g {numbers['gate']:.2f}" in " ".join(
+            stages.split()
+        )
     digits = json.loads((results / "digits_choices.json").read_text())
     mean, permuted = digits["mean"], digits["permuted_labels_accepted"]
     assert f"{permuted['runs'] - permuted['tempered']} of {permuted['runs']} runs" in readme
