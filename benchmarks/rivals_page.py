@@ -75,13 +75,13 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
     for task, own in grids.items():
         sections += [_section(grid, task, number, records) for number, grid in enumerate(own)]
         if _begun(own[0], records):
-            title = f"## {task}, {own[0].architecture}: what it costs, {_lower(own[0].title)} together"
+            title = f"## {task}, {own[0].architecture}: cost ({_lower(own[0].title)})"
             sections.append(f"{title}\n\n![Gain over samples × passes](rivals/{task}-cost.svg)")
     looks = sum(record["looks_at_unseen"] for record in records.values())
     total = sum(1 for own in grids.values() for grid in own for _ in grid.cells())
     there = sum(cell in records for own in grids.values() for grid in own for cell in grid.cells())
     head = (
-        f"{there:,} of {total:,} places in these tables are filled, from {len(records):,} files. Unseen samples were "
+        f"{there:,} of {total:,} table entries are filled, from {len(records):,} files. Unseen samples were "
         f"looked at {looks:,} times, once for every run of a cell."
     )
     return "\n\n".join([head, _standing(grids, records), *sections])
@@ -104,19 +104,19 @@ def _standing(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
         rows.append(f"| {place} | {figures} | {_spread(against[best], '+.1f')} |")
     return "\n".join(
         [
-            "## Where the tool is ahead, and where it is not",
+            "## Where verifix is ahead, and where it is not",
             "",
-            "The whole tool (`auto`) against the best of the other methods; the projection by itself, which is a part "
-            f"of the tool, is not among them. Of {len(rows)} comparisons, it is ahead in {verdicts.count('ahead')}, "
-            f"behind in {verdicts.count('behind')}, and neither in {verdicts.count('open')}: there the 95% interval "
-            "of the paired difference holds 0, or there are fewer than three seeds. The best of the others is named by "
-            "the figures that it is then judged by, which is in its favour.",
+            "This table compares `auto`, verifix with all stages, with the best of the other methods. The projection "
+            f"alone is a part of verifix and not among them. Of {len(rows)} comparisons, verifix is ahead in "
+            f"{verdicts.count('ahead')} and behind in {verdicts.count('behind')}. In the other "
+            f"{verdicts.count('open')}, the 95% interval of the paired difference contains 0, or there are fewer than "
+            "three seeds. The best of the others is chosen by the same figures that it is judged by, which is in its favour.",
             "",
             "| comparison | `auto` | best of the others | difference |",
             "| --- | --- | --- | --- |",
             *rows,
             "",
-            "The same against each method, over all comparisons that it has:",
+            "This table compares `auto` with each method, over all comparisons with that method:",
             "",
             "| method | comparisons | `auto` ahead | behind | neither | mean difference | worst for `auto` |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -167,10 +167,10 @@ def _spread(values: Sequence[float], form: str = ".1f") -> str:
 
 def _section(grid: Grid, task: str, number: int, records: Records) -> str:
     columns = _columns(grid)
-    many = "mean ± 95% interval" if len(grid.seeds) >= ENOUGH else "each of them"
+    many = "mean ± 95% interval" if len(grid.seeds) >= ENOUGH else "one figure per seed"
     seeds = f"{len(grid.seeds)} seeds, {many}" if len(grid.seeds) > 1 else "one seed"
     lines = [f"## {task}, {grid.architecture}: {_lower(grid.title)}", ""]
-    lines += [f"Percent right on unseen samples; {_shared(grid)}{seeds}.", ""]
+    lines += [f"Accuracy on unseen samples in percent; {_shared(grid)}{seeds}.", ""]
     lines += _accuracies(grid, columns, records)
     lines += ["", f"Files: `{_pattern(grid)}`."]
     plot = _plot_of(grid, task, number)
@@ -349,7 +349,7 @@ def _draw_curves(grid: Grid, records: Records, path: Path) -> None:
             if points:
                 x, y, errors = zip(*points, strict=True)
                 axes.errorbar(x, y, yerr=errors, label=METHODS[method].title, **_look(method, i))
-        axes.set(xlabel=label, ylabel="percent right on unseen samples")
+        axes.set(xlabel=label, ylabel="accuracy on unseen samples, %")
         if not _rates(grid):
             axes.set_xscale("log")
             axes.set_xticks(grid.sizes, [f"{size:,}" for size in grid.sizes], minor=False)

@@ -50,8 +50,8 @@ METHODS: Mapping[str, Entry] = {
     "scrub": Entry(Scrub, "SCRUB"),
     "cuts": Entry(TaskSpace, "CUTS"),
     "truncation": Entry(Truncation, "hard spectral truncation"),
-    "published": Entry(Published, "the paper as published"),
-    "published_oracle": Entry(PublishedOracle, "the same with its oracle"),
-    "retrain": Entry(Retrain, "trained anew on true labels"),
+    "published": Entry(Published, "the paper's method as published"),
+    "published_oracle": Entry(PublishedOracle, "the paper's method with its oracle"),
+    "retrain": Entry(Retrain, "retrained on true labels"),
 }
 """All methods, in the order of a table; the last two know what no user knows. Their modules name the papers."""
