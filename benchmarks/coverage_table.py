@@ -40,7 +40,7 @@ def tables(record: Mapping[str, Any]) -> str:
     left = [entry for entry in record["models"] if "skipped" in entry]
     parts = [
         _summary(record, models),
-        _section("Promised to be 99% at least, at their real size", _shares(list(_promised(models)))),
+        _section("Models of real size with a promised share of at least 99%", _shares(list(_promised(models)))),
         _section("Below 90%", _shares([entry for entry in models if entry["share"] < LOW])),
         _section("Not surveyed", [f"- {x['library']} `{x['name']}`: {x['skipped']}" for x in left] or ["None."]),
         _section("Padded batches", _padding([entry for entry in models if "padding" in entry])),
@@ -78,7 +78,7 @@ def percent(share: float) -> str:
 
 
 def _shares(models: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = ["| library | model | corrected | multiplied, and left as it is |", "| --- | --- | --- | --- |"]
+    lines = ["| library | model | corrected | multiplied but skipped |", "| --- | --- | --- | --- |"]
     return lines + [f"| {x['library']} | `{x['name']}` | {percent(x['share'])} | {_reasons(x)} |" for x in models]
 
 
@@ -100,17 +100,18 @@ def _padding(models: Sequence[Mapping[str, Any]]) -> list[str]:
     own = [x for x in models if x["padding"].get("moments", 0) > EXACT]
     refused = [x for x in models if "refused" in x["padding"]]
     largest = max((x["padding"]["moments"] for x in exact), default=0.0)
-    lines = [f"- The same moments as without padding, to {largest:.0e}: {len(exact)} of {len(models)} models of text."]
+    same = f"have the same moments with and without padding, to {largest:.0e}."
+    lines = [f"- {len(exact)} of {len(models)} text models {same}"]
     for entry in own:
         moments, outputs = (entry["padding"][key] for key in ("moments", "outputs"))
-        said = f"its moments change by up to {moments:.1e} with padding, and its own outputs by {outputs:.1e}."
+        said = f"padding changes its moments by up to {moments:.1e}, and its own outputs by {outputs:.1e}."
         lines.append(f"- `{entry['name']}`: {said}")
-    return lines + [f"- `{x['name']}`, refused: {x['padding']['refused']}" for x in refused]
+    return lines + [f"- `{x['name']}` is refused: {x['padding']['refused']}" for x in refused]
 
 
 def _everything(models: Iterable[Mapping[str, Any]], library: str) -> list[str]:
     lines = [
-        "| family | model | input | corrected | weights: corrected | left | not multiplied | unused | why left |",
+        "| family | model | input | corrected | weights: corrected | skipped | not multiplied | unused | why skipped |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for entry in models:

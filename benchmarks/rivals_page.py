@@ -110,7 +110,8 @@ def _standing(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
             f"alone is a part of verifix and not among them. Of {len(rows)} comparisons, verifix is ahead in "
             f"{verdicts.count('ahead')} and behind in {verdicts.count('behind')}. In the other "
             f"{verdicts.count('open')}, the 95% interval of the paired difference contains 0, or there are fewer than "
-            "three seeds. The best of the others is chosen by the same figures that it is judged by, which is in its favour.",
+            "three seeds. The best of the others is chosen by the same figures that it is judged by, which is in its "
+            "favour.",
             "",
             "| comparison | `auto` | best of the others | difference |",
             "| --- | --- | --- | --- |",
