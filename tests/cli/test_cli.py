@@ -393,7 +393,7 @@ def bad_commands() -> dict:
         "npz floats": (with_npz(x=x, y=y.astype(float)), 5, "has labels of float64"),
         "npz nan": (with_npz(x=np.full((60, 3, 10, 10), np.nan, np.float32), y=y), 5, "sample 0 contains NaN"),
         "no data": (change(verified="nowhere.parquet"), 2, "nowhere.parquet does not exist"),
-        "data kind": (with_file("v.txt", b"", verified=...), 2, "v.txt is not data by its name"),
+        "data kind": (with_file("v.txt", b"", verified=...), 2, "v.txt has no known data format"),
         "no model file": (change(model="py:nowhere.py:build"), 2, "nowhere.py does not exist"),
         "no factory": (
             lambda w, t: arguments(w, t / "o.safetensors", model=f"py:{w / 'net.py'}:make"),
@@ -567,7 +567,7 @@ def test_a_folder_of_named_classes_needs_the_order_of_the_outputs(world, tmp_pat
     assert sorted(named.labels) == sorted(numbered.labels)
     by_name = {Path(named.place(i)).name: label for i, label in enumerate(named.labels)}
     assert all(by_name[Path(numbered.place(i)).name] == label for i, label in enumerate(numbered.labels))
-    with pytest.raises(verifix.DataError, match="is none of the classes"):
+    with pytest.raises(verifix.DataError, match="is not among the model.s classes"):
         open_data(world / "verified-named", DataOptions(classes=["ant", "cow"]))
 
 

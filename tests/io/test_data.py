@@ -85,7 +85,7 @@ def test_labels_become_outputs_by_name():
     assert numbers(["10", "2"], ["1", "0"]) == [10, 2]
     assert numbers(["-100"]) == [-100]  # refused later, with the number of outputs
     for labels, match in (
-        (["a", "d"], r"row 1 has the label 'd', which is none of the classes a, b, c of the model; correct"),
+        (["a", "d"], r"row 1 has the label 'd', which is not among the model's classes a, b, c; correct"),
         (["a", "B"], "row 1 has the label 'B'"),
         (["1", "a", "7"], "row 0 has the label '1'"),
         ([None], "row 0 has the label None"),
@@ -100,21 +100,21 @@ def test_labels_become_outputs_by_name():
         numbers(["shirtt"], ["shirt", "sock"])
     with pytest.raises(DataError, match="order of the model's outputs is not known; give --classes"):
         numbers(["a", "b"])
-    with pytest.raises(DataError, match="name of the model's outputs 0 and 2"):
+    with pytest.raises(DataError, match="name of both output 0 and 2"):
         numbers(["crane"], ["crane", "b", "crane"])
     assert numbers(["b"], ["crane", "b", "crane"]) == [1]
 
 
 def test_names_of_the_data_are_mapped_to_those_of_the_model_and_a_change_is_said(capsys):
     assert numbers([0, 1, 2], ["c", "a", "b"], [["a", "b", "c"]]) == [1, 2, 0]
-    assert "x stand in another order than the model's; they were mapped by name" in capsys.readouterr().err
+    assert "x are in another order than the model's; they were mapped by name" in capsys.readouterr().err
     assert numbers([0, 2], ["a", "z", "c"], [["a", "b", "c"]]) == [0, 2]
     assert capsys.readouterr().err == ""
     assert numbers([0, 2], None, [["a", "b", "c"]]) == [0, 2]
-    assert "the model has none, so its class numbers are taken" in capsys.readouterr().err
+    assert "the model has none, so its class numbers are used" in capsys.readouterr().err
     assert numbers([1], ["dog", "cat"], [["n1", "n2"], ["cat", "dog"]]) == [0]
     assert numbers(["b", 0], ["a", "b"], [["b", "a"]]) == [1, 1]
-    with pytest.raises(DataError, match="row 0 has the label 'b', which is none"):
+    with pytest.raises(DataError, match="row 0 has the label 'b', which is not among"):
         numbers([1], ["a", "z", "c"], [["a", "b", "c"]])
     with pytest.raises(DataError, match="row 0 has the label 3, but x names 3 classes"):
         numbers([3], None, [["a", "b", "c"]])
@@ -269,7 +269,7 @@ def test_a_saved_dataset_is_read_by_its_names(vision, tmp_path, capsys):
     assert "were mapped by name" in capsys.readouterr().err
     assert torch.equal(source.dataset[4][0], pixels_of(tiny.picture("green", 4, (10, 14))))
     assert labels_of(open_data(tmp_path / "b", DataOptions())) == [1, 2, 0, 1, 2, 0]
-    assert "its class numbers are taken" in capsys.readouterr().err
+    assert "its class numbers are used" in capsys.readouterr().err
 
 
 def test_saved_images_are_turned_as_their_library_turns_them(vision, tmp_path):

@@ -101,7 +101,7 @@ def test_what_is_no_classifier_is_refused_by_its_name(folders, tmp_path):
     refused(
         "is a BertForSequenceClassification, BertModel;", architectures=["BertForSequenceClassification", "BertModel"]
     )
-    refused("no config that transformers knows .*code in a folder is never run", model_type="mine")
+    refused("not a config that transformers knows .*code in a folder is never run", model_type="mine")
     refused("2 outputs and the problem_type 'regression'", problem_type="regression")
     refused("problem_type 'multi_label_classification'", problem_type="multi_label_classification")
 
@@ -123,7 +123,7 @@ def test_adapters_and_what_is_no_folder_say_what_to_do(folders, tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it
         tiny.quietly(peft.get_peft_model(model, settings).save_pretrained, tmp_path / "adapter")
-    with pytest.raises(UsageError, match=r"adapter of PEFT .*merge_and_unload"):
+    with pytest.raises(UsageError, match=r"PEFT adapter, not a whole model.*merge_and_unload"):
         build_model(f"hf:{tmp_path / 'adapter'}")
     for name in ("hf:", "local-dir:"):
         with pytest.raises(UsageError, match=r"nowhere has no config\.json"):
@@ -131,9 +131,9 @@ def test_adapters_and_what_is_no_folder_say_what_to_do(folders, tmp_path):
     with pytest.raises(UsageError, match="num_classes is for torchvision and timm"):
         build_model(f"hf:{folders / 'text'}", 3)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UsageError, match="no model that timm can build"):
+    with pytest.raises(UsageError, match="is not a timm model"):
         build_model(f"local-dir:{tmp_path}")
-    with pytest.raises(UsageError, match="no config that transformers knows"):
+    with pytest.raises(UsageError, match="not a config that transformers knows"):
         build_model(f"hf:{tmp_path}")
 
 
@@ -168,7 +168,7 @@ def test_the_hub_is_asked_as_timm_asks_it(vision, folders, tmp_path, monkeypatch
     model = build_model("hf-hub:org/name")
     assert model.pretrained_cfg["label_names"] == tiny.NAMES
     assert own_checkpoint("hf-hub:org/name") == snapshot / "model.safetensors"
-    with pytest.raises(UsageError, match="hf-hub:org/other is no model that timm can build"):
+    with pytest.raises(UsageError, match="hf-hub:org/other is not a timm model"):
         build_model("hf-hub:org/other")
     with pytest.raises(UsageError, match="hf-hub:org/other has no model"):
         own_checkpoint("hf-hub:org/other")
@@ -240,7 +240,7 @@ def test_flags_prepare_images_where_the_model_says_nothing(folders, tmp_path):
     found = prepare(build_model(name), name, DataOptions(size=16, mean="0.1,0.2,0.3", std="0.5,0.5,0.5"))
     plain = prepare(None, "", DataOptions(size=16, mean="0.1,0.2,0.3", std="0.5,0.5,0.5"))
     assert torch.equal(found.image(image), plain.image(image))
-    assert "bare has no preprocessor_config.json, so from flags: resized to 16×16" in found.description
+    assert "bare has no preprocessor_config.json, so from options: resized to 16×16" in found.description
     assert found.class_names == tuple(tiny.NAMES)
     with pytest.raises(UsageError, match="give both"):
         prepare(None, "", DataOptions(mean="0.1"))

@@ -135,7 +135,7 @@ def _from_timm_source(source: str, rest: str, num_classes: int | None) -> nn.Mod
         model: nn.Module = timm.create_model(f"{source}:{rest}", pretrained=False, **_classes(num_classes))
     except Exception as error:  # the hub, json and timm each have errors of their own
         raise UsageError(
-            f"{source}:{rest} is no model that timm can build ({reason(error)}); check the name, and config.json there"
+            f"{source}:{rest} is not a timm model ({reason(error)}); check the name, and config.json there"
         ) from None
     return model
 
@@ -180,8 +180,8 @@ def _from_hub(rest: str) -> Path:
         except Exception as error:  # noqa: PERF203 - the second name is tried only if the first is not there
             failures.append(reason(error))
     raise UsageError(
-        f"hf-hub:{rest} has no {' and no '.join(WEIGHT_FILES)} that can be had ({failures[0]}); give the weights with "
-        "--checkpoint"
+        f"hf-hub:{rest} has no {' and no '.join(WEIGHT_FILES)} that can be loaded ({failures[0]}); give the weights "
+        "with --checkpoint"
     )
 
 

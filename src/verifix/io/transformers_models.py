@@ -54,7 +54,7 @@ def build_transformers(folder: str, num_classes: int | None = None) -> nn.Module
         model: nn.Module = auto.from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # every architecture checks its config in its own way
         raise UsageError(
-            f"hf:{folder} is no model that transformers can build ({reason(error)}); check its config.json"
+            f"hf:{folder} is not a model that transformers can build ({reason(error)}); check its config.json"
         ) from None
     return model
 
@@ -96,7 +96,7 @@ def head_of(config: Any, folder: str) -> str:
 def _config(transformers: Any, folder: Path) -> Any:
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
-            f"{folder} is an adapter of PEFT and no whole model; merge it first with merge_and_unload(), save the "
+            f"{folder} is a PEFT adapter, not a whole model; merge it first with merge_and_unload(), save the "
             "merged model with save_pretrained, and give that folder"
         )
     if not (folder / "config.json").is_file():
@@ -107,7 +107,7 @@ def _config(transformers: Any, folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # json, huggingface_hub and transformers each have errors of their own
         raise UsageError(
-            f"{folder / 'config.json'} is no config that transformers knows ({reason(error)}); code in a folder is "
+            f"{folder / 'config.json'} is not a config that transformers knows ({reason(error)}); code in a folder is "
             "never run, so give a model of the library itself, or the model's class with py:FILE:FACTORY"
         ) from None
 

@@ -109,7 +109,7 @@ def read_cifar_n(rest: str, preparation: Preparation, layout: Layout, name: str)
     if wrong:
         raise DataError(
             f"the clean_label of {path} differs from the images' own labels in {wrong} of {len(true)} places, so they "
-            f"stand in another order; {IMAGES_HOME}"
+            f"are in another order; {IMAGES_HOME}"
         )
     place = partial("image {1} of {0}".format, path)
     own = [names] if names else []
@@ -171,7 +171,7 @@ def _python_part(path: Path, layout: Layout) -> tuple[np.ndarray[Any, Any], np.n
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
         raise DataError(f"{path} has no data of 8-bit numbers [n, {PIXELS}]; {IMAGES_HOME}")
     if not isinstance(labels, list) or len(labels) != len(data) or not all(type(label) is int for label in labels):
-        raise DataError(f"{path} has not one number in {layout.python_label} for each of its images; {IMAGES_HOME}")
+        raise DataError(f"{path} lacks one number in {layout.python_label} for each image; {IMAGES_HOME}")
     return data, np.array(labels, dtype=np.int64)
 
 
@@ -184,7 +184,7 @@ def _binary_part(path: Path, layout: Layout) -> tuple[np.ndarray[Any, Any], np.n
     content = np.frombuffer(path.read_bytes(), np.uint8)
     width = layout.binary_labels + PIXELS
     if len(content) == 0 or len(content) % width:
-        raise DataError(f"{path} has {len(content)} bytes, which are no records of {width}; {IMAGES_HOME}")
+        raise DataError(f"{path} has {len(content)} bytes, which is not a multiple of {width}; {IMAGES_HOME}")
     rows = content.reshape(-1, width)
     return rows[:, layout.binary_labels :], rows[:, layout.binary_labels - 1].astype(np.int64)
 

@@ -204,7 +204,7 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
     folders = [folder for folder in every if images[folder]]
     if folders and len(folders) < len(every):
         empty = [folder.name for folder in every if not images[folder]]
-        note(f"{path}: {', '.join(empty[:5])} hold{'s' * (len(empty) == 1)} no images and counted for nothing")
+        note(f"{path}: ignored the folders without images: {', '.join(empty[:5])}")
     if not every:
         raise DataError(
             f"{path} has no subfolders; an image folder has one subfolder per class, or a metadata.csv with file_name "

@@ -56,7 +56,7 @@ def class_numbers(
     if classes is not None:
         return _by_own_names(labels, classes, source, place, own)
     note(
-        f"{source} has class names and the model has none, so its class numbers are taken as the model's outputs; give "
+        f"{source} has class names but the model has none, so its class numbers are used as the model's outputs; give "
         "--classes to map them by name"
     )
     return _by_name(labels, own[0], source, place)
@@ -125,7 +125,7 @@ def _by_own_names(
         for i, label in enumerate(labels)
     ]
     if any(number != label for number, label in zip(numbers, labels, strict=True) if isinstance(label, int)):
-        note(f"the classes of {source} stand in another order than the model's; they were mapped by name")
+        note(f"the classes of {source} are in another order than the model's; they were mapped by name")
     return numbers
 
 
@@ -135,14 +135,14 @@ def _look_up(name: str, table: dict[str, list[int]], classes: Sequence[str], whe
         return numbers[0]
     if numbers:
         raise DataError(
-            f"{where} has the label {name!r}, which is the name of the model's outputs {numbers[0]} and {numbers[1]}; "
+            f"{where} has the label {name!r}, which is the name of both output {numbers[0]} and {numbers[1]}; "
             "give class numbers instead of names"
         )
     close = difflib.get_close_matches(name, classes, 1)
     hint = f"did you mean {close[0]!r}? Correct the label" if close else "correct the label"
     raise DataError(
-        f"{where} has the label {name!r}, which is none of the classes {', '.join(classes[:10])}"
-        f"{', …' if len(classes) > 10 else ''} of the model; {hint}, or check --classes"
+        f"{where} has the label {name!r}, which is not among the model's classes {', '.join(classes[:10])}"
+        f"{', …' if len(classes) > 10 else ''}; {hint}, or check --classes"
     )
 
 

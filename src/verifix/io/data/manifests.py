@@ -161,15 +161,15 @@ def _decided(status: str, verified: Any, given: Any, place: Callable[[], str]) -
         return Left(status)
     if status == "ok" and not _empty(verified) and not _empty(given) and str(verified).strip() != str(given).strip():
         raise DataError(
-            f"{place()} has the status 'ok', which says that its given label {given!r} is right, and the verified "
-            f"label {verified!r}; correct one of them, or give the status 'relabel'"
+            f"{place()} has the status 'ok' (the given label is correct), but its given label {given!r} differs from "
+            f"its verified label {verified!r}; correct one of them, or give the status 'relabel'"
         )
     if not _empty(verified):
         return verified
     if status == "relabel":
-        raise DataError(f"{place()} has the status 'relabel' and no verified_label; give it one, or the status 'skip'")
+        raise DataError(f"{place()} has the status 'relabel' but no verified_label; give it one, or the status 'skip'")
     if status == "ok" and _empty(given):
-        raise DataError(f"{place()} has the status 'ok' and no label; fill given_label or verified_label")
+        raise DataError(f"{place()} has the status 'ok' but no label; fill given_label or verified_label")
     return given if status == "ok" else Left("not verified yet")
 
 
@@ -192,7 +192,7 @@ def _images(
         )
     root = Path(options.image_root) if options.image_root is not None else table.path.parent
     if not root.is_dir():
-        raise UsageError(f"{root} is no folder; --image-root is the folder that file names are relative to")
+        raise UsageError(f"{root} is not a folder; --image-root is the folder that file names are relative to")
     values = table.column(name)
     files = [_inside(root, values[i], table.place(i)) for i in rows]
     return from_files(files, numbers, preparation, str(table.path), partial(_file_place, table, rows, files))
@@ -213,7 +213,7 @@ def _image_place(table: Table, rows: Sequence[int], index: int) -> str:
 def _inside(root: Path, name: Any, place: str) -> str:
     """Return the path of a file named in a table; a table from elsewhere must not reach other files."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise DataError(f"{place} has the file name {name!r}; name an image, or leave the sample out")
+        raise DataError(f"{place} has {name!r} instead of a file name; name an image, or leave the sample out")
     base, path = os.path.abspath(root), os.path.abspath(root / name)  # noqa: PTH100 - links may lead elsewhere
     if os.path.commonpath([base, path]) != base:
         raise DataError(
@@ -221,7 +221,9 @@ def _inside(root: Path, name: Any, place: str) -> str:
             "--image-root"
         )
     if not os.path.isfile(path):  # noqa: PTH113 - the path is text already
-        raise DataError(f"{place} names {name}, and {root / name} is no file; correct the name, or give --image-root")
+        raise DataError(
+            f"{place} names {name}, but {root / name} is not a file; correct the name, or give --image-root"
+        )
     return str(root / name)
 
 

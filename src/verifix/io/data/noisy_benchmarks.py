@@ -62,7 +62,7 @@ def choose(name: str, rest: str, choices: Sequence[str], default: str | None = N
         raise UsageError(f"{name}:{rest} does not say what to read; write {name}:DIR:{'|'.join(choices)}")
     if not Path(folder).is_dir():
         raise UsageError(
-            f"{folder} is no folder; write {name}:DIR:{'|'.join(choices)} with the folder that holds the set"
+            f"{folder} is not a folder; write {name}:DIR:{'|'.join(choices)} with the folder of the dataset"
         )
     return Path(folder), choice
 
@@ -189,10 +189,10 @@ def _listed(
     for name, _ in pairs:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(
-                f"{path} lists {name}, which is outside of {root}; get the list from the authors of the set"
+                f"{path} lists {name}, which is outside of {root}; get the list from the authors of the dataset"
             )
         if not (root / name).is_file():
-            raise DataError(f"{root / name} is missing, which {path} lists; unpack all images of the set there")
+            raise DataError(f"{root / name} is missing, which {path} lists; unpack all images of the dataset there")
     source = f"the list {path}"
     place = partial(_entry, pairs, path)
     numbers = class_numbers([label for _, label in pairs], preparation.class_names, source, place, own)

@@ -67,7 +67,7 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         If the file cannot be read, or its arrays do not fit.
     """
     if options.size is not None:
-        raise UsageError(f"--size is for image files; the arrays of {path} are taken as they are")
+        raise UsageError(f"--size is for image files; the arrays of {path} are used as they are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             _check_size(arrays, path)
@@ -93,8 +93,8 @@ def _check_size(arrays: Any, path: Path) -> None:
     packed, unpacked = path.stat().st_size, sum(entry.file_size for entry in arrays.zip.infolist())
     if unpacked > max(LARGE, MOST_PACKED * packed):
         raise DataError(
-            f"{path} has {packed / 2**20:.1f} MiB and would unpack to {unpacked / 2**30:.1f} GiB, which no real data "
-            "does; write it again with numpy.savez"
+            f"{path} has {packed / 2**20:.1f} MiB but would unpack to {unpacked / 2**30:.1f} GiB, which real data "
+            "never does; write it again with numpy.savez"
         )
 
 

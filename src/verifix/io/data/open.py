@@ -87,7 +87,7 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
     if not file.is_file():
         raise UsageError(f"{path} does not exist; check the path of the data")
     raise UsageError(
-        f"{path} is not data by its name; give an image folder, a {', '.join(FILES)} file, a folder of "
+        f"{path} has no known data format; give an image folder, a {', '.join(FILES)} file, a folder of "
         f"datasets.save_to_disk, or {', '.join(SETS)} with a folder"
     )
 

@@ -137,7 +137,7 @@ def _there(path: str) -> Path:
     if not file.is_file():
         raise UsageError(f"{path} does not exist; check the path")
     if file.suffix not in PREDICTIONS:
-        raise UsageError(f"{path} is no array or table by its name; give a {', '.join(PREDICTIONS)} file")
+        raise UsageError(f"{path} has no known format of predictions; give a {', '.join(PREDICTIONS)} file")
     return file
 
 
@@ -155,7 +155,7 @@ def _array(path: Path, names: Sequence[str]) -> Array:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own
         line = one_line(error)
-        raise DataError(f"{path} is not a readable file of numpy ({line}); write numbers with numpy.save") from None
+        raise DataError(f"{path} is not a readable numpy file ({line}); write numbers with numpy.save") from None
     if values is None:
         raise DataError(f"{path} has the arrays {listed}; one must be named {' or '.join(names)}")
     return values
@@ -176,7 +176,7 @@ def _from_table(table: Table, options: DataOptions) -> Array:
     strange = [name for name in table.names if name.strip() in NO_CLASS]
     if len(table.names) > 1 and strange:
         raise DataError(
-            f"{table.path} has the column {strange[0]!r}, which is no class; leave only one column of numbers per class"
+            f"{table.path} has the column {strange[0]!r}, which is no class; keep only one column of numbers per class"
         )
     if not table.rows:
         raise DataError(f"{table.path} has no row; it must hold one per sample")

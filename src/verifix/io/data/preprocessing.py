@@ -88,8 +88,8 @@ class Preparation:
         """
         if self.image is None:
             raise DataError(
-                f"{source} holds images, and the model takes none ({self.description}); give a table with a column of "
-                "texts for a text model, or a model of images"
+                f"{source} holds images, but the model takes no images ({self.description}); give a table with a "
+                "column of texts for a text model, or an image model"
             )
         return self.image
 
@@ -114,9 +114,9 @@ class Preparation:
         if self.tokenize is not None and self.pad is not None:
             return self.tokenize, self.pad
         if self.image is None:
-            raise DataError(f"{source} holds texts, and {self.description}; save it there with save_pretrained")
+            raise DataError(f"{source} holds texts, but {self.description}; save it there with save_pretrained")
         raise DataError(
-            f"{source} holds texts, and the model takes images; give images, or a text model with its tokenizer as "
+            f"{source} holds texts, but the model takes images; give images, or a text model with its tokenizer as "
             "hf:DIR"
         )
 
@@ -213,11 +213,11 @@ def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given
     if head == "text":
         return _of_tokenizer(model, folder, options, _chosen(given, names))
     if head == "audio":
-        return Preparation(None, class_names=_chosen(given, names), description="arrays are taken as they are")
+        return Preparation(None, class_names=_chosen(given, names), description="arrays are used as they are")
     if getattr(config, "pretrained_cfg", None):  # transformers' wrapper around models of timm
         return _of_timm(config.pretrained_cfg, names, options, given)
     if not any((folder / file).is_file() for file in PROCESSOR_FILES):
-        remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from flags: "
+        remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from options: "
         preparation = _of_flags(options, given, remark)
         return replace(preparation, class_names=preparation.class_names or names)
     return _of_processor(config, folder, options, _chosen(given, names))
@@ -295,7 +295,7 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
     limit = _longest(model, tokenizer, options.max_length)
     special = tokenizer.num_special_tokens_to_add()
     if limit is not None and limit <= special:
-        raise UsageError(f"max_length is {limit}, and {special} of them are special tokens; give more")
+        raise UsageError(f"max_length is {limit}, and special tokens take {special} of them; give a larger number")
     _refuse_image_flags(options)
     return Preparation(
         None,
@@ -310,7 +310,7 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
 def _refuse_image_flags(options: DataOptions) -> None:
     for name in ("size", "mean", "std"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name} is for images, and the model takes texts; leave it out")
+            raise UsageError(f"--{name} is for images, but the model takes texts; omit it")
 
 
 def _tokenized(texts: Sequence[str], tokenizer: Any, limit: int | None) -> Tokens:
@@ -395,7 +395,7 @@ def _chosen(given: list[str] | None, names: tuple[str, ...] | None) -> tuple[str
     """Prefer the names of the flag, and say so where the model has others."""
     if given is not None and names is not None and tuple(given) != names:
         few = ", ".join(names[:5]) + ", …" * (len(names) > 5)
-        note(f"--classes stands in place of the model's own class names ({few})")
+        note(f"--classes replaces the model's own class names ({few})")
     return _tuple(given) or names
 
 

@@ -38,7 +38,7 @@ def limited(source: Source, count: int | None, seed: int) -> Source:
     if count is None or (labels is not None and count >= len(labels)):
         return source
     if labels is None:
-        raise UsageError(f"--limit is for data of known labels, not a {type(source.dataset).__name__}; leave it out")
+        raise UsageError(f"--limit needs data with known labels, not a {type(source.dataset).__name__}; omit it")
     chosen = by_class(np.asarray(labels), count, seed)
     return replace(source, dataset=Subset(source.dataset, chosen))
 

@@ -193,8 +193,7 @@ def _from_parquet(path: Path) -> Table:
     times = Counter(schema.names)
     if file.metadata.num_rows > path.stat().st_size:
         raise DataError(
-            f"{path} has {file.metadata.num_rows} rows in {path.stat().st_size} bytes, which no real samples fit in; "
-            "write it again"
+            f"{path} has {file.metadata.num_rows} rows in {path.stat().st_size} bytes, which is too few; write it again"
         )
     return Table(
         path,

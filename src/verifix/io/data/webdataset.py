@@ -91,7 +91,7 @@ def _samples(path: Path, split_name: Any) -> dict[str, dict[str, Member]]:
                 if base is None or not info.isreg() or Path(base).name.startswith("__"):
                     continue
                 if info.offset_data + info.size > size:
-                    raise tarfile.ReadError(f"{info.name} ends behind the end of the file")
+                    raise tarfile.ReadError(f"{info.name} extends beyond the end of the file")
                 samples.setdefault(base, {})[ending.lower()] = Member(path, info.name, info.offset_data, info.size)
             _check_end(path, file, size)
     except (tarfile.TarError, OSError, EOFError) as error:
