@@ -415,7 +415,7 @@ def bad_inputs() -> dict:
         "label -100": (net(), (x, y - 100), {}, DataError, "label -100"),
         "float labels": (net(), (x, y.float()), {}, DataError, "labels are torch.float32"),
         "labels (n, 1)": (net(), (x, y[:, None]), {}, DataError, r"labels have shape \[80, 1\]"),
-        "fewer labels": (net(), (x, y[:-1]), {}, DataError, "do not pair up"),
+        "fewer labels": (net(), (x, y[:-1]), {}, DataError, "do not match; give one label"),
         "nan input": (net(), (x_nan, y), {}, DataError, "input of sample 7 contains NaN or Inf"),
         "nan weight": (poisoned(float("nan")), (x, y), {}, DataError, "'3.weight' of the model contains NaN"),
         "inf weight": (poisoned(float("inf")), (x, y), {}, DataError, "'3.weight' of the model contains NaN"),

@@ -1,4 +1,4 @@
-"""What would be corrected, before correcting anything; and moments on their own, to be used later."""
+"""Show what a correction would change without correcting anything, and collect moments for later use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from verifix.preflight import check_picked, collect_and_try, working_copy
 
 @dataclass(frozen=True)
 class Survey:
-    """What a correction of a model would touch.
+    """What a correction of a model would change.
 
     Attributes
     ----------
@@ -56,8 +56,8 @@ class Survey:
     def share(self) -> float:
         """Share of the multiplied weights that would be corrected, in elements; 0 for a model without any.
 
-        Multiplied are parameters of two or more dimensions that a function multiplies with activations. Those that are
-        looked up (embeddings), added (positions) or unused are not.
+        Multiplied weights are parameters of two or more dimensions that a function multiplies with activations.
+        Parameters that are looked up (embeddings), added (positions) or unused do not count.
         """
         multiplied = self.sizes["corrected"] + self.sizes["skipped"]
         return self.sizes["corrected"] / multiplied if multiplied else 0.0
@@ -114,12 +114,12 @@ class CollectArguments(ForwardArguments, CollectOptions):
 
 @takes(InspectArguments)
 def inspect(model: nn.Module, inputs: Any, settings: InspectArguments) -> Survey:
-    """Run one batch through the model and see what a correction would touch.
+    """Run one batch through the model and report what a correction would change.
 
     Parameters
     ----------
     model
-        The model; borrowed, and left as it was.
+        The model; it is not changed.
     inputs
         A batch of inputs ``[n, ...]`` on the model's device, or a dictionary or tuple of tensors; their values do not
         matter.
@@ -160,12 +160,12 @@ def _count(inputs: Any) -> int:
 
 @takes(CollectArguments)
 def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments) -> SavedMoments:
-    """Collect the moments of verified samples, to be saved and added to those of later ones.
+    """Collect the moments of verified samples, to save them and to add them to those of later samples.
 
     Parameters
     ----------
     model
-        The uncorrected model; borrowed, and left as it was.
+        The uncorrected model; it is not changed.
     verified
         As in `verifix.correct`; labels are not used.
     settings
@@ -180,7 +180,7 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     Raises
     ------
     UsageError
-        If samples that were picked are said to be verified.
+        If samples that `verifix.trust` picked are declared as "unseen" or "training".
     """
     model = unwrapped(model)
     check_model(model)

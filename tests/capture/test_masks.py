@@ -220,8 +220,8 @@ REFUSED = {
     StepByStep: "layer 'a.weight' counts rows of padding",
     Cell: "layer 'cell.weight_ih': a cell is called step by step",
     PerPosition: "layer 'w' counts rows of padding",
-    Doubled: "layer 'a.weight': rows on axes",
-    HeadsFolded: "layer 'b.weight': rows on axes",
+    Doubled: "layer 'a.weight': an input with the leading axes",
+    HeadsFolded: "layer 'b.weight': an input with the leading axes",
     LateMask: r"layer 'a.weight' counts rows of padding",
 }
 ODD = {Sorted}  # what is reversed cannot be told from what is not, unless its padding is tried
@@ -336,7 +336,7 @@ def test_a_mask_of_another_kind_is_refused():
     model, _ = build(Blind)
     x, mask, labels, _ = data()
     for odd in (mask * 7, mask[:, :, None, None] * torch.ones(1, 1, 3, 2, dtype=torch.long)):
-        with pytest.raises(DataError, match=r"attention_mask has shape .* cannot be read as a mask"):
+        with pytest.raises(DataError, match=r"attention_mask has shape .* is not a token mask"):
             corrected(model, ({"x": x, "attention_mask": odd}, labels), padding=True)
 
 
@@ -432,7 +432,7 @@ def test_tokens_of_a_decoder_need_a_mask_beside_a_padded_encoder(vision):
     mask = torch.ones_like(ids)
     mask[::2, 4:] = 0
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}
-    with pytest.raises(DataError, match="decoder_input_ids come without decoder_attention_mask"):
+    with pytest.raises(DataError, match="decoder_input_ids but no decoder_attention_mask"):
         corrected(model, (inputs, torch.arange(N) % 3))
 
 

@@ -383,5 +383,5 @@ def test_ids_of_several_inputs_and_of_models_inside_are_searched_for_padding():
 
 
 def test_a_list_of_two_samples_is_refused_clearly():
-    with pytest.raises(UsageError, match="may be two samples, or inputs and labels"):
+    with pytest.raises(UsageError, match="may mean two samples, or inputs and labels"):
         corrected(small_net().eval(), [(torch.randn(8), 0), (torch.randn(8), 1)])

@@ -110,7 +110,9 @@ def test_a_batch_with_as_many_samples_as_tokens_is_run_in_parts():
 def test_ids_with_padding_and_without_a_mask_are_refused_with_the_reason():
     model, items = Encoder().eval(), texts()
     ids, _, labels = padded(items)
-    with pytest.raises(DataError, match=r"contain the model's pad id 0 and no mask .* 'lift.weight'.*--no-padding"):
+    with pytest.raises(
+        DataError, match=r"contain the model's pad id 0, and no padding mask .* 'lift.weight'.*--no-padding"
+    ):
         corrected(model, (ids, labels))
     assert corrected(model, (ids, labels), padding=False).numel()
     assert corrected(model, (ids.clamp(min=1), labels)).numel()
@@ -184,7 +186,7 @@ def test_padded_sound_through_strided_convolutions_counts_whole_patches_of_sound
     values = nn.utils.rnn.pad_sequence(sounds, batch_first=True)
     mask = (torch.arange(values.shape[1]) < lengths[:, None]).long()
     verified = {"input_values": values, "attention_mask": mask}, labels
-    with pytest.raises(DataError, match="batch of 8 samples has as many tokens behind a convolution"):
+    with pytest.raises(DataError, match="batch of 8 samples has the same number of tokens after a convolution"):
         corrected(model, verified, batch_size=8)
     rows = [{"input_values": v, "attention_mask": m, "labels": y} for v, m, y in zip(values, mask, labels, strict=True)]
     found = corrected(model, DataLoader(rows, batch_size=8))  # whose size is lowered by itself
@@ -317,10 +319,10 @@ def test_a_model_that_takes_the_dictionary_itself_gets_it():
 
 
 ODD = {
-    "no label": (lambda x, y: {"x": x}, "must stand under one of labels, label"),
-    "two labels": (lambda x, y: {"x": x, "label": y, "labels": y}, "must stand under one of"),
+    "no label": (lambda x, y: {"x": x}, "must be under one of labels, label"),
+    "two labels": (lambda x, y: {"x": x, "label": y, "labels": y}, "must be under one of"),
     "three parts": (lambda x, y: DataLoader([(a, a, b) for a, b in zip(x, y, strict=True)]), "has 3 parts"),
-    "lengths": (lambda x, y: ({"input": x[:-1]}, y), "do not pair up"),
+    "lengths": (lambda x, y: ({"input": x[:-1]}, y), "do not match; give one label"),
     "no tensors": (lambda x, y: [("text", int(b)) for b in y], "without tensors"),
     "nan inside": (lambda x, y: ({"input": x * float("nan")}, y), "input of sample 0 contains NaN"),
     "scalar": (lambda x, y: 3, "verified is a int"),

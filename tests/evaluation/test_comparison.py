@@ -473,7 +473,7 @@ GOOD = [[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]]
         ({"after": [[1.0, 0.0, 0.0]] * 3}, "before has 2 classes and after 3"),
         ({"before": [0.5, 0.2, 0.1]}, "one row of torch.float64"),
         ({"before": [[]] * 3}, "shape"),
-        ({"before": "abc"}, "cannot be made an array"),
+        ({"before": "abc"}, "cannot be converted to numbers"),
         ({"before": [0, -1, 1]}, "before has class -1 for sample 1"),
         ({"before": [0, 2, 1]}, "before has class 2 for sample 1"),
         ({"before": np.ones((3, 2), bool)}, "torch.bool"),
@@ -639,8 +639,8 @@ HOSTILE = {
     "wide.csv": ("a,b\n" + "1,2\n" * 90, "before has 3 classes and after 2"),
     "sigmoid.csv": ("p\n" + "0.5\n" * 90, "one column of numbers from 0 to 1"),
     "broken.parquet": ("PAR1", "not a readable Parquet"),
-    "broken.npy": ("\x93NUMPY", "not a readable file of numpy"),
-    "broken.npz": ("PK", "not a readable file of numpy"),
+    "broken.npy": ("\x93NUMPY", "not a readable numpy file"),
+    "broken.npz": ("PK", "not a readable numpy file"),
 }
 
 
@@ -657,7 +657,7 @@ def test_a_file_of_predictions_that_cannot_be_read_is_named_in_one_line(name, fi
 def test_arrays_with_code_in_them_are_not_run(files, tmp_path, capsys):
     np.save(tmp_path / "a.npy", np.array([print, None], dtype=object), allow_pickle=True)
     np.savez(tmp_path / "b.npz", p=np.zeros((90, 3)), q=np.zeros((90, 3)))
-    for name, message in (("a.npy", "not a readable file"), ("b.npz", "p, q; one must be named logits")):
+    for name, message in (("a.npy", "not a readable numpy file"), ("b.npz", "p, q; one must be named logits")):
         code, _, err = run(["compare", files / "a.npy", tmp_path / name, "--data", files / "labels.npy"], capsys)
         assert code == 5
         assert message in err

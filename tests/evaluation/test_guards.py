@@ -85,10 +85,10 @@ def test_mistakes_that_are_known_are_named(seed, kind):
     assert remapping(true, predicted) is None
     by_text = np.argsort(AS_TEXT)[true]  # as a library that sorts folders numbers them
     found = remapping(by_text, predicted)
-    assert "the labels are places in the order of the class names as text" in found.kind
+    assert "the class names were sorted as text (0, 1, 10, 11, 2, …) to number the labels" in found.kind
     assert found.outputs == {i: AS_TEXT[i] for i in range(2, 12)}
     found = remapping(np.array(AS_TEXT)[true], predicted)
-    assert "the model's outputs are in the order of the class names as text" in found.kind
+    assert "the class names were sorted as text (0, 1, 10, 11, 2, …) to number the model's outputs" in found.kind
     for missing in (0, 3, 8):
         there = true != missing
         shifted = np.where(true > missing, true - 1, true)[there]
@@ -241,7 +241,7 @@ def test_the_three_faults_are_stopped_and_the_right_labels_are_not(world, tmp_pa
     np.savez(tmp_path / "text.npz", x=images, y=labels)
     assert correct(world, tmp_path, tmp_path / "text.npz") == 5
     err = capsys.readouterr().err
-    assert "probably the labels are places in the order of the class names as text (0, 1, 10, 11, 2, …)" in err
+    assert "probably the class names were sorted as text (0, 1, 10, 11, 2, …) to number the labels" in err
     assert "2 → 10, 3 → 11" in err
     assert "--no-check-labels" in err
     for missing in (0, 2, 6):
@@ -293,12 +293,12 @@ def test_a_score_says_that_labels_or_inputs_look_odd(world, tmp_path, capsys):
     for data, flags, odd in (
         (world / "test.npz", NORMALISE, ""),
         (tmp_path / "t.npz", NORMALISE, "in another order than the model's outputs"),
-        (world / "test.npz", [], "do not look like those"),
+        (world / "test.npz", [], "differ from those that the model was trained on"),
     ):
         assert main([str(w) for w in (*score, "--data", data, *flags)]) == 0
         out = capsys.readouterr().out
         assert odd in out
-        assert ("another order" in out or "look like" in out) == bool(odd)
+        assert ("another order" in out or "differ from those" in out) == bool(odd)
 
 
 def test_the_call_checks_labels_too_and_can_be_told_not_to(world):
@@ -307,7 +307,7 @@ def test_the_call_checks_labels_too_and_can_be_told_not_to(world):
         x, y = inputs_of(data["x"]), torch.from_numpy(data["y"])
     by_text = torch.tensor(np.argsort(AS_TEXT))[y]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(DataError, match="order of the class names as text"):
+    with pytest.raises(DataError, match="class names were sorted as text"):
         verifix.correct(model, (x, by_text), alpha=100, progress=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert verifix.correct(model, (x, by_text), alpha=100, check_labels=False, progress=False).changed
@@ -351,12 +351,12 @@ def test_inputs_unlike_those_in_training_are_told(world, tmp_path, capsys, what,
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert code == 0
-    assert any("do not look like those" in text for text in result["notes"]) == told, what
+    assert any("differ from those that the model was trained on" in text for text in result["notes"]) == told, what
     assert (result["provenance"]["notes"] != []) == told
-    assert ("note: The inputs do not look like those" in err) == told
+    assert ("note: The inputs differ from those that the model was trained on" in err) == told
     if told:
         assert correct(world, tmp_path, world / "verified.npz", "--no-check-labels", normalise=flags) == 0
-        assert capsys.readouterr().out.count("do not look like those") == 1
+        assert capsys.readouterr().out.count("differ from those that the model was trained on") == 1
 
 
 def test_few_samples_few_classes_and_models_without_a_norm_are_not_remarked_on(world):
@@ -396,7 +396,7 @@ def test_one_image_with_two_labels_is_refused_by_both_names(tmp_path, capsys, wo
     err = capsys.readouterr().err
     assert "/v/0/0.png" in err
     assert "/v/3/copy.png" in err
-    assert "are the same and have the labels 0 and 3; correct one of them" in err
+    assert "are the same input but have the labels 0 and 3; correct one of them" in err
     copy.rename(tmp_path / "v" / "0" / "copy.png")
     assert correct(world, tmp_path, tmp_path / "v") == 0
     assert "1 of the 61 samples are copies of others; copies share a fold." in capsys.readouterr().out
@@ -487,7 +487,7 @@ def test_moments_say_how_their_samples_were_prepared(world, tmp_path, capsys):
     other = ["--mean", "0.4,0.5,0.5", "--std", "0.2,0.2,0.2"]
     assert correct(world, tmp_path, *again, normalise=other) == 5
     err = capsys.readouterr().err
-    assert "m.safetensors holds moments of samples prepared in another way" in err
+    assert "m.safetensors holds moments of samples that were preprocessed differently" in err
     assert "mean 0.5,0.5,0.5" in err
     assert "mean 0.4,0.5,0.5" in err
     silent = verifix.collect_moments(trained(world), (torch.randn(20, 3, 8, 8), torch.arange(20) % 2), progress=False)
@@ -506,7 +506,7 @@ def test_moments_of_lesser_samples_do_not_count_with_better_ones(world, tmp_path
     capsys.readouterr()
     said = ["--verified-from", now, "--moments", moments]
     assert correct(world, tmp_path, world / "test.npz", *said) == code
-    refused = f"moments of samples with verified_from '{then}', and now it is '{now}'" in capsys.readouterr().err
+    refused = f"moments of samples with verified_from '{then}', but now it is '{now}'" in capsys.readouterr().err
     assert refused == (code == 5)
 
 
@@ -518,7 +518,7 @@ def test_moments_of_picked_samples_do_not_count_with_verified_ones(monkeypatch):
     assert moments.verified_from == "trusted"
     monkeypatch.setattr("verifix.preflight.collect_and_try", lambda *_: pytest.fail("collected"))
     for call in (verifix.correct, verifix.prove):
-        with pytest.raises(DataError, match="verified_from 'trusted', and now it is 'unseen'"):
+        with pytest.raises(DataError, match="verified_from 'trusted', but now it is 'unseen'"):
             call(model, (x[100:], y[100:]), verified_from="unseen", moments=moments, progress=False)
     with pytest.raises(UsageError, match="verified_from is 'unseen', but these samples were picked by low-loss"):
         verifix.collect_moments(model, trusted.source, verified_from="unseen", progress=False)
@@ -592,7 +592,7 @@ def test_limits_on_the_command_line(world, tmp_path, capsys):
     assert "limit is 0" in capsys.readouterr().err
     source = open_data(world / "numbers", DataOptions())
     assert limited(source, 1000, 0) is limited(source, None, 0) is source
-    with pytest.raises(UsageError, match="--limit is for data of known labels"):
+    with pytest.raises(UsageError, match="--limit needs data with known labels"):
         limited(replace(source, dataset=TensorDataset(torch.zeros(3, 1))), 2, 0)
 
 
@@ -624,7 +624,7 @@ def test_what_lies_about_in_folders_is_no_sample(tmp_path, capsys):
     (tmp_path / "1" / "linked.png").symlink_to(tmp_path / "0" / "a.png")
     (tmp_path / "2").mkdir()
     assert names_in(tmp_path) == ["0/a.png", "1/b.png", "1/linked.png"]
-    assert "2 holds no images and counted for nothing" in capsys.readouterr().err
+    assert "ignored the folders without images: 2" in capsys.readouterr().err
     (tmp_path / "3").symlink_to(tmp_path, target_is_directory=True)
     with pytest.raises(DataError, match=r"3 is a link that leads back to .*; remove the link"):
         names_in(tmp_path)
@@ -651,7 +651,7 @@ def test_names_that_are_no_utf8_are_read_and_named_in_errors(world, tmp_path):
     command += ["--model", f"py:{world / 'net.py'}:build", "--data", tmp_path / "v", "--classes"]
     result = subprocess.run([*command, ",".join(map(str, range(12)))], capture_output=True, check=False, timeout=120)
     assert result.returncode == 5
-    assert b"which is none of the classes" in result.stderr
+    assert b"which is not among the model's classes" in result.stderr
     assert b"Traceback" not in result.stderr
     Path(os.fsdecode(odd)).rename(tmp_path / "v" / "0")
     data = open_data(tmp_path / "v", DataOptions()).dataset
@@ -717,7 +717,7 @@ def test_the_figures_of_the_page_are_those_measured():
     page = " ".join((root / "docs" / "data.md").read_text(encoding="utf-8").split())
     right = found["right_labels"]
     assert (right["runs"], right["stopped"], right["remarks"]) == (400, 0, 0)
-    assert "of 400 runs with right labels, 0 were stopped, and the inputs of 0 remarked on" in page
+    assert "Of 400 runs with correct labels, it stopped 0, and noted unusual inputs in 0." in page
     for fault, by_size in found["faults"].items():
         cells = " | ".join(f"{each['stopped']:.0f}%" for each in by_size.values())
         assert f"| {fault} | {cells} |" in page

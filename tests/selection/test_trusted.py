@@ -210,7 +210,7 @@ def test_what_falls_short_is_told_and_nothing_takes_its_place():
     }
     assert trusted.summary().splitlines() == [
         "22 of 60 samples trusted by low-loss; nobody verified their labels.",
-        "Too few to pick from: 8 of class 2 missing.",
+        "Too few samples to pick from: class 2 lacks 8.",
     ]
     empty = Trusted([], torch.tensor([], dtype=torch.long), trusted.scores, "confident", {1: 3}, trusted.source)
     assert empty.per_class == {1: 0}
@@ -415,7 +415,7 @@ def bad() -> dict:
         "labels": (model, (x, y + 1), {}, unfit, "has label 3, but the model has 3 outputs"),
         "negative labels": (model, (x, y - 1), {}, unfit, "has label -1"),
         "one sample": (model, (x[:1], y[:1]), {}, unfit, "there is 1 sample to pick from"),
-        "ids": (token_model, (ids, y), curved, unfit, "these samples have none (token ids cannot be moved)"),
+        "ids": (token_model, (ids, y), curved, unfit, "these samples have none (token ids cannot be perturbed)"),
         "half inputs": (net(dtype=torch.float32), half, curved, unfit, "cannot run on inputs"),
         "half model": (net(dtype=torch.bfloat16), half, curved, unfit, "the model's weights are bfloat16, in which"),
         "half inputs, cast": (

@@ -80,10 +80,9 @@ class NormInputs:
         if mean <= FAR_MEAN and 1 / FAR_SPREAD <= spread <= FAR_SPREAD:
             return ""
         return (
-            f"The inputs do not look like those that the model was trained on: before its first BatchNorm "
-            f"({self.name}), their spread is {spread:.2g} times the running one, and their mean {mean:.2g} running "
-            "standard deviations off (median over channels). Check the preprocessing: mean and std, the range of the "
-            "pixels, the size."
+            f"The inputs differ from those that the model was trained on: before its first BatchNorm ({self.name}), "
+            f"their spread is {spread:.2g} times the running spread, and their mean is {mean:.2g} running standard "
+            "deviations off (median over channels). Check the preprocessing: mean and std, pixel range, and size."
         )
 
 

@@ -167,9 +167,9 @@ class _Interceptor(TorchFunctionMode):
             return
         if self.census.batch.pad is not None:
             raise DataError(
-                f"the token ids contain the model's pad id {self.census.batch.pad} and no mask of the padding has come "
-                f"before layer {layer.parameter!r}; pass the attention_mask with them, or set padding=False "
-                "(--no-padding) if these ids are no padding"
+                f"the token ids contain the model's pad id {self.census.batch.pad}, and no padding mask was seen "
+                f"before layer {layer.parameter!r}; pass the attention_mask with the ids, or set padding=False "
+                "(--no-padding) if these ids are not padding"
             )
         try:
             for rows in product.rows():

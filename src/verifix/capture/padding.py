@@ -199,8 +199,8 @@ def _mask_in(given: Mapping[str, Any], samples: int | None, *, outermost: bool) 
             return real
         if outermost:
             raise DataError(
-                f"{name} has shape {list(mask.shape)} and {mask.dtype}, which cannot be read as a mask of the tokens "
-                f"of {samples} samples; give it as [samples, tokens] of 0 and 1"
+                f"{name} has shape {list(mask.shape)} and {mask.dtype}, which is not a token mask of {samples} "
+                "samples; give it as [samples, tokens] of 0 and 1"
             )
     return None
 
@@ -231,8 +231,8 @@ def _check_decoder(given: Mapping[str, Any], mask: Tensor | None) -> None:
     own = given.get("decoder_input_ids") is not None and given.get("decoder_attention_mask") is None
     if own and mask is not None and not bool(mask.all()):
         raise DataError(
-            "decoder_input_ids come without decoder_attention_mask in a padded batch; give it, ones if there is no "
-            "padding among them"
+            "a padded batch has decoder_input_ids but no decoder_attention_mask; pass it (all ones if the ids "
+            "contain no padding)"
         )
 
 

@@ -86,7 +86,7 @@ def check_padding(
         after = changed.get(layer)
         if after is None or before.n != after.n or _differ(_content(before), _content(after), MOMENTS_DIFFER):
             raise DataError(
-                f"layer {layer.parameter!r} counts rows of padding: its moments change with what stands in the padding "
+                f"layer {layer.parameter!r} counts rows of padding: its moments depend on the content of the padding, "
                 f"although the logits do not; {REMEDY}"
             )
 

@@ -23,7 +23,7 @@ FORMAT = "verifix-moments-2"
 
 @dataclass(frozen=True)
 class SavedMoments:
-    """Moments of verified samples, with what they belong to: one model, and these samples.
+    """Moments of verified samples, with the model and the samples that they belong to.
 
     Attributes
     ----------
@@ -32,13 +32,13 @@ class SavedMoments:
     model
         Digest of the uncorrected model; see `model_digest`.
     digests
-        SHA-256 of each sample that went in.
+        SHA-256 of each sample that they include.
     preparation
-        How the samples were prepared, in words; None if nobody said.
+        How the samples were preprocessed, in words; None if unknown.
     verified_from
-        Where the samples came from, as in `verifix.correct`; None if nobody said.
+        Where the samples came from, as in `verifix.correct`; None if unknown.
     origin
-        The file that this was read from; empty if it was read from none.
+        The file that the moments were read from; empty if there is none.
     """
 
     moments: Mapping[Layer, Moments]
@@ -49,11 +49,11 @@ class SavedMoments:
     origin: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        """Check that it is known what samples from there are worth."""
+        """Check that `verified_from` is known."""
         if self.verified_from not in (None, *VERIFIED_FROM):
             raise UsageError(
                 f"{self.origin or 'the saved moments'} has verified_from {self.verified_from!r}; it must be one of "
-                f"{', '.join(map(repr, VERIFIED_FROM))}, or None if nobody knows"
+                f"{', '.join(map(repr, VERIFIED_FROM))}, or None if unknown"
             )
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
@@ -109,9 +109,9 @@ class SavedMoments:
         Raises
         ------
         CheckpointError
-            If it is not such a file, or damaged.
+            If the file is not a moments file, or damaged.
         UsageError
-            If its samples are from where this version knows nothing of.
+            If this version does not know its `verified_from`.
         """
         tensors, metadata = read_safetensors(path)
         try:
@@ -131,43 +131,43 @@ class SavedMoments:
         return cls(table, model, digests, *said, origin=str(path))
 
     def check_preparation(self, preparation: str) -> None:
-        """Refuse moments of samples that were prepared in another way.
+        """Refuse moments of samples that were preprocessed differently.
 
         Parameters
         ----------
         preparation
-            How samples are prepared now, in words.
+            How samples are preprocessed now, in words.
 
         Raises
         ------
         DataError
-            If that was another way. Moments of which nobody said how are taken as they are.
+            If the preprocessing differs. Moments with unknown preprocessing are accepted.
         """
         if self.preparation is not None and self.preparation != preparation:
             raise DataError(
-                f"{self.origin or 'the saved moments'} holds moments of samples prepared in another way "
-                f"({self.preparation}) than now ({preparation}); prepare both alike, or collect the moments again"
+                f"{self.origin or 'the saved moments'} holds moments of samples that were preprocessed differently "
+                f"({self.preparation}) than now ({preparation}); preprocess both alike, or collect the moments again"
             )
 
     def check_origin(self, verified_from: str) -> None:
-        """Refuse moments of samples that are worth less than what the samples of now are said to be.
+        """Refuse moments of training or trusted samples in a correction from better samples.
 
         Parameters
         ----------
         verified_from
-            Where the samples of now come from, as in `verifix.correct`.
+            Where the samples of the correction come from, as in `verifix.correct`.
 
         Raises
         ------
         DataError
-            If they are. Moments of which nobody said where they come from are taken as they are.
+            If the moments are from such samples. Moments of unknown origin are accepted.
         """
         worth = VERIFIED_FROM.index
         if self.verified_from is not None and worth(self.verified_from) > worth(verified_from):
             raise DataError(
                 f"{self.origin or 'the saved moments'} holds moments of samples with verified_from "
-                f"{self.verified_from!r}, and now it is {verified_from!r}; both together are worth no more than "
-                f"{self.verified_from!r}: give that, or leave the moments out"
+                f"{self.verified_from!r}, but now it is {verified_from!r}; combined samples count as "
+                f"{self.verified_from!r}: give that, or omit the moments"
             )
 
     def checked(self, path: object, model: str, collected: Collected, device: torch.device) -> dict[Layer, Moments]:
@@ -176,7 +176,7 @@ class SavedMoments:
         Parameters
         ----------
         path
-            Where they came from, for the message.
+            Where the moments came from, for the message.
         model
             Digest of the uncorrected model.
         collected
@@ -236,4 +236,4 @@ def _sound(tensor: Tensor) -> bool:
 
 def _require(holds: bool, name: str) -> None:
     if not holds:
-        raise ValueError(f"{name} does not hold the moments of any rows")
+        raise ValueError(f"{name} holds impossible moments")

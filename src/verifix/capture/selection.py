@@ -51,8 +51,8 @@ class Selection:
             if not any(_matches(layer, pattern) for layer in layers):
                 known = sorted({layer.kind for layer in layers}) + [x.parameter for x in layers[:3]]
                 raise UsageError(
-                    f"the pattern {pattern!r} matches no layer; it must be a kind or a parameter-name glob such as "
-                    f"{', '.join(known) or 'nothing: no layer was seen'}"
+                    f"the pattern {pattern!r} matches no layer; it must be a kind or a parameter-name glob"
+                    f"{' such as ' + ', '.join(known) if known else ', and no layer was seen'}"
                 )
 
 

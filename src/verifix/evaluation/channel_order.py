@@ -31,5 +31,5 @@ def remark_on_colours(logits: Tensor, exchanged: Tensor, labels: Tensor) -> str:
         return ""
     return (
         f"With red and blue exchanged, the model is right on {int(other.sum())} of the {len(labels)} samples instead "
-        f"of {int(right.sum())}. Check the order of the colours."
+        f"of {int(right.sum())}. Check the order of the colour channels."
     )

@@ -33,7 +33,7 @@ def check_contradictions(samples: Samples) -> int:
         earlier = first.setdefault(digest, i)
         if samples.labels[earlier] != samples.labels[i]:
             raise DataError(
-                f"{samples.place(earlier)} and {samples.place(i)} are the same and have the labels "
+                f"{samples.place(earlier)} and {samples.place(i)} are the same input but have the labels "
                 f"{int(samples.labels[earlier])} and {int(samples.labels[i])}; correct one of them, leave both out, or "
                 "pass --no-check-labels (check_labels=False)"
             )

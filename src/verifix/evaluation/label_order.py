@@ -148,12 +148,12 @@ def _known(table: Table, where: Table, classes: int) -> Iterator[tuple[str, Tabl
         as_text = np.array(sorted(range(size), key=str))
         few = "0, 1, 10, 11, 2, …"
         if size > 10:
-            yield f"the labels are places in the order of the class names as text ({few})", as_text
-            yield f"the model's outputs are in the order of the class names as text ({few})", np.argsort(as_text)
+            yield f"the class names were sorted as text ({few}) to number the labels", as_text
+            yield f"the class names were sorted as text ({few}) to number the model's outputs", np.argsort(as_text)
         for missing in range(size - 1 if there[-1] < size - 1 else 0):
             shift = np.arange(size)
             shift[missing : size - 1] += 1
-            yield f"class {missing} was missing when the labels were numbered, so all behind it moved up", shift
+            yield f"class {missing} was missing when the labels were numbered, so all classes after it moved up", shift
         if there[0] > 0:
             yield "the labels count from 1, and the model's outputs from 0", np.maximum(np.arange(size) - 1, 0)
     best = _assigned(table)

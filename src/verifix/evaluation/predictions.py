@@ -167,7 +167,7 @@ def class_count(before: Answers, after: Answers, labels: Array) -> int:
     widths = {a.classes for a in (before, after) if a.logits is not None}
     if len(widths) == 2:
         raise DataError(
-            f"before has {before.classes} classes and after {after.classes}; compare answers to the same question"
+            f"before has {before.classes} classes and after {after.classes}; compare models with the same classes"
         )
     if not widths:
         return max(before.classes, after.classes, int(labels.max()) + 1, 2)
@@ -177,7 +177,7 @@ def class_count(before: Answers, after: Answers, labels: Array) -> int:
             i = int((values >= classes).argmax())
             raise DataError(
                 f"{what} has class {values[i]} for sample {i}, but there are {classes} classes, so they go from 0 to "
-                f"{classes - 1}; check that answers and labels belong together"
+                f"{classes - 1}; check that predictions and labels belong together"
             )
     return classes
 
@@ -188,7 +188,7 @@ def _as_tensor(values: Any, what: str) -> Tensor:
         x = (values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         line = one_line(error)
-        raise DataError(f"{what} cannot be made an array of numbers ({line}); give numbers in one array") from None
+        raise DataError(f"{what} cannot be converted to numbers ({line}); give numbers in one array") from None
     if x.is_complex() or x.dtype == torch.bool:
         raise DataError(f"{what} is {x.dtype}; give real numbers")
     return x

@@ -89,8 +89,8 @@ def gradients(
                 slopes = max(slopes, again, key=len)
             if not slopes:
                 raise DataError(
-                    "the model passes no gradients on (a no_grad inside its forward?); use --recipe verifix, which "
-                    "needs none"
+                    "no gradients flow through the model (is there a no_grad in its forward?); use --recipe verifix, "
+                    "which needs none"
                 )
             for name, slope in slopes.items():  # not in place: two parameters may have been given one tensor
                 total[name] = total[name] + slope if name in total else slope

@@ -196,12 +196,12 @@ def _alone(source: Source, item: Any, number: int) -> Batch:
     except Exception as error:  # the user's own code, or that of torch on items it cannot put together
         line = one_line(error)
         raise DataError(
-            f"sample {number} cannot be made a batch of its own ({type(error).__name__}: {line}); give samples of "
-            "tensors and numbers, or a DataLoader with a collate_fn that takes any number of them"
+            f"sample {number} cannot be batched on its own ({type(error).__name__}: {line}); give samples of tensors "
+            "and numbers, or a DataLoader with a collate_fn that accepts any number of samples"
         ) from error
     if len(batch.labels) != 1:
         raise DataError(
-            f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep every sample, once"
+            f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep each sample, once"
         )
     for x in tensors_in(batch.inputs):
         if x.is_floating_point() and not all(torch.isfinite(part).all() for part in _parts(x)):

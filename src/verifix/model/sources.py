@@ -96,8 +96,8 @@ class Source:
         except (RuntimeError, TypeError) as error:
             if "stack expects" in str(error) or "default_collate" in str(error):
                 raise DataError(
-                    f"inputs of different shape or kind cannot be put into one batch ({one_line(error)}); "
-                    "bring them to one size, or give a DataLoader with a collate_fn"
+                    f"inputs of different shape or type cannot be put into one batch ({one_line(error)}); "
+                    "bring them to one shape, or give a DataLoader with a collate_fn"
                 ) from None
             raise
 
@@ -150,7 +150,7 @@ def source_of(verified: Any) -> Source:
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
         if all(isinstance(part, (tuple, list)) and len(part) == 2 for part in verified) and isinstance(verified, list):
             raise UsageError(
-                "verified is a list of two pairs, which may be two samples, or inputs and labels; give tensors, or "
+                "verified is a list of two pairs, which may mean two samples, or inputs and labels; give tensors, or "
                 "more samples"
             )
         return _from_pair(*verified)
@@ -231,7 +231,7 @@ def _from_pair(inputs: Any, labels: Any) -> Source:
     for x in tensors_in(inputs):
         if x.ndim == 0 or labels.ndim == 0 or x.size(0) != len(labels):
             raise DataError(
-                f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not pair up; "
+                f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not match; "
                 "give one label per input"
             )
     labels = _as_labels(labels, len(labels))
@@ -272,8 +272,8 @@ def _pair(item: Any) -> tuple[Any, Any]:
         keys = [key for key in LABEL_KEYS if key in item]
         if len(keys) != 1:
             raise DataError(
-                f"a batch of the verified set has the keys {', '.join(map(str, item))}; the labels must stand under "
-                f"one of {', '.join(LABEL_KEYS)}"
+                f"a batch of the verified set has the keys {', '.join(map(str, item))}; the labels must be "
+                f"under one of {', '.join(LABEL_KEYS)}"
             )
         return {key: value for key, value in item.items() if key != keys[0]}, item[keys[0]]
     if not isinstance(item, (tuple, list)) or len(item) != 2:
@@ -325,7 +325,8 @@ def _as_tensor(values: Any, what: str) -> Tensor:
             values = values.astype(values.dtype.newbyteorder("="), order="C")
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"the {what} cannot be made a tensor ({one_line(error)}); give numbers in one array") from None
+        detail = one_line(error)
+        raise DataError(f"the {what} cannot be converted to a tensor ({detail}); give numbers in one array") from None
 
 
 def _as_labels(labels: Tensor, count: int) -> Tensor:

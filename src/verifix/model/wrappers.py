@@ -68,7 +68,7 @@ def refuse_form(model: nn.Module) -> None:
 
 def _obstacles(model: nn.Module) -> Iterator[tuple[str, str]]:
     if isinstance(model, torch.jit.ScriptModule):
-        yield "is a TorchScript module, whose inside cannot be seen", "give the Python module that it was made from"
+        yield "is a TorchScript module, whose layers are not visible", "give the Python module that it was made from"
     if isinstance(model, torch.fx.GraphModule) and _is_exported(model):
         yield "is an exported program", "give the module that it was exported from"
     for name, module in model.named_modules():

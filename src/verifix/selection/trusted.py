@@ -1,7 +1,8 @@
-"""Which samples to trust when nobody verified any: rank them by how probably their given label is right.
+"""Pick samples whose given label is probably right, for users who have no verified samples.
 
-Three rankings, each a score per sample with lower = more trusted; then the same number of each class. What comes out
-is no verified set: some of its labels are wrong, and nothing measured on it is an estimate for new data.
+There are three rankings. Each gives every sample a score (lower = more trusted), and the best samples of each class are
+picked, the same number from each. The result is not a verified set: some of its labels are wrong, and nothing that is
+measured on it estimates accuracy on new data.
 """
 
 from __future__ import annotations
@@ -44,18 +45,18 @@ STEP = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Trusted:
-    """Samples picked because their given label is probably right; nobody verified them.
+    """Samples that were picked because their given label is probably right; nobody verified them.
 
     Attributes
     ----------
     indices
-        Which samples of the data, ascending; for a DataLoader, by their place in its dataset's order among those it
-        draws.
+        Indices of the picked samples, ascending; for a DataLoader, positions among the samples that it draws, in the
+        order of its dataset.
     labels
         Their given labels, int64 ``[len(indices)]``.
     scores
-        Of *all* samples, float64 ``[n]``, lower = more trusted: cross-entropy in nats; squared change of the gradient;
-        or 1 − normalised margin, with 1 added for samples that cleanlab calls issues, which are never picked.
+        Scores of *all* samples, float64 ``[n]``, lower = more trusted: cross-entropy in nats; squared change of the
+        gradient; or 1 − normalised margin, with 1 added for samples that cleanlab calls issues (never picked).
     method
         How samples were ranked.
     shortfall
@@ -73,11 +74,11 @@ class Trusted:
 
     @property
     def per_class(self) -> dict[int, int]:
-        """How many samples of each class were picked; 0 for a class that has none to pick."""
+        """Number of picked samples per class; 0 for a class without any."""
         return dict(sorted((dict.fromkeys(self.shortfall, 0) | Counter(self.labels.tolist())).items()))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was picked as plain data: method, count, and how many of each class are there or missing."""
+        """Return as plain data: method, count, and the number of picked and missing samples per class."""
         return {
             "method": self.method,
             "count": len(self.indices),
@@ -86,13 +87,13 @@ class Trusted:
         }
 
     def summary(self) -> str:
-        """Return what was picked, for reading: one or two lines."""
+        """Describe what was picked in one or two lines of text."""
         lines = [
             f"{len(self.indices)} of {len(self.scores)} samples trusted by {self.method}; nobody verified their labels."
         ]
         if self.shortfall:
-            few = [f"{count} of class {label}" for label, count in list(self.shortfall.items())[:10]]
-            lines.append(f"Too few to pick from: {', '.join(few)}{', …' * (len(self.shortfall) > 10)} missing.")
+            few = [f"class {label} lacks {count}" for label, count in list(self.shortfall.items())[:10]]
+            lines.append(f"Too few samples to pick from: {', '.join(few)}{', …' * (len(self.shortfall) > 10)}.")
         return "\n".join(lines)
 
 
@@ -119,7 +120,7 @@ class TrustArguments(ForwardArguments, RunOptions):
 
 @takes(TrustArguments)
 def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
-    """Pick samples whose given label is probably right, for a correction when nobody verified any.
+    """Pick samples whose given label is probably right, for a correction without verified samples.
 
     Parameters
     ----------
@@ -139,17 +140,18 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     Raises
     ------
     UsageError
-        If an argument is not usable, there are fewer samples wanted than classes, or cleanlab is missing.
+        If an argument is invalid, `count` is smaller than the number of classes, or cleanlab is missing.
     DataError
-        If samples do not fit the model, or it cannot tell a curvature: no floating input, or half precision.
+        If samples do not fit the model, or the curvature cannot be computed: no floating-point input, or half
+        precision.
 
     Notes
     -----
-    Selecting trusted samples takes the place of verification in SAP (arXiv 2403.08618 v2). The curvature is that of
+    Selecting trusted samples replaces verification in SAP (arXiv 2403.08618 v2). The curvature is that of
     Garg, Ravikumar and Roy, "Memorization through the lens of curvature of loss function around samples"
-    (arXiv 2307.05831), who average it over all epochs of training, of which only the last model is there. Confident
-    learning: Northcutt, Jiang and Chuang (arXiv 1911.00068); it wants probabilities of models that have not seen the
-    sample, and those of a network that memorised its labels show few issues.
+    (arXiv 2307.05831), who average it over all epochs of training; here, only the final model is available. Confident
+    learning: Northcutt, Jiang and Chuang (arXiv 1911.00068). It expects probabilities of models that have not seen the
+    sample; those of a network that has memorised its labels show few issues.
 
     Examples
     --------
@@ -323,7 +325,7 @@ def curvature(
     moved = [k for k, x in enumerate(leaves) if _can_move(x, len(batch.labels))]
     if not moved:
         raise DataError(
-            "low-curvature moves floating inputs a little, and these samples have none (token ids cannot be moved); "
+            "low-curvature perturbs floating inputs, and these samples have none (token ids cannot be perturbed); "
             "use low-loss or confident"
         )
     _refuse_half([leaves[k] for k in moved], "the inputs")
@@ -350,7 +352,7 @@ def curvature(
 
 def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Return the gradient of a loss by every input; zeros for those that it does not depend on."""
-    remedy = "low-curvature cannot be told; use low-loss or confident"
+    remedy = "low-curvature cannot be computed; use low-loss or confident"
     if not loss.requires_grad:
         raise DataError(f"the model's output has no gradient with respect to its inputs, so {remedy}")
     try:
@@ -403,6 +405,6 @@ def _refuse_half(tensors: Any, what: str) -> None:
         if x.is_floating_point() and x.element_size() < 4:
             name = str(x.dtype).removeprefix("torch.")
             raise DataError(
-                f"{what} are {name}, in which a step of {STEP} is lost, so low-curvature cannot be told; give the "
-                "model and its inputs in float32"
+                f"{what} are {name}, in which a step of {STEP} is lost, so low-curvature cannot be computed; give "
+                "the model and its inputs in float32"
             )

@@ -234,7 +234,7 @@ class Closed(nn.Module):
 
 def test_a_model_without_gradients_gets_one_clear_line(lend):
     x, y = small_data(70)
-    with pytest.raises(DataError, match=r"passes no gradients on .*--recipe verifix") as caught:
+    with pytest.raises(DataError, match=r"no gradients flow through the model .*--recipe verifix") as caught:
         verifix.correct(Closed().eval(), (x, y), recipe="finetune", progress=False)
     assert "\n" not in str(caught.value)
     assert verifix.correct(Closed().eval(), (x, y), recipe="verifix", progress=False).curve

@@ -1,4 +1,4 @@
-"""What a layer kind is, and the one table of them."""
+"""The protocol of a layer kind, and the table of all kinds."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class Product:
     rows
         Called at most once, before the function runs; yields the kept rows in chunks ``[groups, n_i, d_in]``.
     partner
-        The other operand, where a function does not say which of its operands is the weight. A parameter times a
-        parameter is then no layer.
+        The other operand, if the function does not say which of its operands is the weight. A product of two
+        parameters is then not a layer.
     bias
-        What the call adds to every row's outputs, ``[groups · d_out]``; None if it adds nothing, or not just that.
+        The tensor that the call adds to every row's outputs, ``[groups · d_out]``; None if it adds nothing, or if it
+        changes the outputs in another way.
     """
 
     weight: Tensor
@@ -54,7 +55,7 @@ class LayerKind(Protocol):
         """The functions whose calls this adapter understands."""
 
     def products(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | None) -> Iterable[Product]:
-        """Name the multiplications of one call.
+        """Yield the multiplications of one call.
 
         Parameters
         ----------
@@ -119,8 +120,8 @@ def register(kind: LayerKind) -> LayerKind:
     for function in kind.functions:
         if function in KINDS:
             raise UsageError(
-                f"layer kind {kind.name!r} wants {getattr(function, '__name__', function)!r}, which "
-                f"{KINDS[function].name!r} already has; remove that entry of verifix.capture.kinds.KINDS first"
+                f"layer kind {kind.name!r} handles {getattr(function, '__name__', function)!r}, which layer kind "
+                f"{KINDS[function].name!r} handles already; remove that entry from verifix.capture.kinds.KINDS first"
             )
     if kind.name in {known.name for known in KINDS.values()}:
         raise UsageError(f"a layer kind named {kind.name!r} exists already; choose another name")

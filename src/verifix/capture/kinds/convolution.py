@@ -191,7 +191,7 @@ def _axis_of_tokens(keep: RowMask, before: Sequence[int], after: Sequence[int]) 
     """Return the one axis along which the tokens lie, before and after the convolution; None if there is none."""
     found = [i for i, size in enumerate(after) if size in keep.by_tokens and (len(after) == 1 or before[i] == size)]
     if len(found) > 1:
-        raise DataError(f"axes {list(before)} could both be those of the tokens; {REMEDY}")
+        raise DataError(f"axes {list(before)} could both be the token axis; {REMEDY}")
     return found[0] if found else None
 
 
@@ -232,8 +232,8 @@ def learn_length(
     keep.add(patches.all(dim=2))
     if keep.ambiguous:
         raise AmbiguousBatchError(
-            f"a padded batch of {keep.samples} samples has as many tokens behind a convolution; choose another "
-            "batch_size"
+            f"a padded batch of {keep.samples} samples has the same number of tokens after a convolution; choose "
+            "another batch_size"
         )
 
 

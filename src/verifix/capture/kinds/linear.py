@@ -206,7 +206,7 @@ class GroupedMatmul(RowMajor):
 def _part(x: Tensor, start: int, end: int, keep: RowMask | None) -> Callable[[], Iterator[Tensor]]:
     def rows() -> Iterator[Tensor]:
         if keep is not None:
-            raise DataError(f"tokens are sorted by expert, so that padding among them cannot be told; {REMEDY}")
+            raise DataError(f"tokens are sorted by expert, so padding among them cannot be identified; {REMEDY}")
         return chunked(x[start:end].unsqueeze(0))
 
     return rows

@@ -86,7 +86,7 @@ class RowMask:
         if found is None:
             own = [self.samples, *self.by_tokens]
             raise DataError(
-                f"rows on axes {list(shape)} do not fit the mask of rows to keep, of {own[0]} samples"
+                f"an input with the leading axes {list(shape)} does not fit the padding mask of {own[0]} samples"
                 f"{' and ' + ' or '.join(map(str, own[1:])) + ' tokens' if own[1:] else ''}; "
                 f"{REMEDY}"
             )
@@ -105,7 +105,7 @@ class RowMask:
         for tokens, own in self.by_tokens.items():
             mask = next((m for look in candidates if (m := look(shape, own)) is not None), None)
             if mask is not None and tokens in self.disputed:
-                raise DataError(f"two masks of {tokens} tokens differ, and which one is meant cannot be told; {REMEDY}")
+                raise DataError(f"two masks of {tokens} tokens differ, so it is unclear which one applies; {REMEDY}")
             if mask is not None:
                 return mask
         return None

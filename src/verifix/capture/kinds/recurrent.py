@@ -170,7 +170,7 @@ def _of_cell(args: Sequence[Any], kwargs: Mapping[str, Any], keep: RowMask | Non
 
 def _counted_in_cell(rows: Tensor, keep: RowMask | None) -> Tensor:
     if keep is not None and keep.by_tokens:
-        raise DataError(f"a cell is called step by step, so that padding among the steps cannot be told; {REMEDY}")
+        raise DataError(f"a cell is called step by step, so padding among the steps cannot be identified; {REMEDY}")
     every = rows.new_ones(len(rows), dtype=torch.bool)
     return every if keep is None else keep.at(every.shape).to(rows.device)
 
