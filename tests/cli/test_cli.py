@@ -567,7 +567,7 @@ def test_a_folder_of_named_classes_needs_the_order_of_the_outputs(world, tmp_pat
     assert sorted(named.labels) == sorted(numbered.labels)
     by_name = {Path(named.place(i)).name: label for i, label in enumerate(named.labels)}
     assert all(by_name[Path(numbered.place(i)).name] == label for i, label in enumerate(numbered.labels))
-    with pytest.raises(verifix.DataError, match="is not among the model.s classes"):
+    with pytest.raises(verifix.DataError, match=r"is not among the model.s classes"):
         open_data(world / "verified-named", DataOptions(classes=["ant", "cow"]))
 
 
