@@ -254,10 +254,10 @@ def test_samples_of_the_training_set_are_called_what_they_are(noisy):
     correction = verifix.correct(
         model, (data.inputs[chosen], data.labels[chosen]), recipe="verifix", verified_from="training", progress=False
     )
-    assert "not an estimate for new data" in correction.summary()
+    assert "do not estimate accuracy on new data" in correction.summary()
     assert "--test" in correction.summary()
     unseen = verifix.correct(model, verified(data), recipe="verifix", progress=False)
-    assert "not an estimate" not in unseen.summary()
+    assert "do not estimate" not in unseen.summary()
 
 
 def test_own_score_and_loss_choose(noisy):

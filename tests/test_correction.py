@@ -110,7 +110,7 @@ def test_save_and_load_keep_everything(case, tmp_path):
     assert loaded.summary() == expected.summary()
     assert same(dict(loaded.original), dict(correction.original))
     assert same(dict(loaded.corrected), dict(correction.corrected))
-    with pytest.raises(UsageError, match="use apply_"):
+    with pytest.raises(UsageError, match="call apply_"):
         _ = loaded.model
     twin = copy.deepcopy(model)
     loaded.apply_(twin)

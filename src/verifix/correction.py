@@ -27,19 +27,19 @@ SIDES = ("original/", "corrected/")
 
 TRAINING_NOTE = (
     "The verified samples were used in training, so the network remembers them with their wrong labels: these scores "
-    "are not an estimate for new data. Measure on samples that neither training nor the correction has seen (--test)."
+    "do not estimate accuracy on new data. Use samples that neither training nor the correction has seen (--test)."
 )
 
 TRUSTED_NOTE = (
-    "Nothing was verified: these samples were picked{by}, and some of their labels are wrong. Scores on them are no "
-    "estimate of a gain, and none is claimed. Measure on verified samples that neither training nor the correction has "
-    "seen (--test)."
+    "Nothing was verified: these samples were picked{by}, and some of their labels are wrong. Scores on them do not "
+    "estimate a gain, and no gain is claimed. Measure it on verified samples that neither training nor the correction "
+    "has seen (--test)."
 )
 TRUSTED_NO_CHANGE = (
-    " Samples that were picked because the model agrees with their label are right already, so that no change is what "
-    "such a choice mostly comes to: give alpha as a number."
+    " The model already agrees with the labels of picked samples, so choosing a strength mostly leads to no change: "
+    "give alpha as a number."
 )
-UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and is no estimate of a gain"
+UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and does not estimate a gain"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -70,7 +70,9 @@ class Correction:
     def model(self) -> nn.Module:
         """The corrected copy of the model, on the device of the one that was given."""
         if self._model is None:
-            raise UsageError("a correction loaded from a file holds no model; use apply_(model) on the original one")
+            raise UsageError(
+                "a correction that was loaded from a file has no model; call apply_ with the original model"
+            )
         return self._model
 
     @property
@@ -209,10 +211,10 @@ class Correction:
                 raise CheckpointError(f"cannot {verb}: the model has no {name!r}; give the model that was corrected")
             found = tensor_digest(tensors[name])
             if found != tensor_digest(value):
-                already = found == tensor_digest(new[name])
+                wanted, result = ("original", "corrected") if verb == "apply" else ("corrected", "original")
+                has = f"already has the {result}" if found == tensor_digest(new[name]) else "has other"
                 raise CheckpointError(
-                    f"cannot {verb}: {name!r} {'has the result of that already' if already else 'has other weights'} "
-                    f"(SHA-256 {found[:12]}…); give the {'original' if verb == 'apply' else 'corrected'} model"
+                    f"cannot {verb}: {name!r} {has} weights (SHA-256 {found[:12]}…); give the {wanted} model"
                 )
         for name, value in new.items():
             with torch.inference_mode(tensors[name].is_inference()):  # such tensors are written in no other mode
@@ -383,7 +385,7 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
         expected, provenance = about["sha256"], dict(about["provenance"])
         forms = [{name: (x.shape, x.dtype) for name, x in _under(side, tensors).items()} for side in SIDES]
         if forms[0] != forms[1]:
-            raise ValueError("the weights before and after are not the same ones")
+            raise ValueError("the weights before and after differ in name, shape or dtype")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
     if digests != expected:

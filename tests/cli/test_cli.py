@@ -215,7 +215,7 @@ def test_moments_of_one_run_serve_the_next(world, tmp_path, capsys):
 def test_training_samples_are_warned_about(world, tmp_path, capsys):
     argv = arguments(world, tmp_path / "a.safetensors", alpha=100, verified_from="training")
     _, text, _ = run([*argv, "--json"], capsys)
-    assert "not an estimate for new data" in json.loads(text)["warning"]
+    assert "do not estimate accuracy on new data" in json.loads(text)["warning"]
     assert "--test" in json.loads(text)["warning"]
 
 
@@ -249,7 +249,7 @@ def test_samples_that_nobody_verified_are_picked_and_called_so(given, tmp_path, 
     assert result["provenance"]["verified_from"] == "trusted"
     assert result["provenance"]["samples"] == 91
     assert f"picked by {method or 'low-loss'}, and some of their labels are wrong" in result["warning"]
-    assert "none is claimed" in result["warning"]
+    assert "no gain is claimed" in result["warning"]
     assert {"before", "after", "gain", "samples"} == set(result["test"])
     assert "trusted" in json.loads(read_checkpoint(out).metadata["verifix"])["verified_from"]
 
@@ -678,7 +678,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(world, tmp_path, capsys):
         argv = [*argv, flag, str(world / "verified" / path)]
         code, _, err = run(argv, capsys)
         assert code == 2
-        assert "lies in a folder that is read" in err
+        assert "is inside an input folder" in err
 
 
 def test_a_process_that_is_asked_to_end_leaves_nothing_half_written(world, tmp_path):

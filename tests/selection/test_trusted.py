@@ -356,7 +356,7 @@ def test_a_correction_from_trusted_samples_claims_no_gain(spoilt, tmp_path):
         text = found.summary()
         assert "200 unverified samples (trusted)" in text
         assert "Nothing was verified: these samples were picked by low-loss" in text
-        assert "no estimate of a gain, and none is claimed" in text
+        assert "do not estimate a gain, and no gain is claimed" in text
         assert found.as_dict()["unverified"] is True
         assert found.as_dict()["choices"]["project"]["note"] == UNVERIFIED_SCORES
     assert plain.as_dict()["unverified"] is False

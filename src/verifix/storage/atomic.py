@@ -43,13 +43,13 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False,
     if path.is_dir() and not folder:
         raise UsageError(f"{path} is a folder; name a file")
     if folder and (path.is_symlink() or (path.exists() and not path.is_dir())):
-        raise UsageError(f"{path} is not a folder, and a folder is to be written; choose another name")
+        raise UsageError(f"{path} is not a folder, but the output is one; choose another name")
     if path.exists() and not (folder and not any(path.iterdir())):
         if not force:
             there = "exists already and is not empty" if folder else "exists already"
             raise UsageError(f"{path} {there}; choose another name, or pass --force to replace it")
         if folder and not any((path / mark).is_file() for mark in marks):
-            raise UsageError(f"{path} is a folder of other things and is not replaced; choose another name")
+            raise UsageError(f"{path} is a folder with other content and is not replaced; choose another name")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
@@ -74,11 +74,11 @@ def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
     """
     for i, path in enumerate(outputs):
         if path.resolve() in {other.resolve() for other in outputs[:i]}:
-            raise UsageError(f"{path} is to be written twice; choose different names")
+            raise UsageError(f"{path} is the name of two outputs; choose different names")
         if any(path.exists() and Path(source).exists() and path.samefile(source) for source in inputs):
             raise UsageError(f"{path} is an input; it is never overwritten, so choose another name")
         if any(Path(source).is_dir() and Path(source).resolve() in path.resolve().parents for source in inputs):
-            raise UsageError(f"{path} lies in a folder that is read; nothing is written there, so choose another place")
+            raise UsageError(f"{path} is inside an input folder; nothing is written there, so choose another place")
         inner = [*inputs, *(other for other in outputs if other != path)]
         if any(path.resolve() in Path(other).resolve().parents for other in inner):
             raise UsageError(f"{path} is a folder with inputs or other outputs in it; choose another name")

@@ -199,7 +199,7 @@ def _check_size(path: Path) -> None:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > path.stat().st_size + 2**26:
         raise CheckpointError(
-            f"{path} cannot be read: it would unpack to {unpacked / 2**30:.1f} GiB, and torch.save packs nothing; "
+            f"{path} cannot be read: it would unpack to {unpacked / 2**30:.1f} GiB, but torch.save does not compress; "
             "save its state dict again"
         )
 
@@ -211,7 +211,7 @@ def _reason(error: Exception) -> str:
     if found:
         return (
             f"it holds a {found[1]}, and such objects can run code; if you trust the file, load it with "
-            "weights_only=False, and save its state dict alone, with torch.save(state_dict, …)"
+            "weights_only=False, and save only its state dict, with torch.save(state_dict, …)"
         )
     inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     line = (inner or text)[:200].rstrip(". ")

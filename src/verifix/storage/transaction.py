@@ -80,7 +80,7 @@ class Move:
         same = now == self.before or (now is None and identity(self.aside) == self.before)
         if not same or identity(self.staged) != self.new:
             raise OutputError(
-                f"{self.target} was changed by another program in the meantime; it was left as it is, so run again"
+                f"{self.target} was changed by another program in the meantime and was not replaced; run again"
             )
 
     def carry_out(self) -> None:

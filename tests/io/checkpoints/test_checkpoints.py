@@ -444,7 +444,7 @@ def test_what_half_precision_keeps_of_a_correction_is_said(here, capsys):
 def test_which_weights_were_used_is_said_and_can_be_chosen(here, vision, capsys):
     case = timm_training(True)
     assert main(arguments(case.path, "f.pth.tar")) == 0
-    used = "Used the averaged (EMA) weights (state_dict_ema); the raw ones (state_dict) stay as they are"
+    used = "Used the averaged (EMA) weights (state_dict_ema); the raw ones (state_dict) are unchanged"
     assert used in capsys.readouterr().out
     score = ["score", str(case.path), "--model", "py:net.py:build", "--data", "v.npz", "--no-progress", "--json"]
     figures = {}
@@ -550,7 +550,7 @@ def test_a_folder_is_replaced_only_by_force_and_only_if_it_holds_weights(here, v
     assert flat(out).keys() == flat(case.path).keys()
     (out / "model.safetensors").unlink()
     assert main([*command, "--force"]) == 2
-    assert "is a folder of other things" in capsys.readouterr().err
+    assert "is a folder with other content" in capsys.readouterr().err
     assert (out / "config.json").is_file()
     Path("file").write_text("precious")
     for name, text in {

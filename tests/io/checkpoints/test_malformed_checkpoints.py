@@ -136,12 +136,12 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     "html as bin": (lambda: raw(b"<!DOCTYPE html><p>404", "c.bin"), 5, "c.bin cannot be read", "complete"),
     "html as safetensors": (lambda: raw(b"<!DOCTYPE html><p>4", "c.safetensors"), 5, "c.safetensors is", "complete"),
     "pickle with code": (lambda: saved({"state_dict": state(), "hook": Evil()}), 5, "c.pt cannot", "weights_only=True"),
-    "whole module": (lambda: saved(nn.Linear(2, 2)), 5, "a torch.nn.modules.linear.Linear", "save its state dict"),
+    "whole module": (lambda: saved(nn.Linear(2, 2)), 5, "a torch.nn.modules.linear.Linear", "save only its state dict"),
     "config object in ckpt": (
         lambda: saved({"state_dict": state(), "hyper_parameters": Config(lr=1)}, "c.ckpt"),
         5,
         f"c.ckpt cannot be read with weights_only=True: it holds a {__name__}.Config",
-        "save its state dict alone",
+        "save only its state dict",
     ),
     "scripted": (scripted, 5, "c.pt cannot be read", "save its state dict"),
     "empty state dict": (lambda: saved({"state_dict": {}}), 5, "c.pt holds no state dict", "save model.state_dict()"),
@@ -223,13 +223,13 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     "whole numbers": (
         lambda: stored({key: (10 * value).to(torch.int8) for key, value in state().items()}),
         5,
-        "8 weights that are no plain floating-point numbers (bn.bias torch.int8",
+        "8 weights that are not plain floating-point numbers (bn.bias torch.int8",
         "from before it was quantised",
     ),
     "sparse": (
         lambda: saved(beside(state(), head__weight=torch.ones(3, 16).to_sparse())),
         5,
-        "1 weights that are no plain floating-point numbers (head.weight torch.float32 torch.sparse_coo)",
+        "1 weights that are not plain floating-point numbers (head.weight torch.float32 torch.sparse_coo)",
         "from before it was quantised",
     ),
     "not a number": (
@@ -242,31 +242,31 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
         lambda: with_flags(stored(state()), "--weights", "ema"),
         5,
         "c.safetensors has no averaged weights",
-        "leave --weights ema away",
+        "omit --weights ema",
     ),
     "no raw weights": (
         lambda: with_flags(saved({"model_ema": state()}), "--weights", "raw"),
         5,
         "c.pt holds averaged weights only",
-        "leave --weights raw away",
+        "omit --weights raw",
     ),
     "no raw weights behind a prefix": (
         lambda: with_flags(stored(prefixed("ema_model.")), "--weights", "raw"),
         5,
         "c.safetensors has no raw weights",
-        "leave --weights raw away",
+        "omit --weights raw",
     ),
     "averaged how": (lambda: with_flags(stored(state()), "--weights", "swa"), 2, "--weights", "see verifix correct"),
     "adapter folder": (
         lambda: folder({"adapter_model.safetensors": {"a": torch.ones(1)}}, adapter_config__json="{}"),
         5,
-        "folder is an adapter of PEFT",
+        "folder is a PEFT adapter, not a whole model",
         "merge_and_unload()",
     ),
     "adapter file": (
         lambda: stored({"a": torch.ones(1)}, "adapter_model.safetensors"),
         5,
-        "adapter_model.safetensors is an adapter of PEFT",
+        "adapter_model.safetensors is a PEFT adapter, not a whole model",
         "merge_and_unload()",
     ),
     "adapter inside": (
@@ -294,8 +294,8 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     "index names a missing shard": (
         lambda: folder(halves(), lambda index: {"weight_map": {**index, "head.bias": "model-3.safetensors"}}),
         5,
-        "index.json names model-3.safetensors, which is not there",
-        "bring all files",
+        "index.json names model-3.safetensors, which is missing",
+        "provide all files",
     ),
     "index points outside": (
         lambda: (
@@ -321,13 +321,13 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     "shard without a tensor": (
         lambda: folder(without(halves(), "head.bias"), lambda index: {"weight_map": with_head(index)}),
         5,
-        "model-2.safetensors has no 'head.bias', against the index",
+        "model-2.safetensors has no 'head.bias', contrary to the index",
         "the same checkpoint",
     ),
     "shard with one more": (
         lambda: folder(halves(), lambda i: {"weight_map": {k: v for k, v in i.items() if k != "head.bias"}}),
         5,
-        "model-2.safetensors also has 'head.bias', against the index",
+        "model-2.safetensors also has 'head.bias', contrary to the index",
         "the same checkpoint",
     ),
     "truncated shard": (truncated_shard, 5, "model-2.safetensors is not a readable", "complete"),

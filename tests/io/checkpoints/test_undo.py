@@ -163,7 +163,7 @@ def test_what_cannot_be_undone_is_refused_in_one_line(here, capsys):
         (["c.pt", "--correction", ours], 5, "c.pt holds the original weights already"),
         (["five.pt", "--correction", ours], 5, "five.pt does not hold what f.correction.safetensors says (6 of 9"),
         (["tuned.pt", "--correction", ours], 5, "(1 of 9 tensors differ, /'model'/'head.bias' first)"),
-        (["later.pt", "--correction", ours], 5, "something beside them has changed since"),
+        (["later.pt", "--correction", ours], 5, "other content has changed since"),
         (["f.pt", "--correction", "api.safetensors"], 5, "api.safetensors was saved without a checkpoint"),
         (["f.pt", "--correction", "flipped.safetensors"], 5, "flipped.safetensors is damaged"),
         (["f.pt", "--correction", "c.pt"], 5, "c.pt is not a readable safetensors file"),

@@ -112,13 +112,13 @@ class Checkpoint:
             other = "raw" if used == "ema" else "ema"
             notes.append(
                 f"Used the {words[used]} weights ({places[used] or 'no prefix'}); the {words[other]} ones "
-                f"({places[other] or 'no prefix'}) stay as they are: --weights {other} takes those."
+                f"({places[other] or 'no prefix'}) are unchanged: --weights {other} uses those."
             )
         elif used == "ema":
             notes.append("Used averaged (EMA) weights; the checkpoint has no others.")
         outside = [key for key in fit.outside if key.rpartition(".")[2] != "n_averaged"]
         if outside:
-            notes.append(f"Left as they are, because the model has no such weights: {listed(outside)}.")
+            notes.append(f"Unchanged, because the model has no such weights: {listed(outside)}.")
         if self.folder is not None and self.folder.left_out:
             notes.append(f"Left out, because they hold the same weights uncorrected: {listed(self.folder.left_out)}.")
         return notes
@@ -153,7 +153,7 @@ class Checkpoint:
         ]
         if whole:
             raise CheckpointError(
-                f"{self.path} does not fit the model: {few('weights that are no plain floating-point numbers', whole)}"
+                f"{self.path} does not fit the model: {few('weights that are not plain floating-point numbers', whole)}"
                 "; give the checkpoint from before it was quantised or converted"
             )
         model.load_state_dict({**wanted, **state}, strict=True)
@@ -183,7 +183,7 @@ class Checkpoint:
         """
         if "verifix" in self.metadata or self._matches_correction_beside():
             raise CheckpointError(
-                f"{self.path} has been corrected already, and correcting twice is not correcting once; "
+                f"{self.path} has been corrected already, and a second correction is not allowed; "
                 "give the original checkpoint"
             )
 

@@ -194,7 +194,7 @@ def choose_fit(model: nn.Module, found: Found, weights: str, path: object) -> Fi
     chosen = next((kinds[kind] for kind in order if kinds[kind]), [])
     if not chosen:
         raise CheckpointError(
-            f"{path} has no {'averaged' if weights == 'ema' else weights} weights; leave --weights {weights} away, or "
+            f"{path} has no {'averaged' if weights == 'ema' else weights} weights; omit --weights {weights}, or "
             "give another checkpoint"
         )
     if len({tuple(place(found.tensors[f.keys[name]]) for name in sorted(f.keys)) for f in chosen}) > 1:

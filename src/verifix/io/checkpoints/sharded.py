@@ -62,7 +62,7 @@ def refuse_adapter(path: Path) -> None:
     """
     if path.name in ADAPTERS or any((path / name).is_file() for name in ADAPTERS):
         raise CheckpointError(
-            f"{path} is an adapter of PEFT and no whole model; merge it with model.merge_and_unload(), save that with "
+            f"{path} is a PEFT adapter, not a whole model; merge it with model.merge_and_unload(), save that with "
             "save_pretrained, and give the new folder"
         )
 
@@ -135,7 +135,7 @@ def read_index(path: Path) -> dict[str, str]:
         if name in ("", ".", "..") or "/" in name or "\\" in name:
             raise CheckpointError(f"{path} names {name!r}, which is not in its folder; an index names files beside it")
         if not (path.parent / name).is_file():
-            raise CheckpointError(f"{path} names {name}, which is not there; bring all files of the checkpoint")
+            raise CheckpointError(f"{path} names {name}, which is missing; provide all files of the checkpoint")
     if len({Path(name).suffix for name in index.values()}) > 1:
         raise CheckpointError(f"{path} names files of different formats; save the model again")
     return index
@@ -161,6 +161,6 @@ def check_shards(folder: Folder, shards: Mapping[str, Mapping[str, Tensor]]) -> 
         for what, keys in (("has no", said - tensors.keys()), ("also has", tensors.keys() - said)):
             if keys:
                 raise CheckpointError(
-                    f"{folder.root / name} {what} {sorted(keys)[0]!r}, against the index; bring the files of one and "
-                    "the same checkpoint"
+                    f"{folder.root / name} {what} {sorted(keys)[0]!r}, contrary to the index; provide all files "
+                    "from the same checkpoint"
                 )

@@ -129,4 +129,4 @@ def choose_state(found: Mapping[str, Found], weights: str, path: object) -> Foun
     for kind in ("raw",) if weights == "raw" else ("ema", "raw"):
         if kind in found:
             return found[kind]
-    raise CheckpointError(f"{path} holds averaged weights only; leave --weights raw away, or give another checkpoint")
+    raise CheckpointError(f"{path} holds averaged weights only; omit --weights raw, or give another checkpoint")

@@ -61,8 +61,8 @@ def read_undo(path: Path) -> Undo:
     correction, record = load_with_record(path)
     if record is None:
         raise CheckpointError(
-            f"{path} was saved without a checkpoint, so it names no files; load it with verifix.Correction.load and "
-            "call undo_ with the model"
+            f"{path} was saved without a checkpoint, so it has no files to restore; load it with "
+            "verifix.Correction.load and call undo_ with the model"
         )
     if not isinstance(record.about, dict) or record.about.get("format") != FORMAT:
         raise CheckpointError(f"{path} is of another version of verifix; undo with the version that wrote it")
@@ -123,8 +123,8 @@ def _put_back(checkpoint: Checkpoint, undo: Undo) -> dict[str, bytes]:
     parts = checkpoint.files
     if parts.keys() != undo.files.keys():
         raise CheckpointError(
-            f"{undo.path} belongs to a checkpoint of other files than {checkpoint.path}; give the correction file that "
-            "was written with it"
+            f"{undo.path} belongs to a checkpoint with other files than {checkpoint.path}; give the correction file "
+            "that was written with it"
         )
     for name, part in parts.items():
         _check_corrected(part, undo.files[name], undo.path)
@@ -136,8 +136,8 @@ def _put_back(checkpoint: Checkpoint, undo: Undo) -> dict[str, bytes]:
             found[place].data.copy_(held[key])
         if content_digest(digests(part.content)) != said["content_sha256"]:
             raise CheckpointError(
-                f"{part.path} has the corrected tensors, but something beside them has changed since it was corrected; "
-                "give the file that verifix has written"
+                f"{part.path} has the corrected tensors, but other content has changed since the correction; "
+                "give the file that verifix wrote"
             )
     return {name: said["head"].encode("latin-1") for name, said in undo.files.items() if said["changed"]}
 

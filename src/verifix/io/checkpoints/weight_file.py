@@ -148,8 +148,8 @@ def read_part(path: Path) -> Part:
         raise UsageError(f"{path} does not exist; check the path")
     if not path.name.endswith(SUFFIXES):
         raise UsageError(
-            f"{path} is not a checkpoint by its name; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, an "
-            f"index ({INDEX}), or a folder that save_pretrained has written"
+            f"{path} has no known checkpoint format; give a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, an "
+            f"index ({INDEX}), or a folder of save_pretrained"
         )
     storages: list[torch.UntypedStorage] = []
     if path.suffix == ".safetensors":
