@@ -339,7 +339,7 @@ def about_digits(found: dict[str, Any]) -> dict[str, Any]:
             "refit": _choice(
                 None,
                 points([0.1, 1.0, 10.0], 1, 0.006),
-                "no change: strength 1 lowers the loss by 0.0060 (standard error 0.0120), which is not clear enough",
+                "no change: strength 1 lowers the loss by 0.0060 (standard error 0.0120), which is not a clear gain",
                 {},
                 1.25,
             ),

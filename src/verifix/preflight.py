@@ -235,8 +235,8 @@ def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, sample
     used = [layer.parameter for layer in original.layers] + list(original.used_by)
     if used:
         raise UsageError(
-            f"a copy of the model still runs {used[0]!r} of the original: a forward that was replaced by a closure; "
-            "define it in the module's class instead"
+            f"a copy of the model still uses {used[0]!r} of the original, because a forward was replaced by a closure; "
+            "define forward in the module's class instead"
         )
     check_labels(samples.labels, logits.shape[1], samples.where)
     return logits.shape[1]

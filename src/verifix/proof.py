@@ -43,8 +43,8 @@ Kind = Literal["nested", "split", "test"]
 
 NOTES: dict[Kind, str] = {
     "nested": (
-        "Nested cross-fitting: every sample was predicted by a correction that never saw it, with moments, strengths "
-        "and stages of its own, from four fifths of the samples."
+        "Nested cross-fitting: every sample was predicted by a correction made without it, from four fifths of the "
+        "samples, with its own moments, strengths and stages."
     ),
     "split": "Measured on the half of the verified samples that the correction never saw.",
     "test": "Measured on test samples that neither training nor the correction has seen.",
@@ -301,7 +301,7 @@ def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
     if count < needed:
         raise DataError(
             f"{count} verified samples, but a {kind} proof needs at least {needed}; verify more, give test samples "
-            "(--test), or leave the proof out (--proof none)"
+            "(--test), or skip the proof (--proof none)"
         )
 
 

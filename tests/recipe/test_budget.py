@@ -103,7 +103,7 @@ def test_stages_that_do_not_fit_are_not_tried_and_the_summary_says_so():
         assert choice.reason.startswith("not tried: "), name
         assert f"{name}: {choice.reason}" in correction.summary()
     assert "it would take about" in correction.choices["refit"].reason
-    assert "of the budget are left" in correction.choices["refit"].reason
+    assert "of the budget remain" in correction.choices["refit"].reason
     assert correction.choices["refit"].estimated > 0
     assert not correction.changed
 

@@ -56,7 +56,7 @@ def test_a_gain_within_one_standard_error_does_not_win():
     inside, _ = run(lambda s: 1 - 0.99 * error, spread=1.0)
     outside, _ = run(lambda s: 1 - 1.01 * error, spread=1.0)
     assert inside.strength is None
-    assert "not clear enough" in inside.reason
+    assert "not a clear gain" in inside.reason
     assert outside.strength is not None
 
 
@@ -108,7 +108,7 @@ def test_a_gain_below_the_minimal_one_is_not_worth_a_change_however_sure():
     below = listed({1.0: (1 - 0.99 * MINIMAL_GAIN, 0.6)})
     above = listed({1.0: (1 - 1.01 * MINIMAL_GAIN, 0.6)})
     assert below.strength is None
-    assert below.reason.endswith("which is not worth a change")
+    assert below.reason.endswith("which is too small to matter")
     assert above.strength == 1.0
 
 

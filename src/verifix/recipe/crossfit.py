@@ -181,7 +181,7 @@ def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rul
     seconds = estimate(trials[whole].fitter, fitters, candidates, rules.pace)
     if seconds > left:
         return not_tried(
-            f"it would take about {duration(seconds)}, and {duration(max(left, 0))} of the budget are left", seconds
+            f"it would take about {duration(seconds)}, but only {duration(max(left, 0))} of the budget remain", seconds
         )
     return replace(choose_strength(trials, candidates, whole, parts, rules), estimated=seconds)
 

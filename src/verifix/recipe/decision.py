@@ -240,10 +240,11 @@ def _why_not(best: Point, no_change: Point) -> str:
     if best.loss_gain <= 0:
         return "no strength lowers the loss"
     if best.loss_gain <= best.standard_error:
-        return f"{_lowers(best)}, which is not clear enough"
+        return f"{_lowers(best)}, which is not a clear gain"
     if best.loss_gain <= MINIMAL_GAIN:
-        return f"{_lowers(best)}, which is not worth a change"
-    return f"{_lowers(best)}, but {_scores(best, no_change)}, and so with every strength that clearly lowers it"
+        return f"{_lowers(best)}, which is too small to matter"
+    kept = "no strength that clearly lowers the loss clearly keeps the score"
+    return f"{_lowers(best)}, but {_scores(best, no_change)}; {kept}"
 
 
 def _lowers(point: Point) -> str:

@@ -95,6 +95,6 @@ def test_the_budget_of_the_command_line_reaches_the_correction(here, capsys):
     assert main([*argv, "--budget", "0.0001"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["strengths"]["finetune"] is None
-    assert "of the budget are left" in result["choices"]["finetune"]["reason"]
+    assert "of the budget remain" in result["choices"]["finetune"]["reason"]
     assert main([*argv, "--budget", "soon"]) == 2
     assert "budget is 'soon'" in capsys.readouterr().err

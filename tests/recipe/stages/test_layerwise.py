@@ -286,7 +286,7 @@ def test_it_says_what_keeps_it_from_running(lend):
     assert Layerwise(context).candidates() == Listed(STEPS)
     assert "no projection was kept" in Layerwise(replace(context, strengths={})).obstacle()
     both = replace(context, strengths={"project": ALPHA, "refit": 1.0})
-    assert "right after the projection" in Layerwise(both).obstacle()
+    assert "directly follow the projection" in Layerwise(both).obstacle()
     assert "3 folds or more" in Layerwise(small_context(lend, folds=2)).obstacle()
     assert Layerwise(small_context(lend, folds=3)).obstacle() == ""
     assert Layerwise(small_context(lend, folds=3, without=0)).fit(STEPS[0])

@@ -43,7 +43,7 @@ class FineTune(Stage):
     """
 
     name = "finetune"
-    about = "A short training of all weights, pulled towards what they were."
+    about = "A short training of all weights, pulled towards their previous values."
     numbers = ("rate", "epochs")
     automatic = True
 
@@ -134,7 +134,7 @@ class Training:
             If the training has gone past them, and they were not kept.
         """
         if epochs <= self.done and epochs not in self.asked:
-            raise ValueError(f"training has gone on to epoch {self.done}, and epoch {epochs} was not kept")
+            raise ValueError(f"training is at epoch {self.done} already, and epoch {epochs} was not kept")
         while epochs not in self.asked:
             weights = next(self.epochs)
             self.done += 1

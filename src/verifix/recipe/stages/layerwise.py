@@ -76,7 +76,7 @@ class Layerwise(Stage):
     """
 
     name = "layerwise"
-    about = "A strength and a gate of its own for every layer."
+    about = "A separate strength and gate for every layer."
     numbers = ("steps",)
     automatic = True
 
@@ -106,9 +106,9 @@ class Layerwise(Stage):
     def obstacle(self) -> str:
         """Say what is missing: the single α that it starts from, or two halves."""
         if Project.name not in self.context.strengths:
-            return "it refines the projection, and no projection was kept"
+            return "it refines the projection, but no projection was kept"
         if set(self.context.strengths) != {Project.name}:
-            return "it must come right after the projection, which it replaces"
+            return "it must directly follow the projection, which it replaces"
         if len(self.context.run.members) < 3:
             return "it needs 3 folds or more"
         return ""

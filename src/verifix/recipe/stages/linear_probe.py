@@ -39,7 +39,7 @@ class LinearProbe(Stage):
 
     def obstacle(self) -> str:
         """Say if there is no head to replace."""
-        return "" if self.site else "no linear layer that may be corrected gives the logits"
+        return "" if self.site else "no linear layer that may be corrected computes the logits"
 
     def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1."""

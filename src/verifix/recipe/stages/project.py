@@ -25,7 +25,9 @@ class Project(Stage):
     """
 
     name = "project"
-    about = "The paper's projection: directions that the samples never excite are shrunk, equally in every layer."
+    about = (
+        "The paper's projection: shrinks directions that the samples never excite, with one strength for all layers."
+    )
     numbers = ("alpha",)
     automatic = True
 

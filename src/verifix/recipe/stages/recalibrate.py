@@ -30,7 +30,7 @@ class Recalibrate(Stage):
     """
 
     name = "recalibrate"
-    about = "The statistics of batch normalisation, measured anew."
+    about = "The statistics of batch normalisation, measured again."
     numbers = ("share",)
     automatic = True
 

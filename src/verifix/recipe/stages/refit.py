@@ -24,7 +24,7 @@ class Refit(Stage):
     """
 
     name = "refit"
-    about = "The last layer, fitted to the verified labels and pulled towards what it was."
+    about = "The last layer, fitted to the verified labels and pulled towards its previous weights."
     numbers = ("pull",)
     automatic = True
 
@@ -35,7 +35,7 @@ class Refit(Stage):
 
     def obstacle(self) -> str:
         """Say if there is no linear layer whose products are the logits."""
-        return "" if self.head else "no linear layer that may be corrected gives the logits"
+        return "" if self.head else "no linear layer that may be corrected computes the logits"
 
     def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1: below is a fit without a pull, above is none."""
