@@ -106,7 +106,7 @@ def test_a_forward_that_is_a_closure_over_the_original_is_refused():
     old = model[1].forward
     model[1].forward = lambda x: old(x)  # noqa: PLW0108 - a closure is the point
     state = copy.deepcopy(model[1].state_dict())
-    with pytest.raises(UsageError, match=r"still runs '1\.\w+' of the original"):
+    with pytest.raises(UsageError, match=r"still uses '1\.\w+' of the original"):
         verifix.correct(model, (x, y), alpha=9, progress=False)
     assert all(torch.equal(state[k], v) for k, v in model[1].state_dict().items())
     assert model[1].training
