@@ -134,7 +134,7 @@ class RunOptions(Settings):
     """How a model is run over samples."""
 
     seed: Annotated[int, COMPUTING] = 0
-    """Random seed of the folds, of the samples that `limit` takes, and of the bootstrap."""
+    """Seed of everything random: the folds, the samples of `limit`, the bootstrap."""
     device: Annotated[str | Device, COMPUTING] = "auto"
     """Where to compute. "auto" is the device of the model; on the command line, it is a GPU if there is one."""
     batch_size: Annotated[int | Literal["auto"], COMPUTING] = "auto"

@@ -449,8 +449,8 @@ def bad_commands() -> dict:
         "pattern": (change(include="head.*"), 2, "'head.*' matches no layer"),
         "verified from": (change(verified_from="space"), 2, "--verified-from"),
         "verified from missing": (change(verified_from=None), 2, "--verified needs --verified-from, one of unseen"),
-        "nothing to correct from": (change(verified=None), 2, "correct needs one of --verified, and --trusted if"),
-        "verified and trusted": (change(trusted="t.npz"), 2, "correct needs one of --verified, and --trusted if"),
+        "nothing to correct from": (change(verified=None), 2, "correct needs --verified, or --trusted if"),
+        "verified and trusted": (change(trusted="t.npz"), 2, "correct needs --verified, or --trusted if"),
         "trusted as verified": (
             change(verified=None, trusted="t.npz"),
             2,

@@ -145,12 +145,12 @@ def test_class_shares_weigh_the_proof(world, tmp_path, capsys):
     [
         (["--verified-from", "training"], "verified", 2, "prove nothing: give others with --test, or --proof none"),
         (["--verified-from", "trusted", "--proof", "split"], "verified", 2, "prove nothing"),
-        (["--proof", "nested", "--test", "unseen.npz"], "verified", 2, "--test is a proof of its own"),
+        (["--proof", "nested", "--test", "unseen.npz"], "verified", 2, "--test proves the gain already"),
         ([], "few", 5, "60 verified samples, but a nested proof needs at least 63"),
         (["--proof", "maybe"], "verified", 2, "--proof"),
         (["--class-shares", "0.5,0.5"], "verified", 5, "class 2 has"),
-        (["--class-shares", "0.5,0.5", "--proof", "none"], "verified", 2, "--proof none measures none"),
-        (["--weights-file", "w.npy", "--proof", "none"], "verified", 2, "--proof none measures none"),
+        (["--class-shares", "0.5,0.5", "--proof", "none"], "verified", 2, "--proof none measures no gain"),
+        (["--weights-file", "w.npy", "--proof", "none"], "verified", 2, "--proof none measures no gain"),
     ],
 )
 def test_what_cannot_prove_anything_is_refused_in_one_line(world, tmp_path, capsys, more, verified, code, words):

@@ -44,7 +44,8 @@ class Command(Settings):
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
     config: Annotated[Sequence[str] | None, OUTPUT] = None
-    """A YAML file with any of these settings, named with underscores. A flag overrides what the file says."""
+    """A YAML file with any of these settings, named with underscores. An option on the command line overrides the
+    file."""
     print_config: Annotated[bool, OUTPUT, SWITCH] = False
     """Print all settings in the form of such a file, and exit."""
 
@@ -54,7 +55,7 @@ class WritingCommand(Command):
     """What every command takes that writes files."""
 
     force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace existing files. With correct, also write a correction whose gain is not proved."""
+    """Replace files that exist; with correct, also write a correction whose gain is not proven."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +73,13 @@ class SourceOptions(LimitOptions):
     trust: Annotated[Literal["low-loss", "low-curvature", "confident"] | None, DATA] = None
     """How to pick them: "low-loss" (the default), "low-curvature" or "confident" (cleanlab)."""
     trusted_count: Annotated[int | None, DATA] = None
-    """How many to pick, the same number of each class. Default: 1000."""
+    """How many samples are picked, the same number from each class; 1000 by default."""
 
     def __post_init__(self) -> None:
         """Check that there is one source of samples."""
         super().__post_init__()
         if (self.verified is None) == (self.trusted is None):
-            raise UsageError("correct needs one of --verified, and --trusted if nothing was verified")
+            raise UsageError("correct needs --verified, or --trusted if nothing was verified")
         if self.trusted is None and (self.trust, self.trusted_count) != (None, None):
             raise UsageError("--trust and --trusted-count say how to pick from --trusted, which is not given")
 
@@ -151,7 +152,7 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
 
     def _check_proof(self) -> None:
         if self.test is not None and self.proof in ("nested", "split"):
-            raise UsageError(f"--test is a proof of its own, so leave --proof {self.proof} out")
+            raise UsageError(f"--test proves the gain already; omit --proof {self.proof}")
         if self.proves_by in ("nested", "split") and self.verified_from != "unseen":
             why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
             raise UsageError(
@@ -159,12 +160,12 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             )
         if self.proves_by == "none" and (self.weights_file, self.class_shares) != (None, None):
             raise UsageError(
-                "--class-shares and --weights-file say what samples count when the gain is measured, and --proof none "
-                "measures none; leave them out, or prove the gain"
+                "--class-shares and --weights-file weight the samples on which the gain is measured, but --proof none "
+                "measures no gain; omit them, or prove the gain"
             )
         if self.weights_file is not None and self.test is None and (self.limit, self.trusted) != (None, None):
             raise UsageError(
-                "--weights-file has one weight per sample, and --limit and --trusted take some of them only"
+                "--weights-file has one weight per sample, but --limit and --trusted use only some of the samples"
             )
 
     @property
@@ -212,7 +213,7 @@ class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOpt
 
 @dataclass(frozen=True, kw_only=True)
 class InspectCommand(Command, FoldOptions, LayerOptions, SampleOptions, CheckpointOptions):
-    """Show what would be corrected, what not and why, and the memory it would take.
+    """Show what would be corrected, what would be skipped and why, and the memory needed.
 
     Example: verifix inspect --model torchvision:resnet18 --input-shape 3,224,224
     """
@@ -264,7 +265,7 @@ class DemoCommand(WritingCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class UndoCommand(WritingCommand):
-    """Restore the original of a corrected checkpoint, and prove it by hash.
+    """Restore the original of a corrected checkpoint, and verify it by hash.
 
     Example: verifix undo fixed.safetensors --out restored.safetensors
     """
@@ -272,7 +273,7 @@ class UndoCommand(WritingCommand):
     needs: ClassVar[tuple[str, ...]] = ("checkpoint", "out")
 
     checkpoint: Annotated[str, MAIN] = field(kw_only=False)
-    """The corrected checkpoint as verifix correct wrote it: a file, a folder or an index."""
+    """The corrected checkpoint: a file, a folder or an index, as verifix correct wrote it."""
     out: Annotated[str, MAIN]
     """Where to write the original, in the same format."""
     correction: Annotated[str | None, MAIN] = None

@@ -53,7 +53,7 @@ class DataOptions(Settings):
     """Side of the model's input in pixels. Default: the model's own data config; without one, images keep their
     size."""
     max_length: Annotated[int | None, DATA] = None
-    """Cut texts after this many tokens. Default: as many as the model and its tokenizer take."""
+    """Truncate texts to this many tokens. By default, to as many as the model and its tokenizer accept."""
     label_column: Annotated[str | None, DATA] = None
     """Name of the label column of a table. Default: verified_label (in a manifest) or label."""
     image_column: Annotated[str | None, DATA] = None
@@ -115,7 +115,7 @@ class LimitOptions(Settings):
     """How many samples are used."""
 
     limit: Annotated[int | None, DATA] = None
-    """Use at most this many samples, drawn class by class. With --trusted, it limits the samples to pick from."""
+    """Use at most this many samples, drawn by class; with --trusted, of the samples to pick from."""
 
     def __post_init__(self) -> None:
         """Check the number."""
