@@ -104,7 +104,7 @@ def test_what_is_not_proved_is_not_written_unless_forced(world, tmp_path, capsys
     code, text, _ = run(world, tmp_path, capsys, "--alpha", "3", *moments)
     assert code == 3
     assert "Not proven" in text or "Harmful" in text
-    assert "The gain is not proved: no checkpoint was written" in text
+    assert "The gain is not proven, so no checkpoint was written" in text
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     code, text, _ = run(world, tmp_path, capsys, "--alpha", "3", "--force")
     assert code == 0

@@ -591,7 +591,7 @@ def test_the_text_begins_with_the_verdict_as_a_real_process(files):
     result = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("Improved: ")
-    for words in ("95% interval", "set right", "Balanced accuracy", "Cross-entropy", "Calibration error", "class 0: "):
+    for words in ("95% interval", "fixed", "Balanced accuracy", "Cross-entropy", "Calibration error", "class 0: "):
         assert words in result.stdout
     argv = [command, "compare", files / "b.npy", files / "a.npy", "--data", files / "labels.csv"]
     assert subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False).stdout.startswith("Harmful: ")

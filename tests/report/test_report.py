@@ -297,7 +297,7 @@ def test_a_harmful_correction_and_a_forced_one_say_so(results):
     told = section(render(result), "verdict")
     assert told.startswith("Harmful: ")
     assert "p is below 0.0001" in told
-    assert "The corrected checkpoint is fixed.safetensors, though no gain was shown." in told
+    assert "The corrected checkpoint is fixed.safetensors, although no gain was proven." in told
 
 
 def test_a_loss_that_could_be_chance_is_judged_by_its_own_side():
@@ -363,19 +363,19 @@ def test_the_curve_and_the_stages_say_what_was_chosen_and_why(results, pages):
     given["choices"]["project"] |= {"points": [], "reason": "set by the user", "strength": 100.0}
     assert "not chosen from a curve: α = 100, set by the user." in section(render(given), "strength")
     given["choices"].pop("project")
-    assert "because the projection was no part of this correction" in section(render(given), "strength")
+    assert "because the projection was not part of this correction" in section(render(given), "strength")
 
 
 def test_classes_are_all_shown_or_those_that_changed_most(results, pages):
     told = section(pages["digits"], "classes")
     for row in results["digits"]["proof"]["comparison"]["per_class"]:
         assert f"{row['before']:.1f}%" in told
-        assert f"{row['fixed']} set right, {row['broken']} broken" in told
+        assert f"{row['fixed']} fixed, {row['broken']} broken" in told
     huge = results["huge"]["proof"]["comparison"]["per_class"]
     known = [row for row in huge if row["before"] is not None]
     told = section(pages["huge"], "classes")
     assert "1,000 classes are too many to show: here are the 24 in which most answers changed." in told
-    shown = [(int(won), int(lost)) for won, lost in re.findall(r"(\d+) set right, (\d+) broken", told)]
+    shown = [(int(won), int(lost)) for won, lost in re.findall(r"(\d+) fixed, (\d+) broken", told)]
     net = [won - lost for won, lost in shown]
     every = sorted(row["fixed"] - row["broken"] for row in known if row["after"] != row["before"])
     assert net == every[:12] + every[:-13:-1]

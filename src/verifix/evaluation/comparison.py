@@ -154,12 +154,12 @@ class Comparison:
         if self.samples_needed is None:
             return []
         more = _rounded(self.samples_needed - self.samples)
-        return [f"About {more} more verified samples would decide, if the difference is what it seems (80% power)."]
+        return [f"About {more} more verified samples would decide, if the observed difference is real (80% power)."]
 
     def _flips(self) -> str:
         weighted = " The percentages and p are weighted, the counts are not." if self.weighted else ""
         return (
-            f"{self.changed} answers differ: {self.fixed} set right, {self.broken} broken (one-sided p of no better "
+            f"{self.changed} answers differ: {self.fixed} fixed, {self.broken} broken (one-sided p of no better "
             f"{_p(self.p_better)}, of no worse {_p(self.p_worse)}; the verdict needs p < {self.threshold}).{weighted}"
         )
 
@@ -183,7 +183,9 @@ class Comparison:
         if same:
             lines.append(f"{same} of {len(rows)} classes: no answer became right or wrong.")
         if absent:
-            lines.append(f"No sample of {', '.join(absent[:10])}{', …' * (len(absent) > 10)}: nothing is known there.")
+            lines.append(
+                f"No sample of {', '.join(absent[:10])}{', …' * (len(absent) > 10)}, so nothing is known about it."
+            )
         return lines
 
 
@@ -318,7 +320,7 @@ def _per_class(a: Answers, b: Answers, y: Array, w: Array | None, classes: int) 
 def _class_line(row: ClassChange, names: Sequence[str] | None) -> str:
     return (
         f"{_name(row.label, names)}: {_percent(row.before)} right before, {_percent(row.after)} after "
-        f"({row.samples} samples, {row.fixed} set right, {row.broken} broken)."
+        f"({row.samples} samples, {row.fixed} fixed, {row.broken} broken)."
     )
 
 

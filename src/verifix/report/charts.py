@@ -81,7 +81,7 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None]]) -> 
         axes.margins(x=0.15)
 
     label = "; ".join(f"{title}: {middle:.1f}%" for title, middle, _, _ in rows)
-    return _chart(draw, (4.4, 1.7), f"Share right with its interval. {label}")
+    return _chart(draw, (4.4, 1.7), f"Accuracy with its interval. {label}")
 
 
 def gain(estimate: float, low: float | None, high: float | None) -> Markup:
@@ -195,7 +195,7 @@ def reliability(bins: Sequence[Bin], title: str, colour: str) -> Markup:
         top.set(ylim=(0, 100), xlim=(0, 100), ylabel="% right", yticks=range(0, 101, 25))
         bottom.set(xlabel="confidence, %", ylabel="samples", xticks=range(0, 101, 20))
 
-    return _chart(draw, (4.2, 3.7), f"{title}: share right by confidence, {len(full)} bins with samples")
+    return _chart(draw, (4.2, 3.7), f"{title}: accuracy by confidence, {len(full)} bins with samples")
 
 
 def spectrum(eigenvalues: Sequence[float], alpha: float | None, layer: str) -> Markup:

@@ -24,7 +24,7 @@ MOST_SPECTRA = 12
 MOST_NAMES = 40
 """Parameters that are named for each reason to skip them."""
 
-SELECTION = "These scores chose the strength, so that they overstate the gain. The proof above is what to believe."
+SELECTION = "These scores chose the strength, so they overstate the gain. Judge the gain by the proof above."
 
 
 def curve(result: Result) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _single(strength: Strength) -> bool:
 def _drawn(points: Sequence[Point], chosen: Strength | None, of: str) -> tuple[str, Markup]:
     caption = {
         "loss": "Loss of held-out samples: lower is better. Bars: one paired standard error.",
-        "score": "Share of held-out samples that are right. Bars: one paired standard error.",
+        "score": "Accuracy on held-out samples. Bars: one paired standard error.",
     }
     return caption[of], charts.curve(points, chosen, of)
 

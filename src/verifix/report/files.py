@@ -148,7 +148,7 @@ def _content(value: Any, place: str) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    raise UsageError(f"{place} of the result is a {type(value).__name__}; it must be plain data, as JSON has it")
+    raise UsageError(f"{place} of the result is a {type(value).__name__}; it must be plain data that JSON can hold")
 
 
 def as_json(result: Result | Mapping[str, Any]) -> str:

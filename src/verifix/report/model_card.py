@@ -107,9 +107,9 @@ def _what(result: Result) -> str:
     kept = [f"{stage} ({spelled(strength)})" for stage, strength in result.strengths.items() if strength is not None]
     changed = sum(layer.status == "corrected" for layer in result.layers)
     return (
-        "A trained classifier that had learned from wrong labels, corrected with "
-        "[verifix](https://arxiv.org/abs/2403.08618) from a small set of samples, without training it again from the "
-        f"start. Stages that were kept: {escaped(', '.join(kept) or 'none')}. Layers that were corrected: {changed}."
+        "This classifier had learned from wrong labels. It was corrected with "
+        "[verifix](https://arxiv.org/abs/2403.08618) from a small set of samples, without retraining from scratch. "
+        f"Stages that were kept: {escaped(', '.join(kept) or 'none')}. Layers that were corrected: {changed}."
     )
 
 
@@ -122,16 +122,16 @@ def _figures(result: Result) -> str:
         )
         lines += ["", f"Measured {measured_on(result)}.", "", "| | before | after |", "| --- | --- | --- |"]
         lines += [f"| {title} | {percent(before)} | {percent(after)} |" for title, before, after in rows]
-        lines += ["", f"Set right: {found.fixed} samples. Broken: {found.broken}."]
+        lines += ["", f"Fixed: {found.fixed} samples. Broken: {found.broken}."]
         lines += ["", f"Gain: {signed(found.gain.estimate)} points."]
     return "\n".join(lines)
 
 
 def _limits(result: Result) -> str:
     limits = [
-        "The figures hold for samples like those they were measured on, and for no others.",
-        "Classes of which few samples were verified may have become worse without a figure that shows it.",
-        "What the model was trained on, and for what it may be used, is that of the model that was corrected.",
+        "The figures apply only to samples like those they were measured on.",
+        "Classes with few verified samples may have become worse, and no figure would show it.",
+        "Training data and permitted uses are those of the original model.",
     ]
     warning, absent = caution(result), result.provenance.classes_without_samples
     if absent:
@@ -146,7 +146,7 @@ def _undo(result: Result) -> str:
         return "No correction file is part of this result."
     return (
         f"The correction file {code(Path(result.correction_file).name)} holds the original weights. `verifix undo "
-        "FIXED --out ORIGINAL` restores the original checkpoint and proves it by hash; in Python:\n\n"
+        "FIXED --out ORIGINAL` restores the original checkpoint and verifies it by hash; in Python:\n\n"
         "```python\nimport verifix\n\n"
         'verifix.Correction.load("correction.safetensors").undo_(model)  # the file above; bit for bit\n```'
     )

@@ -35,10 +35,11 @@ PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0
 TONES = {"improved": "good", "harmful": "bad", "not proven": "warn"}
 
 KINDS = {
-    "nested": "Each outer fold was predicted by a correction of its own, made from the other folds alone, with its own "
-    "strengths and stages. The figures are of that procedure, which makes the model that is written from all samples.",
-    "split": "A part of the verified samples was set aside. The figures are of a correction made from the rest.",
-    "test": "The figures are of the corrected model itself, on samples that were given for this alone.",
+    "nested": "Each outer fold was predicted by its own correction, made from the other folds alone, with its own "
+    "strengths and stages. The figures describe this procedure. The model that is written comes from the same "
+    "procedure on all samples.",
+    "split": "One part of the verified samples was held out. The figures describe a correction made from the rest.",
+    "test": "The figures describe the corrected model itself, on samples that were used for nothing else.",
 }
 
 
@@ -68,7 +69,7 @@ def _why(result: Result) -> list[str]:
     p = probability(found.p_worse if found.gain.estimate < 0 else found.p_better)
     told = f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."
     needed = found.samples_needed
-    more = f"If it is as large as it looks, about {count(needed)} verified samples in all would show it."
+    more = f"If it is as large as estimated, about {count(needed)} verified samples in all would show it."
     return [told, more] if needed else [told]
 
 
@@ -76,7 +77,7 @@ def _written(result: Result) -> list[str]:
     if not result.out:
         return ["No corrected checkpoint was written."]
     forced = result.verdict != "improved"
-    return [f"The corrected checkpoint is {result.out}{', though no gain was shown' if forced else ''}."]
+    return [f"The corrected checkpoint is {result.out}{', although no gain was proven' if forced else ''}."]
 
 
 def _tiles(found: Comparison | None) -> list[tuple[str, str, str]]:
@@ -87,7 +88,7 @@ def _tiles(found: Comparison | None) -> list[tuple[str, str, str]]:
         (percent(found.before.accuracy), "right before", "before"),
         (percent(found.after.accuracy), "right after", "after"),
         (signed(found.gain.estimate), "gain, points", "plain"),
-        (count(found.fixed), "samples set right", "good"),
+        (count(found.fixed), "samples fixed", "good"),
         (count(found.broken), "samples broken", "bad"),
     ]
 
@@ -127,9 +128,15 @@ def interval(accuracy: float, found: Comparison) -> tuple[float | None, float | 
 def _measures(found: Comparison) -> list[dict[str, Any]]:
     named = (
         ("accuracy", "Right", "", 1, 1),
-        ("balanced_accuracy", "Right, mean over classes", "every class counts the same", 1, 1),
+        ("balanced_accuracy", "Right, mean over classes", "every class counts equally", 1, 1),
         ("cross_entropy", "Cross-entropy, nats", "lower is better", 4, -1),
-        ("calibration_error", "Calibration error", "how far confidence is from being right; lower is better", 4, -1),
+        (
+            "calibration_error",
+            "Calibration error",
+            "difference between confidence and accuracy; lower is better",
+            4,
+            -1,
+        ),
     )
     rows = []
     for key, title, meaning, digits, better in named:
@@ -191,7 +198,7 @@ def _class(row: ClassChange, change: float | None, names: Sequence[str] | None) 
         "bars": [(key, percent(value), f"{min(max(value or 0, 0), 100):.2f}") for key, value in bars],
         "change": signed(change),
         "tone": "" if not change else ("good" if change > 0 else "bad"),
-        "flips": f"{count(row.fixed)} set right, {count(row.broken)} broken",
+        "flips": f"{count(row.fixed)} fixed, {count(row.broken)} broken",
     }
 
 
@@ -203,7 +210,7 @@ def confusion(result: Result) -> dict[str, Any]:
         missing = f"With {size:,} classes the table would have {size * size:,} cells, too many to read. "
         return {"missing": missing + "The classes that changed most are above.", "tables": []}
     if found is None or found.confusion_before is None or found.confusion_after is None:
-        return {"missing": "No proof was made, so that there is no table.", "tables": []}
+        return {"missing": "No proof was made, so there is no table.", "tables": []}
     before, after = found.confusion_before, found.confusion_after
     heads = [class_name(result.class_names, i) for i in range(size)]
     difference = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)]
@@ -258,7 +265,7 @@ def examples(result: Result) -> dict[str, Any]:
     found = result.comparison
     totals = {"broken": 0, "fixed": 0} if found is None else {"broken": found.broken, "fixed": found.fixed}
     groups = []
-    for outcome, title in (("broken", "Samples broken"), ("fixed", "Samples set right")):
+    for outcome, title in (("broken", "Samples broken"), ("fixed", "Samples fixed")):
         chosen = [example for example in result.examples or () if example.outcome == outcome]
         shown = [_example(example, result.class_names) for example in chosen[:MOST_EXAMPLES]]
         total = max(totals[outcome], len(chosen))

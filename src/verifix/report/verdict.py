@@ -48,9 +48,7 @@ def caution(result: Result) -> str | None:
     if result.warning:
         return result.warning
     if result.picked:
-        return (
-            "Nobody verified the labels that this correction was made from. Scores on them are no estimate of a gain."
-        )
+        return "Nobody verified the labels that this correction was made from. Scores on them do not estimate a gain."
     if result.provenance.verified_from == "training":
-        return "The network was trained on the verified samples. Scores on them are no estimate for new data."
+        return "The network was trained on the verified samples. Scores on them do not estimate accuracy on new data."
     return None

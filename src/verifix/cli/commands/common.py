@@ -119,7 +119,7 @@ def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None,
         if share_of.get(label, 0) > 0:
             raise DataError(
                 f"class {label} has the share {share_of[label]:g}, but none of its samples is among the {len(chosen)} "
-                f"of {len(labels)} on which the gain is measured; verify more samples of it, or leave the shares out"
+                f"of {len(labels)} on which the gain is measured; verify more samples of it, or omit the shares"
             )
     weights = np.zeros(len(labels))
     weights[chosen] = class_weights(labels[chosen], share_of)

@@ -77,7 +77,7 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     comparison = compare(answers.before, answers.after, labels, weights=weights, seed=command.seed)
     lines = [comparison.summary(compared.class_names), *compared.notes]
     if compared.preprocessing:
-        lines.append(f"Samples are prepared so: {compared.preprocessing}.")
+        lines.append(f"Preprocessing of the samples: {compared.preprocessing}.")
     return 0, ComparisonOf(**vars(comparison), compared=compared), "\n".join(lines)
 
 
@@ -101,7 +101,7 @@ def _with_models(command: CompareCommand) -> _Answers:
     """Run each checkpoint on the samples, one after the other; a file of predictions is read."""
     if not command.model:
         path = next(path for path in (command.before, command.after) if not is_predictions(path))
-        raise UsageError(f"{path} is a checkpoint by its name; give its model with --model, or a file of predictions")
+        raise UsageError(f"{path} is named like a checkpoint; give its model with --model, or a file of predictions")
     answers: list[Any] = []
     notes: list[str] = []
     samples: Samples | None = None

@@ -318,7 +318,7 @@ def _about(result: Result, command: CorrectCommand) -> list[Output]:
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: Result) -> str:
     trusted = [] if picked is None else [picked.summary()]
     notes = [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
-    lines = [*trusted, correction.summary(), *notes, f"Samples are prepared so: {result.preprocessing}."]
+    lines = [*trusted, correction.summary(), *notes, f"Preprocessing of the samples: {result.preprocessing}."]
     half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
     if half:
         share = f"{correction.unchanged_by_rounding:.1%}"
@@ -335,4 +335,4 @@ def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted |
 def _why_not_written(correction: Correction) -> str:
     if not correction.changed:
         return "No change: no checkpoint was written."
-    return "The gain is not proved: no checkpoint was written. --force, or --proof none, writes it as it is."
+    return "The gain is not proven, so no checkpoint was written. --force or --proof none writes it anyway."

@@ -82,7 +82,7 @@ def _share_line(survey: Survey) -> str:
     sizes = survey.sizes
     multiplied = sizes["corrected"] + sizes["skipped"]
     parts = [f"{sizes[what] / max(multiplied, 1):.2%} {what}" for what in ("corrected", "skipped")]
-    words = {"not_multiplied": "looked up, added or moved about", "unused": "unused"}
+    words = {"not_multiplied": "looked up, added or moved", "unused": "unused"}
     others = [f"{sizes[what]} {word}" for what, word in words.items() if sizes[what]]
     return f"Of {multiplied} multiplied weights: {', '.join(parts)}." + (
         f" Besides, {', '.join(others)}." if others else ""
@@ -92,7 +92,7 @@ def _share_line(survey: Survey) -> str:
 def _ids(shape: list[int]) -> dict[str, torch.Tensor]:
     """Return a text of so many tokens, for a model of texts."""
     if len(shape) != 1:
-        raise UsageError(f"input_shape is {shape}; for a model of texts it is the number of tokens, such as 16")
+        raise UsageError(f"input_shape is {shape}; for a text model it is the number of tokens, such as 16")
     return {"input_ids": torch.ones(1, *shape, dtype=torch.long), "attention_mask": torch.ones(1, *shape).long()}
 
 

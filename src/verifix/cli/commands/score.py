@@ -66,7 +66,7 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
         preprocessing=preparation.description,
     )
     text = f"{score.accuracy:.2f}% of {score.samples} samples right, cross-entropy {score.cross_entropy:.4f}"
-    return 0, score, "\n".join([*score.notes, f"Samples are prepared so: {score.preprocessing}.", text])
+    return 0, score, "\n".join([*score.notes, f"Preprocessing of the samples: {score.preprocessing}.", text])
 
 
 def _order(logits: Tensor, samples: Samples, preparation: Preparation) -> str:

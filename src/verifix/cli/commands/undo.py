@@ -73,12 +73,14 @@ def _text(undone: Undone) -> str:
     ]
     differing = [name for name, file in undone.files.items() if not file["identical"]]
     if differing:
-        lines.append(f"The bytes of {', '.join(differing)} differ from the original's beside the tensors.")
+        lines.append(f"The bytes of {', '.join(differing)} differ from the original's outside the tensors.")
     elif not undone.left_out:
         many = len(undone.files) > 1
         lines.append(f"{undone.out} is identical to the original, {'file by file' if many else 'to the byte'}.")
     if undone.left_out:
         left = ", ".join(undone.left_out)
-        lines.append(f"Not restored, because the correction had left them out: {left}. All other files are as said.")
+        lines.append(
+            f"Not restored, because the correction had left them out: {left}. All other files are as described above."
+        )
     lines.append(f"Wrote {undone.out}. {undone.seconds:.0f} s.")
     return "\n".join(lines)
