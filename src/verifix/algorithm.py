@@ -42,16 +42,16 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     Parameters
     ----------
     model
-        The trained classifier; it returns logits ``[n, classes]``, or one logit per sample if it is binary, also as
-        ``logits`` of a mapping or first in a tuple. It is borrowed: a copy is corrected, and the model itself is not
-        changed. A compiled, DataParallel or averaged model is unwrapped.
+        The trained classifier. It returns logits ``[n, classes]``, or one logit per sample if it is binary; they may
+        also be the ``logits`` of a mapping, or the first entry of a tuple. A copy is corrected, and the model itself
+        is not changed. A compiled, DataParallel or averaged model is unwrapped.
     verified
         The verified samples: a DataLoader, a Dataset, or a pair of tensors ``inputs [n, ...]``, ``labels [n]``. Inputs
         may be a dictionary (keyword arguments of the model) or a tuple of tensors; a batch that is a dictionary may
         hold the labels as well. Padding is left out of the moments if an ``attention_mask``,
         ``src_key_padding_mask`` or ``padding_mask`` reaches the model or a module in it.
     settings
-        How; each is a keyword argument.
+        The settings of the correction; each is a keyword argument.
 
     Returns
     -------
@@ -61,9 +61,10 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     Raises
     ------
     UsageError
-        If an argument is not usable, or a pattern matches nothing.
+        If an argument is invalid, or a pattern matches nothing.
     DataError
-        If samples are too few, or do not fit the model, or their labels its predictions, or anything is not finite.
+        If there are too few samples, if samples do not fit the model or labels do not fit its predictions, or if
+        anything is not finite.
     NoLayersError
         If no layer of the model can be corrected.
     CheckpointError
@@ -71,8 +72,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
 
     Notes
     -----
-    The method is Verifix (arXiv 2403.08618). Strengths are chosen on cross-fitted scores; `Correction.curve` holds
-    them. They chose the strength, so they overstate the gain: measure that on other samples.
+    The method is Verifix (arXiv 2403.08618). Strengths are chosen by cross-fitted scores, which `Correction.curve`
+    holds. These scores chose the strength, so they overstate the gain: measure the gain on other samples.
 
     Examples
     --------

@@ -144,18 +144,18 @@ class ProveArguments(CorrectArguments):
 def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     """Estimate the gain of a correction by nested cross-fitting inside the verified samples.
 
-    The verified samples are split into five folds. For each of them a correction is made from the other four, with its
-    own moments, strengths and stages, and predicts the samples of the fold; the predictions of all folds are compared
-    with the uncorrected model's. Its strengths are chosen by cross-fitting over those four.
+    The verified samples are split into five folds. For each fold, a correction is made from the other four, with its
+    own moments, strengths and stages, and predicts the samples of the fold. Its strengths are chosen by cross-fitting
+    over these four folds. The predictions of all folds are compared with those of the uncorrected model.
 
     Parameters
     ----------
     model
-        The uncorrected model; it is borrowed.
+        The uncorrected model; it is not changed.
     verified
         The samples, in any form that `verifix.correct` takes.
     settings
-        Those of `verifix.correct`, as they were given to it, and `weights`; each is a keyword argument.
+        The settings that `verifix.correct` was given, and `weights`; each is a keyword argument.
 
     Returns
     -------
@@ -167,13 +167,13 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     UsageError
         If the model was trained on the samples, or nobody verified them: then they prove nothing.
     DataError
-        If they are too few.
+        If there are too few samples.
 
     Notes
     -----
-    `folds` has no effect, and `budget` is that of each of the five corrections. What is estimated is the gain of the
-    procedure with four fifths of the samples. Nested cross-validation: Varma and
-    Simon, BMC Bioinformatics 7:91 (2006).
+    `folds` has no effect, and `budget` applies to each of the five corrections. The estimate is the gain of the
+    procedure with four fifths of the samples. Nested cross-validation: Varma and Simon, BMC Bioinformatics 7:91
+    (2006).
 
     Examples
     --------
@@ -228,7 +228,7 @@ def measured(
     kind
         "split" or "test".
     model
-        The uncorrected model; it is borrowed.
+        The uncorrected model; it is not changed.
     correction
         The correction, with its model.
     samples, indices

@@ -62,11 +62,11 @@ class Comparison:
     Attributes
     ----------
     samples, classes
-        How many.
+        Number of samples, and of classes.
     weighted
-        Whether samples count differently.
+        Whether the samples have different weights.
     before, after
-        Measures of each model.
+        Figures of each model.
     gain
         Points of accuracy, with the bootstrap interval.
     fixed, broken
@@ -76,12 +76,12 @@ class Comparison:
     p_better, p_worse
         One-sided p-values of "no better" and of "no worse".
     threshold
-        What they are compared with.
+        The threshold of both p-values.
     verdict
         "improved" if `p_better` is below the threshold, "harmful" if `p_worse` is, else "not proven".
     samples_needed
-        Verified samples in all that would decide with a power of 80%, if the gain is what it seems; None if it is
-        decided, or there is none.
+        Number of verified samples that would decide with a power of 80%, if the observed gain is real; None if the
+        verdict is clear already, or there is no gain.
     per_class
         What changed in each class.
     confusion_before, confusion_after
@@ -190,19 +190,19 @@ class Comparison:
 
 
 def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: int = 0) -> Comparison:
-    """Compare two models on the same labelled samples, which neither was made from.
+    """Compare two models on the same labelled samples, which neither model has learned from.
 
     Parameters
     ----------
     before, after
-        What each answered: logits, log-probabilities or probabilities ``[n, classes]``, or ``[n, 1]`` for one logit
-        each, which predicts class 1 above 0; tensors, arrays or lists. Whole numbers ``[n]`` are predicted classes;
-        then what needs probabilities is None.
+        The output of each model: logits, log-probabilities or probabilities ``[n, classes]``, or one logit per sample
+        ``[n, 1]``, which predicts class 1 above 0; tensors, arrays or lists. Whole numbers ``[n]`` are predicted
+        classes; figures that need probabilities are then None.
     labels
         Class indices ``[n]``.
     weights
         How much each sample counts, ``[n]``, if the samples are not a random sample of what the model will meet; see
-        `class_weights`. By default all the same.
+        `class_weights`. By default, all weights are equal.
     seed
         Seed of the bootstrap.
 
@@ -214,9 +214,9 @@ def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: 
     Raises
     ------
     DataError
-        If something does not fit together, or is not finite.
+        If the arguments do not fit together, or something is not finite.
     UsageError
-        If the seed is no whole number.
+        If the seed is not a whole number.
     """
     check_seed(seed)
     y = as_labels(labels)
