@@ -281,5 +281,5 @@ def test_a_stream_without_end_is_refused_with_the_remedy(form, monkeypatch):
     net = memorised(small_net(), x, y)
     items = list(zip(x, y.tolist(), strict=True))
     assert verifix.correct(net, form(lambda: items), alpha=30.0, **QUICK).changed
-    with pytest.raises(DataError, match=r"the stream goes on after 60 items, .* itertools.islice of it"):
+    with pytest.raises(DataError, match=r"the stream goes on after 60 items, .* by itertools.islice"):
         verifix.correct(net, form(lambda: itertools.cycle(items)), alpha=30.0, **QUICK)

@@ -120,7 +120,7 @@ def _check_size(config: Mapping[str, Any], folder: str) -> None:
         counts = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, int)]
         if re.search("layer|depth|block", str(name)) and not str(name).endswith("_dim") and sum(counts) > MOST_LAYERS:
             raise UsageError(
-                f"the config.json of hf:{folder} has {name} {value}; models of up to {MOST_LAYERS} layers are built"
+                f"the config.json of hf:{folder} has {name} {value}; at most {MOST_LAYERS} layers are supported"
             )
 
 

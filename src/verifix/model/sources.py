@@ -173,8 +173,8 @@ def _ended(stream: Iterable[Any]) -> list[Any]:
     items = list(itertools.islice(stream, LONGEST_STREAM + 1))
     if len(items) > LONGEST_STREAM:
         raise DataError(
-            f"the stream goes on after {LONGEST_STREAM:,} items, and a verified set is read whole; give one that ends, "
-            "for example itertools.islice of it"
+            f"the stream goes on after {LONGEST_STREAM:,} items, but a verified set is read as a whole; give a finite "
+            "one, for example by itertools.islice"
         )
     return items
 

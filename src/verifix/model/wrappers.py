@@ -100,5 +100,5 @@ def _obstacles_of(name: str, parameter: Tensor) -> Iterator[tuple[str, str]]:
     elif home.startswith(("torchao.", "bitsandbytes.")) or hasattr(parameter, "quant_state"):
         yield f"has the quantised weight {name!r} ({home})", "correct it in floating point, then quantise it again"
     elif parameter.ndim >= 2 and parameter.dtype in QUANTISED:
-        remedy = "correct it in floating point, then quantise it; if it is no weight, register it as a buffer"
+        remedy = "correct it in floating point, then quantise it; if it is not a weight, register it as a buffer"
         yield f"has the quantised weight {name!r} ({parameter.dtype})", remedy

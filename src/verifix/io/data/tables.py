@@ -156,8 +156,8 @@ def _from_json_lines(path: Path) -> Table:
     cells = len(names) * len(rows)
     if cells > max(MOST_MISSING, SPARSEST * sum(map(len, rows))):
         raise DataError(
-            f"{path} has {len(names)} different names in {len(rows)} lines, so that nearly all values are missing; "
-            "write the same names in every line"
+            f"{path} has {len(names)} different names in {len(rows)} lines, so nearly all values are missing; use the "
+            "same names in every line"
         )
     return _in_memory(path, {name: [row.get(name) for row in rows] for name in names}, len(rows), lines)
 
