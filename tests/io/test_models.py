@@ -75,7 +75,7 @@ def test_a_config_of_more_layers_than_any_model_has_is_refused_before_anything_i
     folders, tmp_path, kind, changes
 ):
     folder = edited(folders / kind, tmp_path / "deep", **changes)
-    with pytest.raises(UsageError, match=r"config.json of hf:.*deep has \w*layers \d+; models of up to 2000 layers"):
+    with pytest.raises(UsageError, match=r"config.json of hf:.*deep has \w*layers \d+; at most 2000 layers"):
         build_model(f"hf:{folder}")
 
 
