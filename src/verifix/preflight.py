@@ -32,6 +32,7 @@ from verifix.model.folds import split_folds
 from verifix.model.predict import logits_of, predict
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.steady import check_steady
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
 from verifix.model.weights import tensors_of
@@ -106,10 +107,11 @@ def begin(
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
+        steady = check_steady(model, work, where, samples)
         outputs = check_outputs(model, work, where, samples)
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            provenance["notes"] = look_over(work, where, samples, options)
+            provenance["notes"] = [*steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)

@@ -185,21 +185,17 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     5
     """
     began = time.perf_counter()
-    samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
-    check_provable(len(samples), "nested", settings)
-    with (
-        torch.inference_mode(False),
-        seeded(settings.seed),
-        one_thread(),
-        begin(model, samples, settings, folds=OUTER_FOLDS) as start,
-    ):
-        rules = Rules(replace(settings, progress=False), _pace(start.whole, settings), settings.score, settings.loss)
-        before = start.whole.predict(range(len(samples)), {})
-        after, folds = torch.empty_like(before), []
-        for course in nested(start.stages, start.whole, rules, settings.progress):
-            held_out = course.whole.outside
-            after[held_out] = course.whole.predict(held_out, {})
-            folds.append(_fold(course, before[held_out], after[held_out], samples.labels[held_out]))
+    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        check_provable(len(samples), "nested", settings)
+        with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
+            pace, quiet = _pace(start.whole, settings), replace(settings, progress=False)
+            rules = Rules(quiet, pace, settings.score, settings.loss)
+            courses = nested(start.stages, start.whole, rules, settings.progress)
+            pairs = [_judged(start.whole, course) for course in courses]
+    order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
+    before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
+    folds = [_fold(course, before, after, samples.labels) for course in courses]
     comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
@@ -247,7 +243,8 @@ def measured(
     """
     start, labels = time.perf_counter(), samples.labels[list(indices)]
     with progress_bar(kind, 2 * len(indices), show) as bar:
-        before, after = (predicted(each, samples, indices, bar.update) for each in (model, correction.model))
+        before = predicted(model, samples, indices, bar.update)
+        after = predicted(correction.model, samples, indices, bar.update) if correction.changed else before
     chosen = None if weights is None else np.asarray(weights)[list(indices)]
     comparison = compare(before, after, labels, weights=chosen, seed=seed)
     return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
@@ -347,6 +344,14 @@ def predicted(
     return torch.cat(parts)
 
 
+def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:
+    """Return what is predicted for an outer fold before and after, in the same batches: no change, the same logits."""
+    held_out = course.whole.outside
+    before = untouched.predict(held_out, {})
+    return before, course.whole.predict(held_out, {}) if course.whole.update else before
+
+
 def _fold(course: Course, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
-    right = [100 * float(correct_or_not(logits, labels).mean()) for logits in (before, after)]
-    return Fold(course.strengths, len(labels), *right)
+    own = course.whole.outside
+    right = [100 * float(correct_or_not(logits[own], labels[own]).mean()) for logits in (before, after)]
+    return Fold(course.strengths, len(own), *right)

@@ -29,6 +29,7 @@ from verifix.model.predict import logits_in, predict
 from verifix.model.run import Forward, out_of_memory, run_model, to_device
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Batch, Source
+from verifix.model.steady import check_steady
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
@@ -175,6 +176,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
                 f"count is {settings.count}, but the data has {classes} classes; trust at least one sample of each"
             )
         with working_copy(model, settings) as (work, where):
+            check_steady(model, work, where, samples)
             check_outputs(model, work, where, samples)
             with threads_for(partial(work_of, work, samples, where)):
                 scores, eligible = rank(work, where, samples, settings)

@@ -1,0 +1,159 @@
+"""Whether a model gives each sample one answer: on every run, whatever else is in the batch, and as a copy.
+
+Everything that verifix measures compares answers of the same samples before and after a correction, from batches of
+other samples and from a copy of the model. A model whose answers depend on any of these would show a gain where nothing
+was changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from verifix.errors import DataError, UsageError
+from verifix.model.borrow import borrowed
+from verifix.model.predict import logits_of
+from verifix.model.run import to_device
+from verifix.model.samples import Samples
+from verifix.model.sources import Batch
+from verifix.model.tensors import device_of, tensors_in
+
+TRIED = 2
+"""Samples on which a model is tried."""
+
+TOLERANCE = 1e-3
+"""How far answers may lie apart, relative to their size: kernels for batches of other sizes round otherwise."""
+
+HALF_TOLERANCE = 5e-2
+"""The same for models in half precision."""
+
+
+REMEDY = "normalise by running statistics in eval mode (BatchNorm with track_running_stats=True), or by LayerNorm"
+
+PADDED = (
+    "The outputs of a sample depend on how far its batch is padded. Pass a mask that the model respects, or pad all "
+    "samples to one length."
+)
+
+DRAWS = (
+    "Two runs of the model on the same samples give different outputs, although it is in eval mode. Turn off whatever "
+    "draws at random in it (dropout that ignores the mode, sampling, noise): scores and gains hold for one draw only."
+)
+
+CLOSURE = (
+    ": the copy still uses the original, through a hook or a function that was made in its __init__; let these take "
+    "the module as an argument instead of closing over self"
+)
+
+
+def check_steady(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> list[str]:
+    """Run a few samples twice, alone, and through the original, and compare the answers.
+
+    Parameters
+    ----------
+    model
+        The user's model; it is left as it was.
+    work
+        A copy of it, borrowed.
+    where
+        The device of the copy.
+    samples
+        The samples.
+
+    Returns
+    -------
+    list of str
+        What the user should know: that answers depend on the run, the batch or its padding, and what to do.
+
+    Raises
+    ------
+    UsageError
+        If a copy answers otherwise than the original.
+    DataError
+        If the model cannot run on the samples, or not on one alone.
+    """
+    count = min(TRIED, samples.batch_size or TRIED, len(samples))
+    batch = next(samples.batches(range(count), count))
+    with _containers_kept(model):
+        first = _answers_of_copy(model, work, where, batch, samples)
+        if _differ(first, _answers(work, batch, where, samples), work):
+            return [DRAWS]
+        with borrowed(model):
+            own = _answers(model, batch, device_of(model), samples)
+    if _differ(first, own, work):
+        raise UsageError(f"a copy of the model gives other outputs than the model itself{CLOSURE}")
+    return _remarks_on_batches(first, batch, work, where, samples)
+
+
+def _answers(model: nn.Module, batch: Batch, device: torch.device, samples: Samples) -> Tensor:
+    return logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
+
+
+def _answers_of_copy(model: nn.Module, work: nn.Module, where: torch.device, batch: Batch, samples: Samples) -> Tensor:
+    """Run the copy; if it fails where the original runs, say that the copy is at fault."""
+    try:
+        return _answers(work, batch, where, samples)
+    except DataError as error:
+        try:
+            with borrowed(model):
+                _answers(model, batch, device_of(model), samples)
+        except DataError:
+            raise error from None
+        raise UsageError(
+            f"a copy of the model does not run, although the model itself does ({error}){CLOSURE}"
+        ) from None
+
+
+def _remarks_on_batches(
+    together: Tensor, batch: Batch, work: nn.Module, where: torch.device, samples: Samples
+) -> list[str]:
+    """Compare the answers of a batch with those of its samples alone."""
+    if len(batch.labels) < 2:
+        return []
+    rows, same_shape = [], True
+    for index in batch.indices:
+        alone = samples.alone(index)
+        same_shape = same_shape and _sizes(alone.inputs) == _sizes(batch.inputs)
+        try:
+            rows.append(_answers(work, alone, where, samples))
+        except DataError:
+            raise DataError(
+                f"the model runs on {len(batch.labels)} samples together, but not on one alone, so that its outputs "
+                f"depend on the batch; {REMEDY}"
+            ) from None
+    if not _differ(together, torch.cat(rows), work):
+        return []
+    return [f"The outputs of a sample depend on the other samples of its batch: {REMEDY}."] if same_shape else [PADDED]
+
+
+def _differ(a: Tensor, b: Tensor, model: nn.Module) -> bool:
+    """Tell whether logits differ by more than rounding."""
+    half = any(parameter.dtype.itemsize < 4 and parameter.is_floating_point() for parameter in model.parameters())
+    size = float(a.abs().max()) if a.numel() else 0.0
+    return a.shape != b.shape or float((a - b).abs().max()) > (HALF_TOLERANCE if half else TOLERANCE) * max(size, 1e-6)
+
+
+def _sizes(inputs: Any) -> list[list[Any]]:
+    """Return the shapes of all tensors but for the axis of the samples."""
+    return [["nested"] if x.is_nested else list(x.shape[1:]) for x in tensors_in(inputs)]
+
+
+@contextmanager
+def _containers_kept(model: nn.Module) -> Iterator[None]:
+    """Give lists, dictionaries and sets among a model's attributes their content back: a copy's hooks may fill them."""
+    kept = [
+        (value, value.copy())
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) in (dict, list, set) and not name.startswith("_")
+    ]
+    try:
+        yield
+    finally:
+        for value, content in kept:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
