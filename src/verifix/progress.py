@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from tqdm import tqdm
+
+_KEPT: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
 
 def tell(line: str, show: bool) -> None:
@@ -47,7 +50,28 @@ def note(text: str) -> None:
     text
         What to say; line breaks become spaces.
     """
-    sys.stderr.write(f"verifix: note: {' '.join(text.split())}\n")
+    line = " ".join(text.split())
+    kept = _KEPT.get()
+    if kept is not None:
+        kept.append(f"{line}.")
+    sys.stderr.write(f"verifix: note: {line}\n")
+
+
+@contextmanager
+def notes_kept() -> Iterator[list[str]]:
+    """Keep the notes that are written while the context lasts, for the summary and the result.
+
+    Yields
+    ------
+    list of str
+        The notes, each as a sentence.
+    """
+    kept: list[str] = []
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ def test_labels_become_outputs_by_name():
         (["1", "a", "7"], "row 0 has the label '1'"),
         ([None], "row 0 has the label None"),
         ([True], "row 0 has the label True"),
-        ([0, 1.0], "row 1 has the label 1.0"),
+        ([0, 1.5], "row 1 has the label 1.5"),
         ([""], "row 0 has the label ''"),
         ([1 << 70], "row 0 has the label"),
     ):

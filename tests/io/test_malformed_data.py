@@ -224,7 +224,7 @@ CASES: dict[str, tuple] = {
         "sample 0 has label -100",
         "from 0 to 2",
     ),
-    "decimal label": (csv_of("file_name,label\n0.png,1.0\n1.png,1.0\n"), "image", 5, "line 2 of", "correct the label"),
+    "decimal label": (csv_of("file_name,label\n0.png,1.0\n1.png,1.5\n"), "image", 5, "line 3 of", "correct the label"),
     "empty label": (
         csv_of("file_name,label\n0.png,\n"),
         "image",

@@ -64,9 +64,9 @@ class SourceOptions(LimitOptions):
 
     verified: Annotated[str | None, MAIN] = None
     """The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
-    .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk (FOLDER:SPLIT); .tar
-    shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR, mini-webvision:DIR,
-    clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
+    .tsv, .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk
+    (FOLDER:SPLIT); .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
+    mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
     trusted: Annotated[str | None, DATA] = None
     """If nothing was verified: labelled samples to pick from, such as the training set with its wrong labels, in any
     form of --verified. The samples whose labels are most probably correct are picked."""
@@ -205,7 +205,7 @@ class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOpt
 
     before: Annotated[str, MAIN] = field(kw_only=False)
     """The first: a checkpoint in any form that verifix correct takes, or a file of predictions: .npy, .npz, or .csv,
-    .jsonl or .parquet with one column of numbers per class (logits or probabilities) or one column of predicted
+    .tsv, .jsonl or .parquet with one column of numbers per class (logits or probabilities) or one column of predicted
     classes."""
     after: Annotated[str, MAIN] = field(kw_only=False)
     """The second, in the same form. Neither model may have been trained on the samples."""

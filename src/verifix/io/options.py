@@ -18,6 +18,12 @@ BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 def listed(given: Sequence[str] | str, flag: str) -> list[str]:
     """Return a list that may be given as a text with commas, or as the name of a file with one entry per line."""
     parts = split_list(given)
+    wrong = [part for part in parts if not isinstance(part, str)]
+    if wrong:
+        raise UsageError(
+            f"{flag} has {wrong[0]!r}, which is no text; give names as text (in YAML, put no, yes and numbers in "
+            "quotation marks)"
+        )
     path = parts[0] if len(parts) == 1 else ""
     if Path(path).is_file():
         try:
@@ -61,7 +67,8 @@ class DataOptions(Settings):
     text_column: Annotated[str | None, DATA] = None
     """Name of the column with texts. Default: text."""
     image_root: Annotated[str | None, DATA] = None
-    """Folder that file names in a table are relative to. Default: the folder of the table."""
+    """Folder that image paths in a table or saved dataset are relative to, and that they must point into. Default: the
+    folder of the table or dataset."""
     classes: Annotated[Sequence[str] | None, DATA, AS_LIST] = None
     """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed if
     labels are names and the model has no class names of its own."""
@@ -81,6 +88,10 @@ class DataOptions(Settings):
             )
         if any(s <= 0 for s in std):
             raise UsageError(f"std is {self.std!r}; every number must be above 0")
+        if self.image_column is not None and self.text_column is not None:
+            raise UsageError(
+                "--image-column and --text-column are both given; a sample is an image or a text, so give one"
+            )
         for name, what in (("size", "pixels"), ("max_length", "tokens")):
             value = getattr(self, name)
             require(value is None or whole(value, 1), name, value, f"a whole number of {what}, 1 or more")

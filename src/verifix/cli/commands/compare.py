@@ -16,6 +16,7 @@ from verifix.io.data.open import open_data
 from verifix.io.data.prediction_files import is_predictions, read_labels, read_predictions
 from verifix.io.data.preprocessing import prepare
 from verifix.model.samples import Samples, read_samples
+from verifix.progress import notes_kept
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Compared:
     preprocessing
         How samples were prepared; None if only predictions were read.
     notes
-        What was noticed about the checkpoints.
+        What was noticed about the data and the checkpoints.
     """
 
     before: str
@@ -86,7 +87,9 @@ def _answers(command: CompareCommand) -> _Answers:
     paths = (command.before, command.after)
     if all(map(is_predictions, paths)):
         before, after = (read_predictions(path, command) for path in paths)
-        return _Answers(before, after, read_labels(command.data, command), _compared(command, command.class_names))
+        with notes_kept() as noted:
+            labels = read_labels(command.data, command)
+        return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted))
     return _with_models(command)
 
 
@@ -113,7 +116,9 @@ def _with_models(command: CompareCommand) -> _Answers:
         model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
         preparation = prepare(model, command.model, command)
         if samples is None:
-            source = open_data(command.data, command, preparation)
+            with notes_kept() as noted:
+                source = open_data(command.data, command, preparation)
+            notes += noted
             check_names(model, source, preparation)
             samples = read_samples(source, command.predicting_size, command.progress)
         answers.append(logits_of(model, samples, command.progress, f"answers {what}"))

@@ -28,7 +28,7 @@ from verifix.io.data.subsample import limited
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.sources import Source
 from verifix.options import CorrectOptions
-from verifix.progress import duration, note, tell
+from verifix.progress import duration, note, notes_kept, tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, predicted, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
@@ -107,13 +107,17 @@ def _read(command: CorrectCommand) -> _Inputs:
     _check_count(command)
     preparation = prepare(model, command.model, command)
     earlier = _earlier(command, preparation)
-    source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
+    with notes_kept() as noted:
+        source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
-    test = None if command.test is None else _read_test(model, command.test, command, preparation)
+    with notes_kept() as noted_on_test:
+        test = None if command.test is None else _read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
     verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
     kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
-    return _Inputs(checkpoint, model, preparation, verified, trusted, test, kept, earlier, notes)
+    return _Inputs(
+        checkpoint, model, preparation, verified, trusted, test, kept, earlier, [*noted, *noted_on_test, *notes]
+    )
 
 
 def _check_count(command: CorrectCommand) -> None:

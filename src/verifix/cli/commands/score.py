@@ -16,6 +16,7 @@ from verifix.io.data.preprocessing import Preparation, prepare
 from verifix.io.data.subsample import limited
 from verifix.losses import correct_or_not, cross_entropy
 from verifix.model.samples import Samples, read_samples
+from verifix.progress import notes_kept
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     checkpoint = open_checkpoint(command)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
     preparation = prepare(model, command.model, command)
-    source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
+    with notes_kept() as data_notes:
+        source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
     samples = read_samples(source, command.predicting_size, command.progress)
     with watching_first_norm(model) as seen:
@@ -62,7 +64,7 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
         accuracy=100 * float(correct_or_not(logits, samples.labels).mean()),
         cross_entropy=float(cross_entropy(logits, samples.labels).mean()),
         weights=checkpoint.kind(model),
-        notes=(*checkpoint.notes(model), *remarks),
+        notes=(*checkpoint.notes(model), *data_notes, *remarks),
         preprocessing=preparation.description,
     )
     text = f"{score.accuracy:.2f}% of {score.samples} samples right, cross-entropy {score.cross_entropy:.4f}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preprocessing import Preparation
@@ -71,7 +72,8 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
         ) from None
     data = _one_split(content, path, split)
     content_name = _content(data, options, preparation, path)
-    is_image = isinstance(data.features[content_name], datasets.Image)
+    is_feature = isinstance(data.features[content_name], datasets.Image)
+    is_image = is_feature or options.image_column is not None
     _ = (preparation.for_images if is_image else preparation.for_texts)(str(path))  # before labels are looked at
     label_name = options.label_column or next((n for n in ("label", "labels") if n in data.features), "label")
     if label_name not in data.features:
@@ -86,9 +88,12 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
     )
     if not is_image:
         return text_source(data[content_name], numbers, place, preparation, str(path))
-    encoded = data.select_columns([content_name]).cast_column(content_name, datasets.Image(decode=False))
-    read = partial(_bytes_of, encoded, content_name)
-    return Source(Images(read, place, numbers, preparation, str(path), upright=True))
+    encoded = data.select_columns([content_name])
+    if is_feature:
+        encoded = encoded.cast_column(content_name, datasets.Image(decode=False))
+    where = partial(_image_of, path)
+    read = partial(_bytes_of, encoded, content_name, root_of(options.image_root, path), where)
+    return Source(Images(read, where, numbers, preparation, str(path), upright=True))
 
 
 def _one_split(content: Any, path: Path, split: str | None) -> Any:
@@ -131,7 +136,9 @@ def _row_of(path: Path, index: int) -> str:
     return f"row {index} of {path}"
 
 
-def _bytes_of(data: Sequence[Any], column: str, index: int) -> bytes:
-    value = data[index][column]
-    content: bytes = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-    return content
+def _image_of(path: Path, index: int) -> str:
+    return f"the image in {_row_of(path, index)}"
+
+
+def _bytes_of(data: Sequence[Any], column: str, root: Path, place: Callable[[int], str], index: int) -> bytes:
+    return image_bytes(data[index][column], root, place(index))

@@ -19,13 +19,14 @@ from torch.utils.data import Dataset
 
 from verifix.errors import DataError, one_line
 from verifix.io.data.labels import class_numbers
+from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preprocessing import Preparation
 from verifix.progress import note
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 """What Pillow says to images of more than twice, and more than once, the pixels that it finds plausible."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+COMMON_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 """What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
@@ -116,6 +117,14 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
+@lru_cache
+def image_suffixes() -> tuple[str, ...]:
+    """Return the suffixes, in small letters, of all names that Pillow has for the formats that are decoded."""
+    formats = _formats()
+    registered = [suffix for suffix, name in Image.registered_extensions().items() if name in formats]
+    return tuple(dict.fromkeys([*COMMON_SUFFIXES, *sorted(registered)]))
+
+
 @contextmanager
 def _bombs_refused() -> Iterator[None]:
     """Refuse an image of far more pixels than a camera takes, of which Pillow only warns; other warnings are noise."""
@@ -196,11 +205,17 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
         If there are no images, or the names of the folders do not fit the model.
     """
     preparation.for_images(str(path))
-    every = sorted(p for p in path.iterdir() if p.is_dir() and not _hidden(p.name))
+    entries = sorted(p for p in path.iterdir() if not _hidden(p.name))
+    every = [p for p in entries if p.is_dir()]
     for folder in every:
         if path.resolve().is_relative_to(folder.resolve()):
             raise DataError(f"{folder} is a link that leads back to {folder.resolve()}; remove the link")
-    images = {folder: _images_in(folder) for folder in every}
+    note_left_out([str(p) for p in entries if not p.is_dir()], str(path), "in no class folder")
+    images, others = {}, []
+    for folder in every:
+        images[folder], left = _images_in(folder)
+        others += left
+    note_left_out(others, str(path), "without an image suffix, or no regular file")
     folders = [folder for folder in every if images[folder]]
     if folders and len(folders) < len(every):
         empty = [folder.name for folder in every if not images[folder]]
@@ -214,13 +229,36 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
     numbers = class_numbers(names, preparation.class_names, f"the folders of {path}", lambda i: str(folders[i]))
     files = [(str(file), number) for folder, number in zip(folders, numbers, strict=True) for file in images[folder]]
     if not files:
-        raise DataError(f"{path} has no images; images end in {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{path} has no images; images end in {', '.join(image_suffixes())}")
     return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
 
 
-def _images_in(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(file for file in files if file.is_file() and not any(map(_hidden, file.relative_to(folder).parts)))
+def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """Return the images below a folder, and the names of all else that is not hidden."""
+    images, others = [], []
+    for file in files_below(folder):
+        if file.suffix.lower() in image_suffixes() and file.is_file():
+            images.append(file)
+        else:
+            others.append(str(file))
+    return images, others
+
+
+def files_below(folder: Path) -> list[Path]:
+    """List the files below a folder, sorted, but for hidden ones. Links to folders are listed and not followed.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    entries = (entry for entry in folder.rglob("*") if not any(map(_hidden, entry.relative_to(folder).parts)))
+    return sorted(entry for entry in entries if entry.is_symlink() or not entry.is_dir())
 
 
 def _hidden(name: str) -> bool:

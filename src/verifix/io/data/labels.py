@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from decimal import Decimal
 
 from verifix.errors import DataError
 from verifix.progress import note
 
+WHOLE = re.compile(r"([+-]?[0-9]{1,18})\.0*")
 NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]*(e[+-]?[0-9]+)?", re.IGNORECASE)
 
@@ -27,7 +30,7 @@ def class_numbers(
     Parameters
     ----------
     labels
-        Class names, or class numbers as integers or as text.
+        Class names, or class numbers as whole numbers or as text; 1.0 is 1, as integers with blanks become floats.
     classes
         Class names of the model, in the order of its outputs; None if they are not known.
     source
@@ -47,6 +50,9 @@ def class_numbers(
     DataError
         If a label is neither a name that the model has nor a whole number.
     """
+    labels = _without_decimals(
+        labels, {*_table(classes or ()), *(_plain(name) for naming in own for name in naming)}, place
+    )
     _check_kinds(labels, place)
     if not own or all(isinstance(label, str) for label in labels):
         return _by_name(labels, classes, source, place)
@@ -60,6 +66,45 @@ def class_numbers(
         "--classes to map them by name"
     )
     return _by_name(labels, own[0], source, place)
+
+
+def _without_decimals(labels: Sequence[object], names: Container[str], place: Callable[[int], str]) -> list[object]:
+    """Turn whole floats into integers, and their texts into those of integers if all texts are numbers."""
+    texts = [label.strip() for label in labels if isinstance(label, str)]
+    if not all((NUMBER.fullmatch(text) or DECIMAL.fullmatch(text)) and _plain(text) not in names for text in texts):
+        return [label if isinstance(label, str) else _whole(label) for label in labels]
+    whole = [_whole(label) for label in labels]
+    for i, label in enumerate(whole):
+        if isinstance(label, str) and not NUMBER.fullmatch(label.strip()):
+            raise DataError(
+                f"{place(i)} has the label {label!r}; labels must be class indices (integers) or class names, so "
+                "correct the label"
+            )
+    return whole
+
+
+def as_written(label: object) -> str:
+    """Return a label as text, a whole number without decimals, so that 1, 1.0 and "1.0" are the same.
+
+    Parameters
+    ----------
+    label
+        The label.
+
+    Returns
+    -------
+    str
+        The text.
+    """
+    return str(_whole(label)).strip()
+
+
+def _whole(label: object) -> object:
+    """Return a class number that is a float, a decimal or the text of one as an integer or its text."""
+    if isinstance(label, (float, Decimal)) and math.isfinite(label) and -(2**53) < label < 2**53:
+        return int(label) if label == int(label) else label
+    found = WHOLE.fullmatch(label.strip()) if isinstance(label, str) else None
+    return label if found is None else found[1]
 
 
 def _check_kinds(labels: Sequence[object], place: Callable[[int], str]) -> None:

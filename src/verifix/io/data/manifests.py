@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import class_numbers
+from verifix.io.data.labels import as_written, class_numbers
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import text_source
@@ -23,6 +24,7 @@ STATUSES = ("ok", "relabel", "unsure", "skip")
 """What a person may have decided on a sample: its given label is right, it has another, or it is left out."""
 IMAGE_COLUMNS = ("image", "file_name")
 LABEL_COLUMNS = ("label", "labels")
+BYTES = ("binary", "large_binary", "binary_view")
 
 
 def read_samples_of(table: Table, options: DataOptions, preparation: Preparation) -> Source:
@@ -69,8 +71,6 @@ def _place_of(table: Table, rows: Sequence[int], index: int) -> str:
 
 def _content_column(table: Table, options: DataOptions, preparation: Preparation) -> str:
     """Choose the column that the model's inputs come from."""
-    if options.image_column is not None and options.text_column is not None:
-        raise UsageError("--image-column and --text-column are both given; a sample is an image or a text, so give one")
     named = options.image_column or options.text_column
     if named is not None:
         return _there(table, named, "--image-column" if options.image_column else "--text-column")
@@ -135,7 +135,7 @@ def _verified(table: Table) -> tuple[list[int], list[Any]]:
     verified = table.column("verified_label")
     given, statuses = (table.column(name) if name in table.names else empty for name in ("given_label", "status"))
     for i, status in enumerate(statuses):
-        label = _decided(str(status or "").strip(), verified[i], given[i], partial(table.place, i))
+        label = _decided("" if _empty(status) else str(status).strip(), verified[i], given[i], partial(table.place, i))
         if isinstance(label, Left):
             left_out[label.why] += 1
         else:
@@ -159,7 +159,8 @@ def _decided(status: str, verified: Any, given: Any, place: Callable[[], str]) -
         raise DataError(f"{place()} has the status {status!r}; it must be one of {', '.join(STATUSES)}, or empty")
     if status in ("unsure", "skip"):
         return Left(status)
-    if status == "ok" and not _empty(verified) and not _empty(given) and str(verified).strip() != str(given).strip():
+    both = not _empty(verified) and not _empty(given)
+    if status == "ok" and both and as_written(verified) != as_written(given):
         raise DataError(
             f"{place()} has the status 'ok' (the given label is correct), but its given label {given!r} differs from "
             f"its verified label {verified!r}; correct one of them, or give the status 'relabel'"
@@ -174,27 +175,26 @@ def _decided(status: str, verified: Any, given: Any, place: Callable[[], str]) -
 
 
 def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Tell a value that is missing: NaN too, which stands for it where numbers are floats."""
+    missing = isinstance(value, float) and math.isnan(value)
+    return value is None or missing or (isinstance(value, str) and not value.strip())
 
 
 def _images(
     table: Table, options: DataOptions, preparation: Preparation, name: str, rows: list[int], numbers: list[int]
 ) -> Images:
-    kind = str(table.kinds.get(name, "string"))
-    embedded = table.bytes_of
-    if embedded is not None and (kind in ("binary", "large_binary") or ("struct" in kind and "bytes" in kind)):
+    kind, values = str(table.kinds.get(name, "string")), table.value_of
+    root = root_of(options.image_root, table.path.parent)
+    if values is not None and (kind in BYTES or ("struct" in kind and ("bytes" in kind or "path" in kind))):
         place = partial(_image_place, table, rows)
-        return Images(partial(_embedded, embedded, name, rows), place, numbers, preparation, str(table.path))
-    if embedded is not None and ("string" not in kind or (name == "image" and options.image_column is None)):
+        return Images(partial(_stored, values, name, rows, root, place), place, numbers, preparation, str(table.path))
+    if values is not None and "string" not in kind:
         raise DataError(
-            f"the column {name!r} of {table.path} is {kind}; it must be a struct with the field 'bytes', or file names "
-            "in a column file_name (see --image-column)"
+            f"the column {name!r} of {table.path} is {kind}; it must be a struct with the field 'bytes' or 'path', or "
+            "file names (see --image-column)"
         )
-    root = Path(options.image_root) if options.image_root is not None else table.path.parent
-    if not root.is_dir():
-        raise UsageError(f"{root} is not a folder; --image-root is the folder that file names are relative to")
-    values = table.column(name)
-    files = [_inside(root, values[i], table.place(i)) for i in rows]
+    named = table.column(name)
+    files = [file_inside(root, path_in(named[i]), table.place(i)) for i in rows]
     return from_files(files, numbers, preparation, str(table.path), partial(_file_place, table, rows, files))
 
 
@@ -202,29 +202,19 @@ def _file_place(table: Table, rows: Sequence[int], files: Sequence[str], index: 
     return f"{files[index]} in {table.place(rows[index])}"
 
 
-def _embedded(read: Callable[[str, int], bytes], name: str, rows: Sequence[int], index: int) -> bytes:
-    return read(name, rows[index])
+def _stored(
+    values: Callable[[str, int], Any],
+    name: str,
+    rows: Sequence[int],
+    root: Path,
+    place: Callable[[int], str],
+    index: int,
+) -> bytes:
+    return image_bytes(values(name, rows[index]), root, place(index))
 
 
 def _image_place(table: Table, rows: Sequence[int], index: int) -> str:
     return f"the image in {table.place(rows[index])}"
-
-
-def _inside(root: Path, name: Any, place: str) -> str:
-    """Return the path of a file named in a table; a table from elsewhere must not reach other files."""
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise DataError(f"{place} has {name!r} instead of a file name; name an image, or leave the sample out")
-    base, path = os.path.abspath(root), os.path.abspath(root / name)  # noqa: PTH100 - links may lead elsewhere
-    if os.path.commonpath([base, path]) != base:
-        raise DataError(
-            f"{place} names {name}, which is outside of {root}; give names inside that folder, or another folder with "
-            "--image-root"
-        )
-    if not os.path.isfile(path):  # noqa: PTH113 - the path is text already
-        raise DataError(
-            f"{place} names {name}, but {root / name} is not a file; correct the name, or give --image-root"
-        )
-    return str(root / name)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from verifix.errors import DataError, UsageError
 from verifix.io.data.images import Images, from_files
 from verifix.io.data.labels import class_numbers
+from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.data.tables import text_of
 
@@ -122,9 +123,10 @@ def read_webvision(rest: str, preparation: Preparation, *, mini: bool = False) -
     synsets = _synsets(require(folder / "info" / "synsets.txt", WEBVISION_HOME))
     pairs = [(name, int(label)) for name, label in _pairs(path)]
     limit = MINI_CLASSES if mini else len(synsets)
-    return _listed(
-        [(name, label) for name, label in pairs if label < limit or not mini], root, path, preparation, synsets
-    )
+    kept = [(name, label) for name, label in pairs if label < limit or not mini]
+    left = [name for name, label in pairs if label >= limit and mini]
+    note_left_out(left, f"the list {path}", f"of other classes than the first {MINI_CLASSES}")
+    return _listed(kept, root, path, preparation, synsets)
 
 
 def _synsets(path: Path) -> list[list[str]]:

@@ -15,6 +15,7 @@ from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.options import DataOptions
+from verifix.progress import note
 
 INPUT_NAMES = ("x", "X", "inputs", "images", "data")
 LABEL_NAMES = ("y", "Y", "labels", "label", "targets")
@@ -71,8 +72,9 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     try:
         with np.load(path, allow_pickle=False) as arrays:
             _check_size(arrays, path)
-            inputs, labels = (_pick(arrays, names, path) for names in (INPUT_NAMES, LABEL_NAMES))
-            x, y = _tensor(inputs), _labels(labels, preparation, path)
+            used = [_pick(arrays, names, path) for names in (INPUT_NAMES, LABEL_NAMES)]
+            x, y = _tensor(arrays[used[0]]), _labels(arrays[used[1]], preparation, path)
+            left = [name for name in arrays.files if name not in used]
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own
@@ -82,6 +84,8 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")
     if y.ndim != 1:
         raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
+    if left:
+        note(f"{path}: {' and '.join(used)} are read, and the arrays {', '.join(left[:5])} are left out ({len(left)})")
     normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
     _check_finite(x, path)
@@ -149,9 +153,8 @@ def _normalised(x: Tensor, preparation: Preparation, path: Path) -> Tensor:
     return (x - mean[:, None, None]) / std[:, None, None]
 
 
-def _pick(arrays: Any, names: Sequence[str], path: Path) -> np.ndarray[Any, Any]:
+def _pick(arrays: Any, names: Sequence[str], path: Path) -> str:
     for name in names:
         if name in arrays:
-            array: np.ndarray[Any, Any] = arrays[name]
-            return array
+            return name
     raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; one must be named {' or '.join(names)}")

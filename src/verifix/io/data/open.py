@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from torch.utils.data import Dataset
 from verifix.errors import UsageError
 from verifix.io.data.cifar_n import CIFAR10N, CIFAR100N, read_cifar_n
 from verifix.io.data.hf_datasets import is_saved_dataset, read_saved
-from verifix.io.data.images import read_folder
+from verifix.io.data.images import files_below, read_folder
+from verifix.io.data.left_out import note_left_out
 from verifix.io.data.manifests import read_samples_of
 from verifix.io.data.noisy_benchmarks import read_clothing1m, read_webvision
 from verifix.io.data.npz import read_npz
 from verifix.io.data.preprocessing import Preparation, prepare
-from verifix.io.data.tables import read_table
+from verifix.io.data.tables import TABLES, Table, read_table
 from verifix.io.data.webdataset import read_shards
 from verifix.io.options import DataOptions
 from verifix.model.sources import Source
@@ -34,12 +36,10 @@ SETS: dict[str, Callable[[str, Preparation], Dataset[Any]]] = {
 
 FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
     ".npz": lambda path, options, preparation: Source(read_npz(path, options, preparation)),
-    ".csv": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
-    ".jsonl": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
-    ".parquet": lambda path, options, preparation: read_samples_of(read_table(path), options, preparation),
+    **dict.fromkeys(TABLES, lambda path, options, preparation: read_samples_of(read_table(path), options, preparation)),
     ".tar": lambda path, options, preparation: read_shards(str(path), options, preparation),
 }
-"""Files by their ending."""
+"""Files by their ending, in small letters or capitals."""
 
 
 def open_data(path: str | Path, options: DataOptions, preparation: Preparation | None = None) -> Source:
@@ -48,9 +48,9 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
     Parameters
     ----------
     path
-        A folder with one subfolder of images per class, or with ``metadata.csv``; a table (``.csv``, ``.jsonl``,
-        ``.parquet``); a folder of ``datasets.save_to_disk``, with ``:SPLIT`` if it has several; ``.tar`` shards; a
-        ``.npz`` file; or one of `SETS` with its folder.
+        A folder with one subfolder of images per class, or with ``metadata.csv``; a table (``.csv``, ``.tsv``,
+        ``.jsonl``, ``.parquet``); a folder of ``datasets.save_to_disk``, with ``:SPLIT`` if it has several; ``.tar``
+        shards; a ``.npz`` file; or one of `SETS` with its folder.
     options
         Names of columns and classes.
     preparation
@@ -75,8 +75,9 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
     file = Path(path)
     if file.is_dir():
         return _open_folder(file, options, preparation)
-    if file.suffix in FILES and (file.is_file() or "{" in str(path)):
-        return FILES[file.suffix](file, options, preparation)
+    reader = FILES.get(file.suffix.lower())
+    if reader is not None and (file.is_file() or "{" in str(path)):
+        return reader(file, options, preparation)
     folder, _, split = str(path).rpartition(":")
     if folder and is_saved_dataset(Path(folder)):
         return read_saved(Path(folder), split, options, preparation)
@@ -97,5 +98,19 @@ def _open_folder(path: Path, options: DataOptions, preparation: Preparation) -> 
         return read_saved(path, None, options, preparation)
     metadata = next((path / name for name in METADATA if (path / name).is_file()), None)
     if metadata is not None:
-        return read_samples_of(read_table(metadata), options, preparation)
+        table = read_table(metadata)
+        source = read_samples_of(table, options, preparation)
+        _note_unlisted(path, table, options)
+        return source
     return Source(read_folder(path, preparation))
+
+
+def _note_unlisted(folder: Path, table: Table, options: DataOptions) -> None:
+    """Say which files of a folder its metadata does not list, where it lists files."""
+    column = options.image_column or "file_name"
+    if column not in table.names or options.image_root is not None or options.text_column is not None:
+        return
+    listed = {os.path.normpath(str(folder / str(name))) for name in table.column(column)}
+    listed.add(os.path.normpath(str(table.path)))
+    left = [str(file) for file in files_below(folder) if os.path.normpath(str(file)) not in listed]
+    note_left_out(left, str(folder), f"not listed in {table.path.name}")

@@ -16,12 +16,11 @@ from verifix.io.data.labels import NUMBER, class_numbers
 from verifix.io.data.manifests import LABEL_COLUMNS, labelled
 from verifix.io.data.npz import LABEL_NAMES
 from verifix.io.data.open import open_data
-from verifix.io.data.tables import Table, read_table
+from verifix.io.data.tables import TABLES, Table, read_table
 from verifix.io.options import DataOptions
 from verifix.model.samples import read_samples
 from verifix.model.sources import Source
 
-TABLES = (".csv", ".jsonl", ".parquet")
 PREDICTIONS = (".npy", ".npz", *TABLES)
 """Endings of files of predictions; anything else is a checkpoint."""
 
@@ -32,7 +31,7 @@ NO_CLASS = (*LABEL_COLUMNS, "verified_label", "given_label", "index", "id", "")
 
 def is_predictions(path: str) -> bool:
     """Tell a file of predictions from a checkpoint, by its ending."""
-    return Path(path).suffix in PREDICTIONS
+    return Path(path).suffix.lower() in PREDICTIONS
 
 
 def read_predictions(path: str, options: DataOptions) -> Array:
@@ -57,7 +56,7 @@ def read_predictions(path: str, options: DataOptions) -> Array:
         If it cannot be read, or holds something else.
     """
     file = _there(path)
-    values = _from_table(read_table(file), options) if file.suffix in TABLES else _array(file, PREDICTION_NAMES)
+    values = _from_table(read_table(file), options) if file.suffix.lower() in TABLES else _array(file, PREDICTION_NAMES)
     if values.dtype.kind == "U":
         return _named(values, options, path)
     if values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind == "f" and _between_0_and_1(values):
@@ -90,9 +89,9 @@ def read_labels(path: str, options: DataOptions) -> Array:
         If there are no labels, or they do not fit the class names.
     """
     file = Path(path)
-    if file.suffix in TABLES:
+    if file.suffix.lower() in TABLES:
         return _table_labels(read_table(_there(path)), options)
-    if file.suffix in (".npy", ".npz"):
+    if file.suffix.lower() in (".npy", ".npz"):
         values = _array(_there(path), LABEL_NAMES)
         return _named(values, options, path) if values.dtype.kind == "U" else values
     return _labels_of(open_data(path, options))
@@ -119,7 +118,7 @@ def read_numbers(path: str, column: str) -> Array:
         If it cannot be read, or holds something else.
     """
     file = _there(path)
-    if file.suffix not in TABLES:
+    if file.suffix.lower() not in TABLES:
         numbers = _array(file, (column, f"{column}s"))
         if numbers.dtype.kind == "U":
             raise DataError(f"{path} holds text; it must hold one number per sample")
@@ -136,7 +135,7 @@ def _there(path: str) -> Path:
     file = Path(path)
     if not file.is_file():
         raise UsageError(f"{path} does not exist; check the path")
-    if file.suffix not in PREDICTIONS:
+    if file.suffix.lower() not in PREDICTIONS:
         raise UsageError(f"{path} has no known format of predictions; give a {', '.join(PREDICTIONS)} file")
     return file
 

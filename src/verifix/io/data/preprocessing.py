@@ -363,10 +363,10 @@ def _from_flags(options: DataOptions) -> str:
 def _names(labels: object, model: nn.Module) -> tuple[str, ...] | None:
     """Return class names if there is one for each output."""
     if isinstance(labels, Mapping):
-        numbered = {int(key): str(value) for key, value in labels.items() if str(key).isdigit()}
+        numbered = {int(key): value for key, value in labels.items() if str(key).isdigit()}
         labels = [numbered[i] for i in range(len(labels)) if i in numbered]
-    if not isinstance(labels, (list, tuple)) or not labels:
-        return None
+    if not isinstance(labels, (list, tuple)) or not labels or any(isinstance(label, bool) for label in labels):
+        return None  # true and false are what YAML makes of yes and no, and no names
     outputs = getattr(model, "num_classes", None) or getattr(getattr(model, "config", None), "num_labels", None)
     return tuple(map(str, labels)) if outputs in (None, len(labels)) else None
 

@@ -18,6 +18,9 @@ import numpy as np
 
 from verifix.errors import DataError, one_line
 
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of tables, in small letters or capitals."""
+
 SMALL = 2**26
 """Bytes of a Parquet file's columns up to which all of them are read at once."""
 
@@ -41,9 +44,8 @@ class Table:
         Returns the values of a column.
     place
         Says where a row stands, by its index, for messages.
-    bytes_of
-        Returns the bytes of the embedded image of a column and row; None if there are no embedded images in this
-        format.
+    value_of
+        Returns one value, of a column and row, without reading the whole column; None if the table is in memory.
     kinds
         The type of each column, where the format knows one.
     class_names
@@ -55,7 +57,7 @@ class Table:
     rows: int
     column: Callable[[str], Sequence[Any]]
     place: Callable[[int], str]
-    bytes_of: Callable[[str, int], bytes] | None = None
+    value_of: Callable[[str, int], Any] | None = None
     kinds: Mapping[str, Any] = field(default_factory=dict)
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -66,7 +68,7 @@ def read_table(path: Path) -> Table:
     Parameters
     ----------
     path
-        A ``.csv``, ``.jsonl`` or ``.parquet`` file.
+        A ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` file.
 
     Returns
     -------
@@ -78,8 +80,11 @@ def read_table(path: Path) -> Table:
     DataError
         If it is damaged; says in which line.
     """
-    readers = {".csv": _from_csv, ".jsonl": _from_json_lines, ".parquet": _from_parquet}
-    return readers[path.suffix](path)
+    separated = {".csv": ",", ".tsv": "\t"}
+    suffix = path.suffix.lower()
+    if suffix in separated:
+        return _from_csv(path, separated[suffix])
+    return (_from_json_lines if suffix == ".jsonl" else _from_parquet)(path)
 
 
 def text_of(path: Path) -> str:
@@ -108,11 +113,11 @@ def text_of(path: Path) -> str:
         raise DataError(f"line {line} of {path} is not UTF-8; save the file with the encoding UTF-8") from None
 
 
-def _from_csv(path: Path) -> Table:
+def _from_csv(path: Path, separator: str) -> Table:
     rows: list[list[str]] = []
     lines: list[int] = []
     with _long_fields():
-        reader = csv.reader(io.StringIO(text_of(path), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=separator, strict=True)
         try:
             for row in reader:
                 if row:
@@ -129,7 +134,7 @@ def _from_csv(path: Path) -> Table:
         if len(row) != len(names):
             raise DataError(
                 f"line {line} of {path} has {len(row)} values for {len(names)} columns; correct it, and put values "
-                "with commas in quotation marks"
+                f"with {'commas' if separator == ',' else 'tabs'} in quotation marks"
             )
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     return _in_memory(path, columns, len(rows), lines[1:])
@@ -201,7 +206,7 @@ def _from_parquet(path: Path) -> Table:
         file.metadata.num_rows,
         _ParquetColumns(path, sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))),
         partial(_row_of, path),
-        EmbeddedImages(path),
+        ParquetValues(path),
         {field.name: field.type for field in schema if times[field.name] == 1},
         _class_names(schema.metadata or {}),
     )
@@ -258,8 +263,8 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
         return {}
 
 
-class EmbeddedImages:
-    """The images in a Parquet file, of which one group of rows is in memory at a time.
+class ParquetValues:
+    """Single values of a Parquet file, of which one group of rows is in memory at a time: for images.
 
     Parameters
     ----------
@@ -272,25 +277,23 @@ class EmbeddedImages:
         self._starts: np.ndarray[Any, Any] | None = None
         self._group = lru_cache(maxsize=1)(self._read_group)
 
-    def __call__(self, column: str, row: int) -> bytes:
-        """Return the bytes of an image's file.
+    def __call__(self, column: str, row: int) -> Any:
+        """Return one value.
 
         Parameters
         ----------
         column
-            Of images ``{bytes, path}``, or of bytes.
+            Which column.
         row
             Which row.
 
         Returns
         -------
-        bytes
-            The file.
+        Any
+            The value, as plain data.
         """
         group = int(np.searchsorted(self._group_starts(), row, side="right")) - 1
-        value = self._group(column, group)[row - int(self._group_starts()[group])].as_py()
-        content: bytes = value["bytes"] if isinstance(value, dict) else value
-        return content
+        return self._group(column, group)[row - int(self._group_starts()[group])].as_py()
 
     def _group_starts(self) -> np.ndarray[Any, Any]:
         import pyarrow.parquet

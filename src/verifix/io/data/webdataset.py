@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from verifix.errors import DataError, UsageError
-from verifix.io.data.images import IMAGE_SUFFIXES, Images
+from verifix.io.data.images import Images, image_suffixes
 from verifix.io.data.labels import class_numbers
+from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preprocessing import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library
 from verifix.io.options import DataOptions
 from verifix.model.sources import Source
-
-IMAGE_KEYS = tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class Member(NamedTuple):
@@ -65,12 +64,16 @@ def read_shards(pattern: str, options: DataOptions, preparation: Preparation) ->
     for path in paths:
         if not path.is_file():
             raise UsageError(f"{path} does not exist; check the path of the shards (only local files are read)")
-    samples = [sample for path in paths for sample in _samples(path, names.base_plus_ext).values()]
+    left: list[str] = []
+    samples = [sample for path in paths for sample in _samples(path, names.base_plus_ext, left).values()]
+    note_left_out(left, pattern, "without a suffix, or no regular file")
     if not samples:
         raise DataError(f"{pattern} holds no samples; each needs an image (jpg, png, …) or txt, and cls or json")
     key = _content_key(samples, pattern)
     _ = (preparation.for_texts if key == "txt" else preparation.for_images)(pattern)  # before labels are looked at
     contents = [_content(sample, key) for sample in samples]
+    further = [sample[k].name for sample in samples for k in _image_keys(sample)[1:]] if key == "image" else []
+    note_left_out(further, pattern, "beside another image of the same sample")
     place = partial(_place, contents)
     labels = [_label(sample, options, place(i)) for i, sample in enumerate(samples)]
     numbers = class_numbers(labels, preparation.class_names, pattern, place)
@@ -80,19 +83,26 @@ def read_shards(pattern: str, options: DataOptions, preparation: Preparation) ->
     return Source(Images(partial(_bytes_of, contents), place, numbers, preparation, pattern))
 
 
-def _samples(path: Path, split_name: Any) -> dict[str, dict[str, Member]]:
-    """Return the files of each sample of a shard by their endings."""
+def _samples(path: Path, split_name: Any, left: list[str]) -> dict[str, dict[str, Member]]:
+    """Return the files of each sample of a shard by their endings, and add to `left` what belongs to no sample."""
     samples: dict[str, dict[str, Member]] = {}
     try:
         with tarfile.open(path, "r:") as file:  # without compression, which would leave no place to read from
             size = path.stat().st_size
             for info in file:
                 base, ending = split_name(info.name)
-                if base is None or not info.isreg() or Path(base).name.startswith("__"):
+                name = Path(base or info.name).name
+                if info.isdir() or name.startswith("__") or (base is None and name.startswith(".")):
+                    continue
+                if base is None or not info.isreg():
+                    left.append(info.name)
                     continue
                 if info.offset_data + info.size > size:
                     raise tarfile.ReadError(f"{info.name} extends beyond the end of the file")
-                samples.setdefault(base, {})[ending.lower()] = Member(path, info.name, info.offset_data, info.size)
+                sample = samples.setdefault(base, {})
+                if ending.lower() in sample:
+                    raise DataError(f"{info.name} is twice in {path}; name each sample once, and write it again")
+                sample[ending.lower()] = Member(path, info.name, info.offset_data, info.size)
             _check_end(path, file, size)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(
@@ -111,7 +121,7 @@ def _check_end(path: Path, file: tarfile.TarFile, size: int) -> None:
 
 
 def _content_key(samples: Sequence[Mapping[str, Member]], pattern: str) -> str:
-    if any(set(sample) & set(IMAGE_KEYS) for sample in samples):
+    if any(map(_image_keys, samples)):
         return "image"
     if any("txt" in sample for sample in samples):
         return "txt"
@@ -119,8 +129,13 @@ def _content_key(samples: Sequence[Mapping[str, Member]], pattern: str) -> str:
     raise DataError(f"{pattern} holds only {', '.join(endings[:5])}; each sample needs an image (jpg, png, …) or txt")
 
 
+def _image_keys(sample: Mapping[str, Member]) -> list[str]:
+    """Return the endings of a sample's images, the one that is read first."""
+    return [key for suffix in image_suffixes() if (key := suffix.removeprefix(".")) in sample]
+
+
 def _content(sample: Mapping[str, Member], key: str) -> Member:
-    member = sample.get("txt") if key == "txt" else next((sample[k] for k in IMAGE_KEYS if k in sample), None)
+    member = sample.get("txt") if key == "txt" else next((sample[k] for k in _image_keys(sample)), None)
     if member is None:
         first = next(iter(sample.values()))
         raise DataError(
