@@ -302,7 +302,7 @@ def test_whole_floats_are_class_numbers_and_others_are_refused():
     assert numbers([Decimal("3"), Decimal("1.00")]) == [3, 1]
     assert numbers(["1.0", "2.0"], ["2.0", "1.0"]) == [1, 0]  # these are names here
     assert numbers([1.0, 0.0], ["a", "b"], [["b", "a"]]) == [0, 1]
-    with pytest.raises(DataError, match=r"row 1 has the label '1\.0', which is none of the classes a, b"):
+    with pytest.raises(DataError, match=r"row 1 has the label '1\.0', which is not among the model's classes a, b"):
         numbers(["a", "1.0"], ["a", "b"])
     for label in (0.5, float("nan"), float("inf"), 1e300, Decimal("1.5"), "0.5", ".5"):
         with pytest.raises(DataError, match=r"row 1 has the label .*; labels must be class indices"):
