@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from verifix.errors import UsageError, one_line
 from verifix.model.borrow import lock_of
@@ -90,11 +91,20 @@ def _computed(model: nn.Module) -> Iterator[Tensor]:
         yield from (x for x in tensors_in(own) if not isinstance(x, nn.Parameter) and not x.is_leaf)
 
 
+def bare_tensors(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that a copy of a model's modules may share with them; lazy parameters have none to share."""
+    return [x for x in (*model.parameters(), *model.buffers(), *_computed(model)) if not is_lazy(x)]
+
+
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
     """Return, for the first name of each parameter, all names that it or its memory has in the model."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        storage = storage_of(parameter)
-        place = (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
-        groups.setdefault(place if storage else (id(parameter),), []).append(name)
+        storage = 0 if is_lazy(parameter) else storage_of(parameter)
+        place = (
+            (storage, int(parameter.storage_offset()), tuple(parameter.shape), parameter.stride())
+            if storage
+            else (id(parameter),)
+        )
+        groups.setdefault(place, []).append(name)
     return {names[0]: names for names in groups.values()}

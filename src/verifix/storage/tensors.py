@@ -211,7 +211,8 @@ def _reason(error: Exception) -> str:
     if found:
         return (
             f"it holds a {found[1]}, and such objects can run code; if you trust the file, load it with "
-            "weights_only=False, and save only its state dict, with torch.save(state_dict, …)"
+            "weights_only=False, and save only its state dict, with torch.save(state_dict, …), and extra state as "
+            "tensors, numbers, strings and containers"
         )
     inner = text.partition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     line = (inner or text)[:200].rstrip(". ")

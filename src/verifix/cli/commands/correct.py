@@ -104,6 +104,7 @@ def _read(command: CorrectCommand) -> _Inputs:
     checkpoint.refuse_corrected()
     _check_files(command, checkpoint)
     model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    checkpoint.check_writable(model, command.exclude or ())
     _check_count(command)
     preparation = prepare(model, command.model, command)
     earlier = _earlier(command, preparation)

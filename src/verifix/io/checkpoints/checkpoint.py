@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from verifix.correction import Correction, Record
-from verifix.errors import CheckpointError, UsageError, VerifixError
+from verifix.errors import CheckpointError, UsageError, VerifixError, one_line
 from verifix.io.checkpoints.key_matching import Fit, choose_fit, few, fits, listed, place
+from verifix.io.checkpoints.loading import first_names, holders, is_extra, load, shape_of
 from verifix.io.checkpoints.sharded import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
 from verifix.io.checkpoints.state_dict import Found, choose_state
 from verifix.io.checkpoints.undo_record import change
 from verifix.io.checkpoints.weight_file import SUFFIXES, TORCH, Part, read_part
-from verifix.model.clone import tied_names
 from verifix.model.tensors import tensor_digest
 from verifix.model.weights import tensors_of
 from verifix.storage.atomic import Output, check_apart, check_output, file_digest
 from verifix.storage.transaction import settle
+
+UNHELD = (
+    "the model's load_state_dict does not read them, or changes them; save what it loads with "
+    "torch.save(model.state_dict(), …) and give that, or leave them out with --exclude"
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Checkpoint:
         fit, words = self.fit(model), {"raw": "raw", "ema": "averaged (EMA)"}
         places = {kind: found.place for kind, found in self.parts[0].found.items()}
         if len(places) == 1:  # one state dict may hold both, behind different prefixes
-            places = {"ema" if each.averaged else "raw": each.prefix for each in fits(model, self.state)}
+            places = {"ema" if each.averaged else "raw": each.prefix for each in fits(model, self.found.matchable)}
         used = self.kind(model)
         notes = []
         if len(places) == 2:
@@ -136,11 +142,28 @@ class Checkpoint:
         CheckpointError
             If keys, shapes or kinds of numbers do not fit; names the first few.
         """
-        state, wanted = self._values(model), model.state_dict()
+        entries = self.fit(model).entries(model, self.found)
+        self._check_values(entries, model.state_dict())
+        self._held(model)
+        try:
+            load(model, entries)
+        except Exception as error:  # hooks and extra state are the model's own code
+            raise CheckpointError(
+                f"{self.path} does not load into the model ({type(error).__name__}: {one_line(error, 200)}); give the "
+                "checkpoint of this model"
+            ) from error
+
+    def _check_values(self, entries: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Refuse shapes and kinds of numbers that do not fit, where the model saves an entry by the same name."""
+        state = {
+            name: value
+            for name, value in entries.items()
+            if isinstance(value, Tensor) and isinstance(wanted.get(name), Tensor) and not is_extra(name)
+        }
         wrong = [
             f"{name} {list(value.shape)} instead of {list(wanted[name].shape)}"
             for name, value in state.items()
-            if value.shape != wanted[name].shape
+            if shape_of(wanted[name]) not in (None, value.shape)
         ]
         if wrong:
             raise CheckpointError(
@@ -156,22 +179,46 @@ class Checkpoint:
                 f"{self.path} does not fit the model: {few('weights that are not plain floating-point numbers', whole)}"
                 "; give the checkpoint from before it was quantised or converted"
             )
-        model.load_state_dict({**wanted, **state}, strict=True)
 
-    def _values(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the values by the model's names; of a tied weight the file may hold one name or all."""
-        keys = self.fit(model).keys
-        state = {name: self.state[key] for name, key in keys.items()}
-        for names in tied_names(model).values():
-            held = [name for name in names if name in keys]
-            for name in held[1:]:
-                if tensor_digest(state[name]) != tensor_digest(state[held[0]]):
+    def _held(self, model: nn.Module) -> dict[str, list[str]]:
+        """Return the keys that hold each parameter and buffer, by its first name; a tied one may have several."""
+        fit = self.fit(model)
+        held = holders(model, fit.entries(model, self.found))
+        keys = {own: [*dict.fromkeys(fit.keys[x] for x in names if x in fit.keys)] for own, names in held.items()}
+        for one, *others in filter(None, keys.values()):
+            for other in others:
+                if tensor_digest(self.state[one]) != tensor_digest(self.state[other]):
                     raise CheckpointError(
-                        f"{self.path} has different values for {keys[held[0]]!r} and {keys[name]!r}, which are one "
-                        "weight in the model; give the checkpoint of this model"
+                        f"{self.path} has different values for {one!r} and {other!r}, which are one weight in the "
+                        "model; give the checkpoint of this model"
                     )
-            state |= {name: state[held[0]] for name in names if held}
-        return state
+        return {own: names for own, names in keys.items() if names}
+
+    def check_writable(self, model: nn.Module, exclude: Sequence[str] = ()) -> None:
+        """Check that the file can hold new values of all parameters, before any are computed.
+
+        Parameters
+        ----------
+        model
+            The model.
+        exclude
+            Patterns of parameters that get no new values.
+
+        Raises
+        ------
+        CheckpointError
+            If the model changes parameters when it loads them, or does not load them from the file.
+        """
+        held, first = self._held(model), first_names(model)
+        unheld = [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point()
+            and first[name] not in held
+            and not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)
+        ]
+        if unheld:
+            raise CheckpointError(f"{self.path} cannot hold new values for {few('parameters', unheld)}: {UNHELD}")
 
     def refuse_corrected(self) -> None:
         """Refuse a checkpoint that has been corrected already.
@@ -243,8 +290,8 @@ class Checkpoint:
 
     def dtypes(self, model: nn.Module) -> dict[str, torch.dtype]:
         """Return the dtype in which this checkpoint holds each parameter of the model."""
-        state = self._values(model)
-        return {name: state[name].dtype for name in tensors_of(model) if name in state}
+        held, first = self._held(model), first_names(model)
+        return {name: self.state[held[first[name]][0]].dtype for name in tensors_of(model) if first[name] in held}
 
     def spread(self, model: nn.Module, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return new values of parameters by the keys of this checkpoint; a tied weight may have several.
@@ -264,24 +311,23 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If two weights of the model are one in the file, so that it cannot hold both.
+            If two weights of the model are one in the file, or the file has none for one, so that it cannot hold both.
         """
-        groups, keys = tied_names(model), self.fit(model).keys
-        first = {name: names[0] for names in groups.values() for name in names}
-        owners: dict[object, str] = {}
-        for name, key in keys.items():
-            owner = owners.setdefault(place(self.state[key]), name) if name in first else name
-            if first.get(owner) != first.get(name) and {first[owner], first[name]} & update.keys():
-                raise CheckpointError(
-                    f"{self.path} has one tensor for {keys[owner]!r} and {key!r}, which are two weights in the model; "
-                    "tie them in the model too"
-                )
-        return {
-            keys[name]: value
-            for own, value in update.items()
-            for name in groups.get(own, [own])  # buffers are not tied
-            if name in keys
-        }
+        held, first = self._held(model), first_names(model)
+        changed = {first[name]: value for name, value in update.items()}
+        owners: dict[object, tuple[str, str]] = {}
+        for own, keys in held.items():
+            for key in keys:
+                owner, other = owners.setdefault(place(self.state[key]), (own, key))
+                if owner != own and {owner, own} & changed.keys():
+                    raise CheckpointError(
+                        f"{self.path} has one tensor for {other!r} and {key!r}, which are two weights in the model; "
+                        "tie them in the model too"
+                    )
+        unheld = [name for name in changed if name not in held]
+        if unheld:
+            raise CheckpointError(f"{self.path} cannot hold new values for {few('parameters', unheld)}: {UNHELD}")
+        return {key: value for own, value in changed.items() for key in held[own]}
 
     def output(
         self,
@@ -395,6 +441,7 @@ def read_checkpoint(path: str | Path, weights: str = "auto") -> Checkpoint:
         states = [choose_state(part.found, weights, part.path) for part in parts]
         check_shards(folder, {part.path.name: state.tensors for part, state in zip(parts, states, strict=True)})
         tensors = {key: value for state in states for key, value in state.tensors.items()}
-        return Checkpoint(path, parts, Found(states[0].kind, states[0].place, tensors), weights, folder)
+        entries = {key: value for state in states for key, value in state.matchable.items()}
+        return Checkpoint(path, parts, Found(states[0].kind, states[0].place, tensors, entries), weights, folder)
     part = read_part(path)
     return Checkpoint(path, (part,), choose_state(part.found, weights, path), weights)

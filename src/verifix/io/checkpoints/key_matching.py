@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from verifix.errors import CheckpointError
+from verifix.io.checkpoints.loading import is_extra, loaded_copy, metadata_by_name, saved_twins, with_metadata
 from verifix.io.checkpoints.state_dict import Found, says_averaged
-from verifix.model.clone import tied_names
 from verifix.model.tensors import storage_of
 
-WRAPPERS = ("_orig_mod", "module")
-"""Names that torch.compile and (Distributed)DataParallel put in front of a part of a model."""
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
+"""Names that torch.compile, activation checkpointing, FSDP and (Distributed)DataParallel put in front of a part of a
+model; the last one may be a module of the model's own as well."""
+
+DROPPED = ((), WRAPPERS[:-1], WRAPPERS)
+"""What may be dropped from keys, in the order in which it is tried."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Fit:
         Keys without the prefix, and buffers that the model does not save itself.
     averaged
         Whether the prefix is that of an averaged copy of the model.
+    by_torch
+        Whether the model's own `load_state_dict` takes the keys, without the prefix, as they are.
     """
 
     prefix: str
@@ -45,6 +52,31 @@ class Fit:
     unexpected: tuple[str, ...]
     outside: tuple[str, ...]
     averaged: bool
+    by_torch: bool = False
+
+    def entries(self, model: nn.Module, found: Found) -> Mapping[str, Any]:
+        """Return what the model is to load, by its own names.
+
+        Parameters
+        ----------
+        model
+            The model.
+        found
+            The state dict.
+
+        Returns
+        -------
+        mapping
+            Of a tied weight that the file has once, all names; a missing counter of batches is the model's own.
+        """
+        given = {name: found.entries[key] for name, key in self.keys.items()}
+        if not self.by_torch:
+            for names in saved_twins(model):
+                held = [name for name in names if name in given]
+                given |= {name: given[held[0]] for name in names if held and name not in given}
+            own = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+            given = {**own, **given}
+        return with_metadata(given, metadata_by_name(found.entries, self.keys))
 
 
 def fits(model: nn.Module, keys: Collection[str]) -> list[Fit]:
@@ -64,7 +96,7 @@ def fits(model: nn.Module, keys: Collection[str]) -> list[Fit]:
     """
     nearest: list[Fit] = []
     for names, anywhere in _spellings(model):
-        for dropped in ((), WRAPPERS[:1], WRAPPERS):
+        for dropped in DROPPED:
             found = [
                 _fit(model, prefix, names, plain, dropped)
                 for plain in [_without(keys, dropped)]
@@ -103,7 +135,7 @@ def _fit(
     wanted = _without(names, dropped)
     under = {key.removeprefix(prefix): whole for key, whole in plain.items() if key.startswith(prefix)}
     keys = {names[wanted[name]]: whole for name, whole in under.items() if name in wanted}
-    same = {name: group for group in tied_names(model).values() for name in group}
+    same = {name: group for group in saved_twins(model) for name in group}
     missing = [
         name
         for name in names.values()
@@ -124,7 +156,7 @@ def _fit(
 
 def _spellings(model: nn.Module) -> Iterator[tuple[dict[str, str], bool]]:
     """Yield the model's names by how a file may spell them, and whether that may stand behind any prefix."""
-    names = [name for name, value in model.state_dict().items() if isinstance(value, Tensor)]
+    names = [name for name, value in model.state_dict().items() if isinstance(value, Tensor) or is_extra(name)]
     own = {name: name for name in names}
     yield from _unwrapped(own)
     in_files = {spelled: name for name, spelled in _names_in_files(model, own).items()}
@@ -184,7 +216,11 @@ def choose_fit(model: nn.Module, found: Found, weights: str, path: object) -> Fi
     CheckpointError
         If keys are missing or unexpected, the weights wanted are not there, or they are there more than once.
     """
-    every = fits(model, found.tensors)
+    whole = [("", {key: key for key in found.entries})] if all(isinstance(key, str) for key in found.entries) else []
+    every = _taken(model, found, whole)
+    every = every or fits(model, found.matchable)
+    if not every or every[0].missing or every[0].unexpected:
+        every = _taken_without_prefix(model, found) or every
     if not every or every[0].missing or every[0].unexpected:
         raise CheckpointError(f"{path} does not fit the model: {_misfit(model, found, every)}")
     kinds = {"ema": [f for f in every if f.averaged], "raw": [f for f in every if not f.averaged]}
@@ -197,7 +233,7 @@ def choose_fit(model: nn.Module, found: Found, weights: str, path: object) -> Fi
             f"{path} has no {'averaged' if weights == 'ema' else weights} weights; omit --weights {weights}, or "
             "give another checkpoint"
         )
-    if len({tuple(place(found.tensors[f.keys[name]]) for name in sorted(f.keys)) for f in chosen}) > 1:
+    if len({tuple(place(found.entries[f.keys[name]]) for name in sorted(f.keys)) for f in chosen}) > 1:
         raise CheckpointError(
             f"{path} holds the model more than once, under {listed([repr(f.prefix) for f in chosen])}; save the state "
             "dict to correct in a file of its own"
@@ -205,11 +241,41 @@ def choose_fit(model: nn.Module, found: Found, weights: str, path: object) -> Fi
     return chosen[0]
 
 
+def _taken(model: nn.Module, found: Found, candidates: Iterable[tuple[str, Mapping[str, str]]]) -> list[Fit]:
+    """Return those of some ways to name a state dict's entries that the model's own `load_state_dict` takes."""
+    every = []
+    for prefix, keys in candidates:
+        used = set(keys.values())
+        outside = tuple(key for key in found.matchable if key not in used)
+        fit = Fit(prefix, keys, (), (), outside, says_averaged(prefix), by_torch=True)
+        if loaded_copy(model, fit.entries(model, found)) is not None:
+            every.append(fit)
+    return every
+
+
+def _taken_without_prefix(model: nn.Module, found: Found) -> list[Fit]:
+    """Return how the model takes a state dict's entries once a prefix is dropped that torch would refuse."""
+    for dropped in DROPPED:
+        plain = _without(found.matchable, dropped)
+        cuts = Counter(key[: place.end()] for key in plain for place in re.finditer(r"\.", key))
+        prefixes = [*([""] if dropped else []), *(prefix for prefix, _ in cuts.most_common(4))]
+        under = (
+            (prefix, {key.removeprefix(prefix): whole for key, whole in plain.items() if key.startswith(prefix)})
+            for prefix in prefixes
+        )
+        every = _taken(model, found, under)
+        if every:
+            return every
+    return []
+
+
 def _misfit(model: nn.Module, found: Found, every: list[Fit]) -> str:
-    wanted = tuple(name for name, value in model.state_dict().items() if isinstance(value, Tensor))
+    wanted = tuple(name for name, value in model.state_dict().items() if isinstance(value, Tensor) or is_extra(name))
     fit = every[0] if every else Fit("", {}, wanted, tuple(found.tensors), (), False)
     adapter = any("lora_" in key for key in found.tensors)
     hint = "merge the adapter first (merge_and_unload), or " if adapter else ""
+    if any(map(is_extra, fit.missing)):
+        hint += "save the state dict with torch.save, which keeps extra state, or "
     behind = f" behind the prefix {fit.prefix!r}" if fit.prefix else ""
     return (
         f"{few('missing', fit.missing)}; {few('unexpected', fit.unexpected)}{behind}; {hint}give the checkpoint of "
@@ -217,8 +283,10 @@ def _misfit(model: nn.Module, found: Found, every: list[Fit]) -> str:
     )
 
 
-def place(tensor: Tensor) -> object:
+def place(tensor: object) -> object:
     """Return the same for two tensors that lie in the same place."""
+    if not isinstance(tensor, Tensor):
+        return id(tensor)
     return (storage_of(tensor), int(tensor.storage_offset())) if storage_of(tensor) else id(tensor)
 
 

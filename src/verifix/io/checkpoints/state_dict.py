@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from verifix.errors import CheckpointError, UsageError
+from verifix.io.checkpoints.loading import is_extra
 
 RAW = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "checkpoint")
 """Keys under which a state dict is looked for, in this order, also one inside another."""
@@ -34,11 +35,19 @@ class Found:
         Keys that lead to it, joined by slashes; empty if it is the content itself.
     tensors
         Its tensors by key.
+    entries
+        All of it, with extra state and the versions of modules.
     """
 
     kind: str
     place: str
     tensors: Mapping[str, Tensor]
+    entries: Mapping[str, Any]
+
+    @property
+    def matchable(self) -> dict[str, Any]:
+        """The tensors and the extra state by key."""
+        return {key: value for key, value in self.entries.items() if key in self.tensors or is_extra(key)}
 
 
 def find_states(content: object, place: str = "") -> dict[str, Found]:
@@ -62,12 +71,12 @@ def find_states(content: object, place: str = "") -> dict[str, Found]:
     for nest, ema in _nests(content):
         for kind, state in find_states(content.get(nest), f"{place}{nest}/").items():
             kept = "ema" if ema else kind
-            found.setdefault(kept, Found(kept, state.place, state.tensors))
+            found.setdefault(kept, replace(state, kind=kept))
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     lone = _only_one(content, place)
     if found or any(len(state.tensors) > len(tensors) for state in lone.values()):  # a loss may be a tensor as well
         return found or lone
-    return {"raw": Found("raw", place.rstrip("/"), tensors)} if tensors else {}
+    return {"raw": Found("raw", place.rstrip("/"), tensors, content)} if tensors else {}
 
 
 def _nests(content: Mapping[Any, Any]) -> list[tuple[str, bool]]:
@@ -85,13 +94,15 @@ def _only_one(content: Mapping[Any, Any], place: str) -> dict[str, Found]:
         if isinstance(value, Mapping)
         and value
         and all(isinstance(k, str) for k in value)
-        and all(isinstance(v, Tensor) for v in value.values())
+        and all(isinstance(v, Tensor) or is_extra(k) for k, v in value.items())
+        and any(isinstance(v, Tensor) for v in value.values())
     ]
     if len(states) != 1:
         return {}
-    ((key, tensors),) = states
+    ((key, entries),) = states
+    tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
     kind = "ema" if says_averaged(str(key)) else "raw"
-    return {kind: Found(kind, f"{place}{key}", dict(tensors))}
+    return {kind: Found(kind, f"{place}{key}", tensors, entries)}
 
 
 def says_averaged(name: str) -> bool:
