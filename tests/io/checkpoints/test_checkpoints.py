@@ -646,7 +646,7 @@ def test_counters_and_buffers_that_do_not_matter_may_differ_as_in_torch(here, ca
     save_file(state | {"ids": torch.arange(3)}, "d.safetensors")
     again = read_checkpoint("d.safetensors")
     again.load_into(model)
-    assert again.notes(model) == ["Left as they are, because the model has no such weights: ids."]
+    assert again.notes(model) == ["Unchanged, because the model has no such weights: ids."]
     with pytest.raises(verifix.CheckpointError, match=r"1 unexpected \(ids\)"):
         again.load_into(fresh)
 
