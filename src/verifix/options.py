@@ -93,6 +93,11 @@ def check_seed(seed: Any) -> None:
     require(whole(seed) and seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
 
 
+def check_outputs(outputs: Any) -> None:
+    """Refuse what outputs cannot be."""
+    require(outputs in OUTPUTS, "outputs", outputs, f"one of {', '.join(map(repr, OUTPUTS))}")
+
+
 def split_list(value: Sequence[str] | str) -> list[str]:
     """Split a text at its commas; a list stays as it is."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
@@ -112,6 +117,9 @@ TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 
 TRUSTED_COUNT = 1000
 """How many samples are trusted unless the user says."""
+
+OUTPUTS = ("auto", "logits", "log-probabilities", "probabilities", "percent")
+"""What a model's outputs can be said to be."""
 
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""
@@ -142,6 +150,9 @@ class RunOptions(Settings):
     score and compare use 250."""
     progress: Annotated[bool, COMPUTING] = True
     """Show progress on stderr."""
+    outputs: Annotated[Literal["auto", "logits", "log-probabilities", "probabilities", "percent"], MODEL] = "auto"
+    """What the model's outputs are, or the numbers in a file of predictions. "auto" finds it out from the values and
+    from the model's last operation, and refuses what is not clear. A single output is that of class 1."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -149,6 +160,7 @@ class RunOptions(Settings):
         check_seed(self.seed)
         ok = self.batch_size == "auto" or whole(self.batch_size, 1)
         require(ok, "batch_size", self.batch_size, "a whole number of 1 or more, or 'auto'")
+        check_outputs(self.outputs)
 
     @property
     def predicting_size(self) -> int:

@@ -29,6 +29,7 @@ from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
+from verifix.model.outputs import understood
 from verifix.model.predict import logits_of, predict
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples, check_labels, read_samples
@@ -109,9 +110,12 @@ def begin(
         provenance = describe(work, samples, options, earlier=saved is not None)
         steady = check_steady(model, work, where, samples)
         outputs = check_outputs(model, work, where, samples)
+        samples, remark = understood(work, samples, where, options.outputs)
+        provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            provenance["notes"] = [*steady, *look_over(work, where, samples, options)]
+            read_as = [remark] if remark else []
+            provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)

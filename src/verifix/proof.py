@@ -19,6 +19,7 @@ from verifix.evaluation.comparison import Comparison, compare
 from verifix.losses import correct_or_not
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
+from verifix.model.outputs import understood
 from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
@@ -196,7 +197,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
     folds = [_fold(course, before, after, samples.labels) for course in courses]
-    comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed)
+    comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed, outputs="logits")
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
 
@@ -242,11 +243,12 @@ def measured(
         The comparison and its verdict.
     """
     start, labels = time.perf_counter(), samples.labels[list(indices)]
+    samples, _ = understood(model, samples, device_of(model), correction.provenance["outputs"])
     with progress_bar(kind, 2 * len(indices), show) as bar:
         before = predicted(model, samples, indices, bar.update)
         after = predicted(correction.model, samples, indices, bar.update) if correction.changed else before
     chosen = None if weights is None else np.asarray(weights)[list(indices)]
-    comparison = compare(before, after, labels, weights=chosen, seed=seed)
+    comparison = compare(before, after, labels, weights=chosen, seed=seed, outputs="logits")
     return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -21,7 +21,8 @@ from verifix.evaluation.significance import (
     samples_needed,
     strata_of,
 )
-from verifix.options import check_seed
+from verifix.model.outputs import Meaning
+from verifix.options import check_outputs, check_seed
 
 Verdict = Literal["improved", "not proven", "harmful"]
 
@@ -88,6 +89,8 @@ class Comparison:
         Counts ``[label][predicted]``; None above 100 classes.
     reliability_before, reliability_after
         Bins of confidence; None if only predicted classes are known.
+    outputs
+        What the numbers of either were read as.
     """
 
     samples: Count
@@ -109,6 +112,7 @@ class Comparison:
     confusion_after: list[list[int]] | None
     reliability_before: tuple[Bin, ...] | None
     reliability_after: tuple[Bin, ...] | None
+    outputs: tuple[Meaning, Meaning] = field(default=("logits", "logits"), kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, fit for JSON."""
@@ -147,7 +151,14 @@ class Comparison:
         str
             The verdict first.
         """
-        lines = [self.sentence(), *self._needed(), self._flips(), *self._measures(), *self._classes(names)]
+        lines = [
+            self.sentence(),
+            *self._needed(),
+            self._flips(),
+            *self._measures(),
+            *self._classes(names),
+            *self._outputs(),
+        ]
         return "\n".join(lines)
 
     def _needed(self) -> list[str]:
@@ -175,6 +186,10 @@ class Comparison:
                 lines.append(f"{what} {_number(x)} before, {_number(y)} after.")
         return lines
 
+    def _outputs(self) -> list[str]:
+        pairs = zip(("before", "after"), self.outputs, strict=True)
+        return [f"The numbers of {what} are read as {meaning}." for what, meaning in pairs if meaning != "logits"]
+
     def _classes(self, names: Sequence[str] | None) -> list[str]:
         rows = [row for row in self.per_class if row.samples]
         lines = [_class_line(row, names) for row in rows if row.fixed or row.broken]
@@ -189,14 +204,22 @@ class Comparison:
         return lines
 
 
-def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: int = 0) -> Comparison:
+def compare(
+    before: Any,
+    after: Any,
+    labels: Any,
+    *,
+    weights: Any = None,
+    seed: int = 0,
+    outputs: Literal["auto", "logits", "log-probabilities", "probabilities", "percent"] = "auto",
+) -> Comparison:
     """Compare two models on the same labelled samples, which neither model has learned from.
 
     Parameters
     ----------
     before, after
-        The output of each model: logits, log-probabilities or probabilities ``[n, classes]``, or one logit per sample
-        ``[n, 1]``, which predicts class 1 above 0; tensors, arrays or lists. Whole numbers ``[n]`` are predicted
+        The output of each model: logits, log-probabilities, probabilities or percent ``[n, classes]``, or one such
+        number per sample ``[n, 1]``, that of class 1; tensors, arrays or lists. Whole numbers ``[n]`` are predicted
         classes; figures that need probabilities are then None.
     labels
         Class indices ``[n]``.
@@ -205,6 +228,8 @@ def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: 
         `class_weights`. By default, all weights are equal.
     seed
         Seed of the bootstrap.
+    outputs
+        What the numbers of both are. "auto" finds it out for each, and refuses what is not clear.
 
     Returns
     -------
@@ -214,13 +239,14 @@ def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: 
     Raises
     ------
     DataError
-        If the arguments do not fit together, or something is not finite.
+        If the arguments do not fit together, something is not finite, or it is not clear what the numbers are.
     UsageError
-        If the seed is not a whole number.
+        If the seed is not a whole number, or `outputs` is not a known word.
     """
     check_seed(seed)
+    check_outputs(outputs)
     y = as_labels(labels)
-    a, b = as_answers(before, "before", len(y)), as_answers(after, "after", len(y))
+    a, b = (as_answers(x, what, len(y), outputs) for x, what in ((before, "before"), (after, "after")))
     classes, w = class_count(a, b, y), as_weights(weights, len(y))
     right_a, right_b = a.predicted == y, b.predicted == y
     outcomes = Outcomes(right_b.astype(np.int64) - right_a, w, strata_of(y, w))
@@ -246,6 +272,7 @@ def compare(before: Any, after: Any, labels: Any, *, weights: Any = None, seed: 
         confusion_after=confusion(b, y, classes),
         reliability_before=reliability(a, y, w),
         reliability_after=reliability(b, y, w),
+        outputs=(a.meaning, b.meaning),
     )
 
 

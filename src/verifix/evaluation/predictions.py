@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,13 @@ from torch import Tensor
 
 from verifix.errors import DataError, one_line
 from verifix.losses import predicted_classes
+from verifix.model.outputs import Meaning, meaning_of, to_logits
 
-ROUNDING = 1e-3
-"""How far the sum of a row of probabilities may be from 1: half precision loses as much."""
+SUREST = float(np.finfo(np.float64).eps)
+"""The least probability that an answer is taken to have: one that was sure, and wrong, costs 36 nats."""
+
+LOST = 1e-6
+"""How much of a row of probabilities must be missing for it to have been lost in rounding."""
 
 Array = np.ndarray[Any, Any]
 
@@ -28,10 +32,13 @@ class Answers:
         Predicted classes, int64 ``[n]``.
     logits
         float64 ``[n, classes]``, two columns or more; None if only predicted classes are known.
+    meaning
+        What the numbers were read as.
     """
 
     predicted: Array
     logits: Tensor | None
+    meaning: Meaning = "logits"
 
     @property
     def classes(self) -> int:
@@ -39,19 +46,21 @@ class Answers:
         return int(self.predicted.max()) + 1 if self.logits is None else self.logits.shape[1]
 
 
-def as_answers(values: Any, what: str, count: int) -> Answers:
+def as_answers(values: Any, what: str, count: int, outputs: str = "auto") -> Answers:
     """Take a model's answers in any of their forms.
 
     Parameters
     ----------
     values
-        Tensor, array or nested list. ``[n, classes]`` of logits, log-probabilities or probabilities (rows of numbers
-        that are not negative and sum to 1); ``[n, 1]`` of one logit each, which predicts class 1 above 0; or whole
-        numbers ``[n]``, the predicted classes alone.
+        Tensor, array or nested list. ``[n, classes]`` of logits, log-probabilities, probabilities or percent;
+        ``[n, 1]`` of one such number each, for class 1; or whole numbers ``[n]``, the predicted classes alone.
+        Answers are taken as they are.
     what
-        "before" or "after", for messages.
+        "before", "after" or the name of a file, for messages.
     count
         Number of labels.
+    outputs
+        What the numbers are; "auto" finds it out.
 
     Returns
     -------
@@ -61,8 +70,10 @@ def as_answers(values: Any, what: str, count: int) -> Answers:
     Raises
     ------
     DataError
-        If the shape is another, or a number is not finite; says in which row.
+        If the shape is another, or a number is not finite; says in which row. If it is not clear what the numbers are.
     """
+    if isinstance(values, Answers):
+        return values
     x = _as_tensor(values, what)
     if x.ndim not in (1, 2) or len(x) != count or 0 in x.shape:
         raise DataError(
@@ -76,8 +87,15 @@ def as_answers(values: Any, what: str, count: int) -> Answers:
             f"{what} is one row of {x.dtype}; give logits [{count}, classes], [{count}, 1] for one logit each, or "
             "whole numbers for predicted classes"
         )
-    logits = _as_logits(_finite(x.double(), what))
-    return Answers(predicted_classes(logits).numpy(), logits)
+    numbers = _finite(x.double(), what)
+    meaning: Meaning = meaning_of(numbers, None, f"the numbers of {what}") if outputs == "auto" else outputs  # type: ignore[assignment]
+    return replace(answers_of(_as_logits(numbers, meaning)), meaning=meaning)
+
+
+def answers_of(logits: Tensor) -> Answers:
+    """Return logits ``[n, outputs]``, float64, as answers."""
+    both = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
+    return Answers(predicted_classes(both).numpy(), both)
 
 
 def as_labels(values: Any) -> Array:
@@ -211,15 +229,13 @@ def _finite(x: Tensor, what: str) -> Tensor:
     return x
 
 
-def _as_logits(x: Tensor) -> Tensor:
-    """Bring one logit each, or rows of probabilities, to the form of logits with a column per class."""
-    if x.shape[1] == 1:
-        return torch.cat([torch.zeros_like(x), x], dim=1)
-    if looks_like_probabilities(x):
-        return x.clamp(min=torch.finfo(x.dtype).eps).log()  # an answer that was sure, and wrong, costs 36 nats
-    return x
-
-
-def looks_like_probabilities(x: Tensor) -> bool:
-    """Tell probabilities ``[n, classes]`` from logits, whose rows do not all sum to 1."""
-    return bool((x >= 0).all() and ((x.sum(dim=1) - 1).abs() <= ROUNDING).all())
+def _as_logits(x: Tensor, meaning: Meaning) -> Tensor:
+    """Read numbers as logits; probabilities of 0 give way to what rounding took from their row, or to `SUREST`."""
+    if meaning in ("logits", "log-probabilities"):
+        return to_logits(x, meaning, one=x.shape[1] == 1)
+    p = x / 100 if meaning == "percent" else x
+    if x.shape[1] > 1:
+        lost = 1 - p.sum(dim=1, keepdim=True)
+        share = torch.where(lost > LOST, lost, 0) / (p == 0).sum(dim=1, keepdim=True).clamp(min=1)
+        p = torch.where(p == 0, share.clamp(min=SUREST), p)
+    return to_logits(p, "probabilities", one=x.shape[1] == 1)

@@ -45,6 +45,8 @@ class Samples:
         The data set that knows where its samples stand, for messages, and which sample of it each one is.
     columns
         What `digests` were made from, by name, where inputs are dictionaries; else empty.
+    outputs
+        What the model's outputs mean, once that is known: `forward` then returns logits. See `verifix.model.outputs`.
     """
 
     source: Source
@@ -55,6 +57,7 @@ class Samples:
     prints: tuple[bytes, ...] = ()
     origin: tuple[Any, Sequence[int]] = (None, ())
     columns: tuple[Mapping[str, bytes], ...] = ()
+    outputs: str | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""

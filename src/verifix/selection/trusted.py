@@ -25,6 +25,7 @@ from verifix.io.optional_imports import library
 from verifix.losses import cross_entropy, probabilities
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import check_model, seeded
+from verifix.model.outputs import understood
 from verifix.model.predict import logits_in, predict
 from verifix.model.run import Forward, out_of_memory, run_model, to_device
 from verifix.model.samples import Samples, read_samples
@@ -178,6 +179,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
         with working_copy(model, settings) as (work, where):
             check_steady(model, work, where, samples)
             check_outputs(model, work, where, samples)
+            samples, _ = understood(work, samples, where, settings.outputs)
             with threads_for(partial(work_of, work, samples, where)):
                 scores, eligible = rank(work, where, samples, settings)
     indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, settings.count)

@@ -22,11 +22,13 @@ from verifix.io.data.preprocessing import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
 from verifix.model.borrow import borrowed, check_model
+from verifix.model.outputs import understood
 from verifix.model.predict import predict
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.sources import Source
 from verifix.model.tensors import device_named, device_of
 from verifix.model.wrappers import unwrapped
+from verifix.options import RunOptions
 from verifix.progress import progress_bar
 from verifix.proof import predicted
 
@@ -70,12 +72,13 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
         )
 
 
-def logits_of(model: nn.Module, samples: Samples, show: bool, title: str) -> Tensor:
-    """Return a model's logits of all samples, whose labels must name its outputs."""
-    with progress_bar(title, len(samples), show) as bar:
+def logits_of(model: nn.Module, samples: Samples, options: RunOptions, title: str) -> tuple[Tensor, str]:
+    """Return a model's logits of all samples, whose labels must name its outputs, and what these were read as."""
+    samples, remark = understood(model, samples, device_of(model), options.outputs)
+    with progress_bar(title, len(samples), options.progress) as bar:
         logits = predicted(model, samples, done=bar.update)
     check_labels(samples.labels, logits.shape[1], samples.where)
-    return logits
+    return logits, remark
 
 
 def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None, used: Sequence[int]) -> Any:

@@ -10,7 +10,7 @@ from verifix.cli.commands.common import check_names, device_wanted, logits_of, o
 from verifix.cli.options import CompareCommand
 from verifix.errors import UsageError
 from verifix.evaluation.comparison import Comparison, compare
-from verifix.evaluation.predictions import as_labels
+from verifix.evaluation.predictions import Answers, answers_of, as_answers, as_labels
 from verifix.io.checkpoints.checkpoint import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.data.prediction_files import is_predictions, read_labels, read_predictions
@@ -64,8 +64,8 @@ class ComparisonOf(Comparison):
 class _Answers:
     """What both models answered, the labels, and what was compared."""
 
-    before: Any
-    after: Any
+    before: Answers
+    after: Answers
     labels: Any
     compared: Compared
 
@@ -86,11 +86,15 @@ def _answers(command: CompareCommand) -> _Answers:
     """Return what both answered, the labels, and what is to be known about them."""
     paths = (command.before, command.after)
     if all(map(is_predictions, paths)):
-        before, after = (read_predictions(path, command) for path in paths)
         with notes_kept() as noted:
-            labels = read_labels(command.data, command)
+            labels = as_labels(read_labels(command.data, command))
+        before, after = (_in_file(path, command, len(labels)) for path in paths)
         return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted))
     return _with_models(command)
+
+
+def _in_file(path: str, command: CompareCommand, count: int) -> Answers:
+    return as_answers(read_predictions(path, command), path, count, command.outputs)
 
 
 def _compared(
@@ -105,12 +109,13 @@ def _with_models(command: CompareCommand) -> _Answers:
     if not command.model:
         path = next(path for path in (command.before, command.after) if not is_predictions(path))
         raise UsageError(f"{path} is named like a checkpoint; give its model with --model, or a file of predictions")
-    answers: list[Any] = []
+    answers: dict[str, Answers] = {}
+    files: dict[str, str] = {}
     notes: list[str] = []
     samples: Samples | None = None
     for what, path in (("before", command.before), ("after", command.after)):
         if is_predictions(path):
-            answers.append(read_predictions(path, command))
+            files[what] = path
             continue
         checkpoint = read_checkpoint(path, command.weights)
         model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
@@ -121,9 +126,11 @@ def _with_models(command: CompareCommand) -> _Answers:
             notes += noted
             check_names(model, source, preparation)
             samples = read_samples(source, command.predicting_size, command.progress)
-        answers.append(logits_of(model, samples, command.progress, f"answers {what}"))
-        notes += [f"{path}: {note}" for note in checkpoint.notes(model)]
+        logits, outputs = logits_of(model, samples, command, f"answers {what}")
+        answers[what] = answers_of(logits)
+        notes += [f"{path}: {note}" for note in (*checkpoint.notes(model), outputs) if note]
     names = None if preparation.class_names is None else list(preparation.class_names)
     labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
     compared = _compared(command, names, preparation.description, notes)
-    return _Answers(answers[0], answers[1], labels, compared)
+    answers |= {what: _in_file(path, command, len(labels)) for what, path in files.items()}
+    return _Answers(answers["before"], answers["after"], labels, compared)

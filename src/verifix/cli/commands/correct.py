@@ -25,8 +25,10 @@ from verifix.io.checkpoints.checkpoint import Checkpoint, correction_path
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import Preparation, prepare
 from verifix.io.data.subsample import limited
+from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.sources import Source
+from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, notes_kept, tell
 from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, predicted, prove
@@ -216,6 +218,7 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
     """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
     test = read_samples(open_data(path, command, preparation), 250, command.progress)
+    test, _ = understood(model, test, device_of(model), command.outputs)
     logits = predicted(model, test)
     check_labels(test.labels, logits.shape[1], test.where)
     if command.check_labels:
@@ -256,6 +259,7 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
         batch_size=command.batch_size,
         seed=command.seed,
         progress=command.progress,
+        outputs=command.outputs,
     )
 
 

@@ -57,8 +57,8 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     check_names(model, source, preparation)
     samples = read_samples(source, command.predicting_size, command.progress)
     with watching_first_norm(model) as seen:
-        logits = logits_of(model, samples, command.progress, "scoring")
-    remarks = [text for text in (_order(logits, samples, preparation), seen.remark()) if text]
+        logits, outputs = logits_of(model, samples, command, "scoring")
+    remarks = [text for text in (outputs, _order(logits, samples, preparation), seen.remark()) if text]
     score = Score(
         samples=len(samples),
         accuracy=100 * float(correct_or_not(logits, samples.labels).mean()),

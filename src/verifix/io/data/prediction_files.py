@@ -48,7 +48,7 @@ def read_predictions(path: str, options: DataOptions) -> Array:
     Returns
     -------
     ndarray
-        ``[n, classes]`` of logits or probabilities, or ``[n]`` of predicted classes.
+        ``[n, classes]`` of logits, probabilities or percent, or ``[n]`` of predicted classes.
 
     Raises
     ------
@@ -59,11 +59,6 @@ def read_predictions(path: str, options: DataOptions) -> Array:
     values = _from_table(read_table(file), options) if file.suffix.lower() in TABLES else _array(file, PREDICTION_NAMES)
     if values.dtype.kind == "U":
         return _named(values, options, path)
-    if values.ndim == 2 and values.shape[1] == 1 and values.dtype.kind == "f" and _between_0_and_1(values):
-        raise DataError(
-            f"{path} has one column of numbers from 0 to 1, which may be probabilities or logits; give the "
-            "probabilities of both classes in two columns, or logits"
-        )
     return values
 
 
@@ -225,10 +220,6 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return not isinstance(value, bool)
-
-
-def _between_0_and_1(values: Array) -> bool:
-    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _table_labels(table: Table, options: DataOptions) -> Array:
