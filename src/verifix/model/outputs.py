@@ -56,8 +56,11 @@ EXPECTED: dict[str, Meaning] = {
     "log-sigmoid": "log-probabilities",
 }
 
-LINEAR = {"Addmm", "Mm", "Linear", "MkldnnLinear", "Convolution", "CudnnConvolution", "MkldnnConvolution", "Addmv"}
-"""Products with weights; what they return is not normalised."""
+LINEAR = {
+    *("Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear", "MkldnnLinear", "Trilinear", "Convolution"),
+    *("CudnnConvolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm", "NativeLayerNorm"),
+}
+"""Products with weights, and layers that centre; what they return is not normalised to probabilities."""
 
 PASSING = {
     *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Permute", "Transpose", "T"),
@@ -65,8 +68,11 @@ PASSING = {
 }
 """Operations that leave values, or those within bounds, as they are."""
 
-MIXING = {"Add", "Mean", "Relu", "AdaptiveAvgPool2D", "AvgPool2D", "AccumulateGrad"}
-"""Operations that keep logits logits, but not probabilities what they are."""
+MIXING = {
+    *("Add", "Sub", "Mul", "Div", "Neg", "Cat", "Stack", "Mean", "Relu", "AdaptiveAvgPool2D", "AvgPool2D"),
+    "AccumulateGrad",
+}
+"""Operations that keep logits logits, but not probabilities what they are; and where a graph ends, at a weight."""
 
 
 def last_operation(output: Tensor) -> str | None:
@@ -332,9 +338,9 @@ def _operation(model: nn.Module, samples: Samples, few: Sequence[int], device: t
     try:
         with differentiable(parameters, wanted):
             output = run_model(model, to_device(batch.inputs, device), samples.forward)
+            return last_operation(logits_in(output, len(batch.labels)))
     except (DataError, RuntimeError):  # a model that runs only without gradients: its values decide
         return None
-    return last_operation(logits_in(output, len(batch.labels)))
 
 
 def _spread(samples: Samples, count: int) -> list[int]:
