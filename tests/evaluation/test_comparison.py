@@ -637,7 +637,7 @@ HOSTILE = {
     "nan.csv": ("a,b\n" + "1,nan\n" * 90, "NaN or Inf in row 0"),
     "short.csv": ("a,b,c\n1,2,3\n", r"shape \[1, 3\] for 90 labels"),
     "wide.csv": ("a,b\n" + "1,2\n" * 90, "before has 3 classes and after 2"),
-    "sigmoid.csv": ("p\n" + "0.5\n" * 90, "one column of numbers from 0 to 1"),
+    "sigmoid.csv": ("p\n" + "0.5\n" * 90, "one number per sample, from 0.5 to 0.5"),
     "broken.parquet": ("PAR1", "not a readable Parquet"),
     "broken.npy": ("\x93NUMPY", "not a readable numpy file"),
     "broken.npz": ("PK", "not a readable numpy file"),

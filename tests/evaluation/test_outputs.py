@@ -142,7 +142,9 @@ def test_the_setting_decides_what_is_not_clear():
 def test_a_saturated_sigmoid_gives_finite_logits():
     model = nn.Sequential(*network(1), Times(1000), nn.Sigmoid()).eval()
     assert (model(X) == 1).any()
-    assert correct(model, BINARY, alpha=10).provenance["outputs"] == "probabilities"
+    found = correct(model, BINARY, alpha=10)
+    assert found.provenance["outputs"] == "probabilities"
+    assert "outputs looked at are exactly 0 or 1, with no finite logit" in found.summary()
 
 
 def test_samples_are_trusted_alike_with_and_without_a_sigmoid():

@@ -320,7 +320,8 @@ def understood(model: nn.Module, samples: Samples, device: torch.device, wanted:
         values = predict(model, samples, many, min(samples.batch_size or 16, 16), device)
     meaning: Meaning = meaning_of(values, operation) if wanted == "auto" else wanted  # type: ignore[assignment]
     to_logits(values, meaning, one=values.shape[1] == 1)  # refuses numbers that cannot be what they are said to be
-    return reading(samples, meaning, values.shape[1]), remark(meaning, operation)
+    said = [remark(meaning, operation), _saturated(values, meaning)]
+    return reading(samples, meaning, values.shape[1]), " ".join(filter(None, said))
 
 
 def remark(meaning: str, operation: str | None = None, what: str = "Outputs") -> str:
@@ -328,6 +329,15 @@ def remark(meaning: str, operation: str | None = None, what: str = "Outputs") ->
     if meaning == "logits":
         return ""
     return f"{what} are read as {meaning}{f' ({operation})' if operation in EXPECTED else ''}."
+
+
+def _saturated(values: Tensor, meaning: Meaning) -> str:
+    """Say how many single probabilities are 0 or 1, and have no finite logit; empty if none is."""
+    if values.shape[1] > 1 or meaning not in ("probabilities", "percent"):
+        return ""
+    count = int(((values <= 0) | (values >= (100 if meaning == "percent" else 1))).sum())
+    about = "with no finite logit; the nearest number that has one is taken instead"
+    return f"{count} of the {len(values)} outputs looked at are exactly 0 or 1, {about}." if count else ""
 
 
 def _operation(model: nn.Module, samples: Samples, few: Sequence[int], device: torch.device) -> str | None:
