@@ -106,6 +106,20 @@ def test_a_network_that_normalises_is_corrected_as_the_same_network_that_does_no
     assert wanted.provenance["outputs"] == "logits"
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "softmax", "log-softmax", "percent"])
+def test_the_head_of_a_network_that_normalises_is_found_and_refitted_alike(name):
+    outputs, ends, _ = ENDS[name]
+    labels = BINARY if outputs == 1 else THREE
+    wanted, found = (
+        verifix.correct(model, (X, labels), recipe="refit", progress=False)
+        for model in (network(outputs), with_end(outputs, *ends))
+    )
+    assert wanted.changed
+    assert found.strengths == wanted.strengths
+    for key, value in wanted.corrected.items():
+        assert torch.allclose(found.corrected[key], value, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("model", "labels", "said"),
     [

@@ -71,11 +71,13 @@ def find_head(context: Context) -> Head | None:
     outputs = context.predict(context.indices[:1], {}).shape[1]
     wide = [layer for layer in context.layers if read_matrix(layer, context.original).shape[:2] == (1, outputs)]
     logits, seen = watch(context, wide, context.indices)
+    shifted = outputs > 1 and context.run.samples.outputs not in (None, "logits")  # logits but for a number per sample
     for layer in reversed(context.layers):
         if layer not in seen:
             continue
         products = seen[layer] @ read_matrix(layer, context.parameter)[0].cpu().mT  # [n, tokens, outputs]
         rest = logits[:, None] - products
+        rest = rest - rest.mean(dim=2, keepdim=True) if shifted else rest
         offset = rest[0, _steadiest(rest)] if rest.shape[1] > 1 else rest[0, 0]
         distance = (rest - offset).abs().amax(dim=2)  # [n, tokens]
         token = distance.argmin(dim=1)
@@ -84,6 +86,7 @@ def find_head(context: Context) -> Head | None:
             features = seen[layer][torch.arange(len(token)), token]
             bias = context.run.collected.biases.get(layer)
             own = 0.0 if bias is None else bias.view(context.parameter(bias.parameter)).double().cpu()
+            offset = offset + own.mean() if shifted and isinstance(own, Tensor) else offset
             beyond = offset - own
             return Head(layer, bias, features, offset, beyond * (beyond.abs() > TOLERANCE * size))
     return None
