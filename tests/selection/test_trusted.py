@@ -271,9 +271,9 @@ def test_the_model_and_the_random_generators_are_left_as_they_were(method, fails
     try:
         if fails:
             with pytest.raises(verifix.DataError, match="no luck"):
-                trust(model, samples, method=method, batch_size=30)
+                trust(model, samples, method=method, batch_size=30, outputs="logits")
         else:
-            trust(model, samples, method=method, batch_size=30)
+            trust(model, samples, method=method, batch_size=30, outputs="logits")
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -305,7 +305,7 @@ def test_products_are_exact_while_gradients_are_compared():
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            found = trust(model, (x.float(), y), method="low-curvature").scores
+            found = trust(model, (x.float(), y), method="low-curvature", outputs="logits").scores
     finally:
         torch.set_float32_matmul_precision("highest")
     assert ("highest", False, True) in seen
