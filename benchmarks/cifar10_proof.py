@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.cifar10_subsets import IMAGES
 from benchmarks.environment import environment
 from verifix import prove
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.models import build_model
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from verifix import correct
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.models import build_model
 from verifix.io.options import DataOptions

@@ -42,7 +42,7 @@ from benchmarks.environment import environment
 from verifix import Correction, SavedMoments, collect_moments, correct
 from verifix.cli.commands.correct import output_of_moments, outputs_of
 from verifix.errors import VerifixError
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.storage.atomic import write_together
 from verifix.storage.transaction import settle
 

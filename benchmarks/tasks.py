@@ -52,7 +52,7 @@ from benchmarks.texts_and_vit import Inputs, built, part
 from verifix.cli.demo import digits, spiral
 from verifix.cli.demo.training import mlp, train
 from verifix.errors import UsageError
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.models import build_model
 from verifix.model.samples import Samples, read_samples

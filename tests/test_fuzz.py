@@ -23,7 +23,7 @@ from tests import hostile, tiny
 from tests.hostile import archive, flipped, legacy, npz, pickled, png, safetensors
 from verifix import Correction, VerifixError
 from verifix.capture.saved_moments import SavedMoments
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.options import DataOptions
 from verifix.losses import best_sharpness, correct_or_not, cross_entropy, tempered_cross_entropy

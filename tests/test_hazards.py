@@ -20,7 +20,7 @@ from tests.test_algorithm import verified
 from verifix import CheckpointError, DataError, UsageError
 from verifix.cli.demo import digits
 from verifix.cli.main import main
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.options import DataOptions
 from verifix.model.folds import split_folds

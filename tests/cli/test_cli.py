@@ -19,7 +19,7 @@ from torch import nn
 import verifix
 from tests.checkpoint_cases import write_with
 from verifix.cli.main import main
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.options import DataOptions
 

@@ -17,7 +17,7 @@ from tests import tiny
 from verifix import UsageError
 from verifix.cli.main import main
 from verifix.cli.options import CorrectCommand, ScoreCommand
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import prepare
 from verifix.io.models import build_model, own_checkpoint

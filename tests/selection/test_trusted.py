@@ -18,7 +18,8 @@ from verifix.cli.demo.training import mlp, train
 from verifix.correction import UNVERIFIED_SCORES, Correction
 from verifix.model.samples import read_samples
 from verifix.options import TRUST_METHODS
-from verifix.selection.trusted import DRAWS, STEP, Trusted, choose
+from verifix.selection.rankings import DRAWS, STEP
+from verifix.selection.trusted import Trusted, choose
 
 CLASSES, SAMPLES = 3, 90
 

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import verifix
 from tests.checkpoint_cases import ALPHA, NAMES, arguments, flat, same, samples, some_net, ties, write_with, write_world
 from verifix.cli.main import main
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 
 
 @dataclass
@@ -662,7 +662,7 @@ def test_what_the_user_allowed_to_be_read_stays_allowed(here):
 
 
 def test_the_correction_file_lies_beside(here):
-    from verifix.io.checkpoints.checkpoint import correction_path
+    from verifix.io.checkpoints.undo_record import correction_path
 
     names = {"a.pt": "a", "m/last.pth.tar": "m/last", "v1.2.safetensors": "v1.2", "vit.b16": "vit.b16", "d/x/": "d/x"}
     for name, stem in names.items():

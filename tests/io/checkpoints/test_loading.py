@@ -19,7 +19,7 @@ from torch import nn
 import verifix
 from tests.checkpoint_cases import ALPHA, samples
 from verifix.cli.main import main
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.checkpoints.weight_file import leaves
 
 FORMS = '''

@@ -21,7 +21,7 @@ import verifix
 from tests.checkpoint_cases import arguments, flat, same, samples, some_net, write_with, write_world
 from verifix.cli.main import main
 from verifix.io.checkpoints.byte_layout import entries
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ from verifix.cli.options import CorrectCommand, ScoreCommand
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import class_weights
 from verifix.evaluation.predictions import as_weights
-from verifix.io.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from verifix.io.checkpoints.checkpoint import Checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.prediction_files import read_numbers
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
 from verifix.model.borrow import borrowed, check_model

@@ -11,7 +11,7 @@ from verifix.cli.options import CompareCommand
 from verifix.errors import UsageError
 from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.predictions import Answers, answers_of, as_answers, as_labels
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.data.prediction_files import is_predictions, read_labels, read_predictions
 from verifix.io.data.preprocessing import prepare

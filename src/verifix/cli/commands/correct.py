@@ -21,9 +21,11 @@ from verifix.errors import UsageError
 from verifix.evaluation.duplicates import without_leaks
 from verifix.evaluation.label_order import check_mapping
 from verifix.inspection import collect_moments
-from verifix.io.checkpoints.checkpoint import Checkpoint, correction_path
+from verifix.io.checkpoints.checkpoint import Checkpoint
+from verifix.io.checkpoints.undo_record import correction_path
 from verifix.io.data.open import open_data
-from verifix.io.data.preprocessing import Preparation, prepare
+from verifix.io.data.preparation import Preparation
+from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples

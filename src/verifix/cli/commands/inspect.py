@@ -11,7 +11,7 @@ from verifix.cli.commands.common import first_sample, open_model
 from verifix.cli.options import InspectCommand
 from verifix.errors import UsageError
 from verifix.inspection import Survey, inspect
-from verifix.io.checkpoints.checkpoint import read_checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import prepare
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.losses import probabilities
 from verifix.model.samples import Samples
 from verifix.projection import eigenvalues

@@ -12,7 +12,8 @@ from verifix.cli.options import ScoreCommand
 from verifix.errors import DataError
 from verifix.evaluation.label_order import check_mapping
 from verifix.io.data.open import open_data
-from verifix.io.data.preprocessing import Preparation, prepare
+from verifix.io.data.preparation import Preparation
+from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
 from verifix.losses import correct_or_not, cross_entropy
 from verifix.model.samples import Samples, read_samples

@@ -10,8 +10,10 @@ from typing import Any
 
 from verifix.cli.options import UndoCommand
 from verifix.errors import UsageError
-from verifix.io.checkpoints.checkpoint import Checkpoint, correction_path, read_checkpoint
+from verifix.io.checkpoints.checkpoint import Checkpoint
+from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.checkpoints.undo import read_undo, restore
+from verifix.io.checkpoints.undo_record import correction_path
 from verifix.storage.transaction import settle
 
 

@@ -17,10 +17,10 @@ from verifix.correction import Correction, Record
 from verifix.errors import CheckpointError, UsageError, VerifixError, one_line
 from verifix.io.checkpoints.key_matching import Fit, choose_fit, few, fits, listed, place
 from verifix.io.checkpoints.loading import first_names, holders, is_extra, load, shape_of
-from verifix.io.checkpoints.sharded import INDEX, WEIGHTS, Folder, check_shards, open_folder, refuse_adapter
-from verifix.io.checkpoints.state_dict import Found, choose_state
-from verifix.io.checkpoints.undo_record import change
-from verifix.io.checkpoints.weight_file import SUFFIXES, TORCH, Part, read_part
+from verifix.io.checkpoints.sharded import INDEX, WEIGHTS, Folder
+from verifix.io.checkpoints.state_dict import Found
+from verifix.io.checkpoints.undo_record import change, correction_path
+from verifix.io.checkpoints.weight_file import SUFFIXES, TORCH, Part
 from verifix.model.tensors import tensor_digest
 from verifix.model.weights import tensors_of
 from verifix.storage.atomic import Output, check_apart, check_output, file_digest
@@ -398,50 +398,3 @@ def _fill(root: Path, *, folder: Folder, parts: Mapping[str, Part], heads: Mappi
             shutil.copy2(part.path, target)
             if file_digest(target) != part.sha256:
                 raise CheckpointError(f"{part.path} was changed after it was read; run again")
-
-
-def correction_path(checkpoint: str | Path) -> Path:
-    """Return where the correction file of a corrected checkpoint lies: beside it, also if it is a folder."""
-    path = Path(checkpoint)
-    if path.name in ("", ".."):
-        path = path.resolve()
-    suffix = max((end for end in SUFFIXES if path.name.endswith(end)), key=len, default="")
-    return path.with_name(f"{path.name.removesuffix(suffix)}.correction.safetensors")
-
-
-def read_checkpoint(path: str | Path, weights: str = "auto") -> Checkpoint:
-    """Read a checkpoint without running any code in it.
-
-    Parameters
-    ----------
-    path
-        A ``.safetensors`` file; a ``.pt``, ``.pth``, ``.pth.tar``, ``.bin`` or ``.ckpt`` file; an index of several
-        (``.index.json``); or a folder that transformers has saved.
-    weights
-        Which weights to use if there are several: "raw", "ema" (averaged over training steps), or "auto" for the
-        averaged ones if there are any.
-
-    Returns
-    -------
-    Checkpoint
-        Its content.
-
-    Raises
-    ------
-    UsageError
-        If there is no such file, or its suffix is another.
-    CheckpointError
-        If it is damaged, holds no state dict, or is an adapter.
-    """
-    path = Path(path)
-    refuse_adapter(path)
-    if path.is_dir() or path.name.endswith(INDEX):
-        folder = open_folder(path)
-        parts = tuple(read_part(folder.root / name) for name in folder.weights)
-        states = [choose_state(part.found, weights, part.path) for part in parts]
-        check_shards(folder, {part.path.name: state.tensors for part, state in zip(parts, states, strict=True)})
-        tensors = {key: value for state in states for key, value in state.tensors.items()}
-        entries = {key: value for state in states for key, value in state.matchable.items()}
-        return Checkpoint(path, parts, Found(states[0].kind, states[0].place, tensors, entries), weights, folder)
-    part = read_part(path)
-    return Checkpoint(path, (part,), choose_state(part.found, weights, path), weights)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from verifix.correction import Record
 from verifix.io.checkpoints.sharded import Folder
-from verifix.io.checkpoints.weight_file import Part, digests, read_part, tensors_in
+from verifix.io.checkpoints.weight_file import SUFFIXES, Part, digests, read_part, tensors_in
 from verifix.model.tensors import tensor_digest
 from verifix.storage.atomic import file_digest
 
@@ -87,3 +88,12 @@ def _file(part: Part, before: Mapping[str, str], known: dict[str, str], held: di
 def content_digest(content: Mapping[str, str]) -> str:
     """Return the SHA-256 (hexadecimal) of everything in a content, as `digests` returns it."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def correction_path(checkpoint: str | Path) -> Path:
+    """Return where the correction file of a corrected checkpoint lies: beside it, also if it is a folder."""
+    path = Path(checkpoint)
+    if path.name in ("", ".."):
+        path = path.resolve()
+    suffix = max((end for end in SUFFIXES if path.name.endswith(end)), key=len, default="")
+    return path.with_name(f"{path.name.removesuffix(suffix)}.correction.safetensors")

@@ -11,7 +11,7 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
 from verifix.io.data.labels import class_numbers
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library, reason
 from verifix.io.options import DataOptions

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from verifix.errors import DataError, one_line
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.progress import note
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)

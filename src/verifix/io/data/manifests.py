@@ -13,7 +13,7 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
 from verifix.io.data.labels import as_written, class_numbers
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import text_source
 from verifix.io.options import DataOptions

@@ -10,7 +10,7 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.images import Images, from_files
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import text_of
 
 WEBVISION_LISTS = {

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.labels import class_numbers
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.options import DataOptions
 from verifix.progress import note
 

@@ -17,7 +17,8 @@ from verifix.io.data.left_out import note_left_out
 from verifix.io.data.manifests import read_samples_of
 from verifix.io.data.noisy_benchmarks import read_clothing1m, read_webvision
 from verifix.io.data.npz import read_npz
-from verifix.io.data.preprocessing import Preparation, prepare
+from verifix.io.data.preparation import Preparation
+from verifix.io.data.preprocessing import prepare
 from verifix.io.data.tables import TABLES, Table, read_table
 from verifix.io.data.webdataset import read_shards
 from verifix.io.options import DataOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,112 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import UsageError
 from verifix.io.data.labels import check_classes
+from verifix.io.data.preparation import Preparation, Tokens
 from verifix.io.optional_imports import library, reason
 from verifix.io.options import DataOptions
 from verifix.io.transformers_models import head_of
 from verifix.progress import note
 
-ImageFunction = Callable[[Image.Image], Tensor]
-Tokens = Mapping[str, Tensor]
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 ENDLESS = 10**6
 """Tokenizers that know no limit give a far larger one."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How samples become the model's inputs.
-
-    Attributes
-    ----------
-    image
-        Turns an image with 8 bits a channel into a float tensor ``[channels, height, width]``; None if the model
-        takes no images.
-    tokenize
-        Turns texts into tensors by name, each ``[texts, tokens]``, padded; None if there is no tokenizer.
-    pad
-        Brings tensors by name, each ``[tokens]``, of several texts into one batch.
-    mean
-        Mean of each channel on the scale 0 to 1, for 8-bit arrays; empty if they are not normalised.
-    std
-        Standard deviation of each channel.
-    class_names
-        Class names in the order of the model's outputs, or None if they are not known.
-    description
-        What is done, in a few words.
-    place
-        The folder that the description names; empty if it names none.
-    """
-
-    image: ImageFunction | None
-    tokenize: Callable[[Sequence[str]], Tokens] | None = None
-    pad: Callable[[Sequence[Tokens]], Tokens] | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    class_names: tuple[str, ...] | None = None
-    description: str = ""
-    place: str = ""
-
-    @property
-    def steps(self) -> str:
-        """What is done, wherever the model lies: the same for the same preparation."""
-        return self.description.replace(self.place, "the model") if self.place else self.description
-
-    def for_images(self, source: str) -> ImageFunction:
-        """Return how to turn an image into an input.
-
-        Parameters
-        ----------
-        source
-            What the images come from, for the message.
-
-        Returns
-        -------
-        callable
-            `image`.
-
-        Raises
-        ------
-        DataError
-            If the model takes no images.
-        """
-        if self.image is None:
-            raise DataError(
-                f"{source} holds images, but the model takes no images ({self.description}); give a table with a "
-                "column of texts for a text model, or an image model"
-            )
-        return self.image
-
-    def for_texts(self, source: str) -> tuple[Callable[[Sequence[str]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
-        """Return how to turn texts into inputs, and those into a batch.
-
-        Parameters
-        ----------
-        source
-            What the texts come from, for the message.
-
-        Returns
-        -------
-        tokenize, pad : callable
-            The attributes of these names.
-
-        Raises
-        ------
-        DataError
-            If the model takes no texts.
-        """
-        if self.tokenize is not None and self.pad is not None:
-            return self.tokenize, self.pad
-        if self.image is None:
-            raise DataError(f"{source} holds texts, but {self.description}; save it there with save_pretrained")
-        raise DataError(
-            f"{source} holds texts, but the model takes images; give images, or a text model with its tokenizer as "
-            "hf:DIR"
-        )
 
 
 def prepare(model: nn.Module | None, name: str, options: DataOptions) -> Preparation:

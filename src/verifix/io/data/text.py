@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from verifix.errors import DataError
-from verifix.io.data.preprocessing import Preparation, Tokens
+from verifix.io.data.preparation import Preparation, Tokens
 from verifix.model.sources import Source
 
 

@@ -13,7 +13,7 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.images import Images, image_suffixes
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
-from verifix.io.data.preprocessing import Preparation
+from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library
 from verifix.io.options import DataOptions
