@@ -324,7 +324,7 @@ def test_moments_of_an_older_format_are_refused_in_one_line(tmp_path):
     file = verifix.collect_moments(model, (x[:30], y[:30]), progress=False).save(tmp_path / "m.safetensors")
     tensors, metadata = read_safetensors(file)
     assert {name.partition(".")[2] for name in tensors} == {"scatter", "mean"}
-    metadata["verifix"] = metadata["verifix"].replace("verifix-moments-2", "verifix-moments-1")
+    metadata["verifix"] = metadata["verifix"].replace("verifix-moments-3", "verifix-moments-2")
     write_safetensors(file, tensors, metadata, force=True)
     with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-1") as caught:
         verifix.correct(model, (x[30:], y[30:]), alpha=40, moments=file, progress=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from verifix.errors import CheckpointError, UsageError
 from verifix.model.corrected import remember_corrected
-from verifix.model.tensors import tensor_digest
+from verifix.model.tensors import sealed, tensor_digest, unsealed
 from verifix.model.weights import tensors_of
 from verifix.model.wrappers import unwrapped
 from verifix.recipe.candidates import Strength
@@ -22,7 +21,7 @@ from verifix.recipe.outcome import LayerReport, stage_lines
 from verifix.recipe.stages import projection_among
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
-FORMAT = "verifix-correction-1"
+FORMAT = "verifix-correction-2"
 SIDES = ("original/", "corrected/")
 
 TRAINING_NOTE = (
@@ -308,13 +307,12 @@ class Correction:
             tensors |= {f"source/{name}": tensor for name, tensor in checkpoint.tensors.items()}
         about = {
             "format": FORMAT,
-            "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()},
             **self.as_dict(),
             **({} if checkpoint is None else {"checkpoint": checkpoint.about}),
         }
         for choice in about["choices"].values():  # times differ from run to run
             choice["estimated"] = choice["seconds"] = None
-        return tensors, {"verifix": json.dumps(about, sort_keys=True)}
+        return tensors, sealed(tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Correction:
@@ -375,21 +373,16 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
         If the file is something else, or damaged.
     """
     tensors, metadata = read_safetensors(path)
+    about = unsealed(path, tensors, metadata, "correction", FORMAT)
     try:
-        about = json.loads(metadata["verifix"])
-        if about["format"] != FORMAT:
-            raise KeyError(about["format"])
-        digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
         layers = tuple(LayerReport(**layer) for layer in about["layers"])
-        expected, provenance = about["sha256"], dict(about["provenance"])
+        provenance = dict(about["provenance"])
         forms = [{name: (x.shape, x.dtype) for name, x in _under(side, tensors).items()} for side in SIDES]
         if forms[0] != forms[1]:
             raise ValueError("the weights before and after differ in name, shape or dtype")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
-    if digests != expected:
-        raise CheckpointError(f"{path} is damaged: its tensors do not match their SHA-256; restore it from a copy")
     loaded = Correction(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
     return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
 

@@ -252,7 +252,7 @@ PAYLOADS: dict[str, Payload] = {
         {"good.correction.safetensors": RAW}, ("pickle", "good.correction.safetensors"), words()
     ),
     "correction": Payload(
-        {"good.correction.safetensors": own_metadata(format="verifix-correction-1", provenance=SOURCE)},
+        {"good.correction.safetensors": own_metadata(format="verifix-correction-2", provenance=SOURCE)},
         ("metadata", "good.correction.safetensors"),
         words(),
     ),
@@ -262,7 +262,7 @@ PAYLOADS: dict[str, Payload] = {
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),
     "moments of a layer": Payload(
-        {"m.safetensors": own_metadata(format="verifix-moments-2", layers=LAYERS, samples=[], model="")},
+        {"m.safetensors": own_metadata(format="verifix-moments-3", layers=LAYERS, samples=[], model="")},
         ("metadata", "m.safetensors"),
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),

@@ -223,7 +223,7 @@ def test_a_stage_that_is_defined_again_in_its_place_takes_the_place_of_the_old_o
         (lambda: type("A", (Stage,), {"name": "a"}), "stage A has no about and no candidates and no fit"),
         (lambda: type("A", (Stage,), {"fit": Shrink.fit}), "has no name and no about and no candidates; define"),
     ],
-    ids=str,
+    ids=["no stage", "a function", "taken", "a recipe", "two words", "no word", "nothing to fit", "no name"],
 )
 def test_what_is_no_stage_or_has_a_name_that_is_taken_is_refused_in_one_line(registry, made, message):
     with pytest.raises(UsageError, match=re.escape(message)) as caught:

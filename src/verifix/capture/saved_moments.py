@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,11 +13,18 @@ from torch import Tensor
 from verifix.capture.collect import Collected, moments_device
 from verifix.capture.layer import Layer
 from verifix.errors import CheckpointError, DataError, UsageError
+from verifix.model.tensors import sealed, unsealed
 from verifix.moments import Moments
 from verifix.options import VERIFIED_FROM
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
-FORMAT = "verifix-moments-2"
+MOST_ROWS = 2**53
+"""Numbers of rows below this are exact in float64."""
+
+ROUNDING = 1e-9
+"""What moments may be off by, relative to their trace."""
+
+FORMAT = "verifix-moments-3"
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class SavedMoments:
             "preparation": self.preparation,
             "verified_from": self.verified_from,
         }
-        return tensors, {"verifix": json.dumps(about, sort_keys=True)}
+        return tensors, sealed(tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> SavedMoments:
@@ -114,10 +120,8 @@ class SavedMoments:
             If this version does not know its `verified_from`.
         """
         tensors, metadata = read_safetensors(path)
+        about = unsealed(path, tensors, metadata, "moments", FORMAT)
         try:
-            about = json.loads(metadata["verifix"])
-            if about["format"] != FORMAT:
-                raise KeyError(about["format"])
             table = {}
             for i, entry in enumerate(about["layers"]):
                 table[_layer(entry)] = _loaded(tensors, i, entry)
@@ -226,8 +230,18 @@ def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> 
     scatter, mean = tensors[f"{i}.scatter"], tensors[f"{i}.mean"]
     fits = type(n) is int and n > 0 and scatter.ndim == 3 and scatter.shape == (*mean.shape, mean.shape[-1])
     _require(fits and _sound(scatter) and _sound(mean), f"{i}.scatter")
-    _require(bool((scatter.diagonal(dim1=1, dim2=2) >= 0).all()), f"{i}.scatter")
+    _require(n < MOST_ROWS and _positive(scatter), f"{i}.scatter")
     return Moments.from_scatter(scatter, mean, n)
+
+
+def _positive(scatter: Tensor) -> bool:
+    """Tell whether matrices ``[groups, d, d]`` are symmetric and positive semidefinite, but for rounding."""
+    size = scatter.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
+    even = (scatter - scatter.mT).abs() <= ROUNDING * size
+    raised = scatter + ROUNDING * size * torch.eye(scatter.shape[-1], dtype=scatter.dtype)
+    alive = size.flatten() > 0
+    solvable = torch.linalg.cholesky_ex(raised[alive]).info == 0
+    return bool(even.all() and solvable.all() and not scatter[~alive].any())
 
 
 def _sound(tensor: Tensor) -> bool:

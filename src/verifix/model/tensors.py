@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from verifix.errors import UsageError, one_line
+from verifix.errors import CheckpointError, UsageError, one_line
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -84,3 +86,66 @@ def tensor_sha256(tensor: Tensor) -> bytes:
     """Return the SHA-256 of a tensor's dtype, shape and values."""
     head = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     return hashlib.sha256(head + tensor_bytes(tensor)).digest()
+
+
+def sealed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a file of tensors: what it is, the SHA-256 of each tensor, and one over all of that.
+
+    Parameters
+    ----------
+    tensors
+        The content of the file.
+    about
+        Plain data; ``format`` says what kind of file it is.
+
+    Returns
+    -------
+    dict
+        One entry, in JSON. The same content gives the same text.
+    """
+    content = {**about, "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()}}
+    content = json.loads(json.dumps(content))  # as it will be read: keys are texts, tuples are lists
+    return {"verifix": json.dumps({**content, "seal": _seal(content)}, sort_keys=True)}
+
+
+def unsealed(
+    path: object, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], kind: str, form: str
+) -> dict[str, Any]:
+    """Read what `sealed` wrote, and compare tensors and text with their SHA-256.
+
+    Parameters
+    ----------
+    path
+        The file, for messages.
+    tensors, metadata
+        Its content.
+    kind
+        What it must be, in words.
+    form
+        The format that it must have.
+
+    Returns
+    -------
+    dict
+        The data.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is something else, or damaged.
+    """
+    try:
+        about: dict[str, Any] = json.loads(metadata["verifix"])
+        if about["format"] != form:
+            raise KeyError(about["format"])
+        seal = about.pop("seal")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a verifix {kind} file ({error!r})") from None
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    if seal != _seal(about) or about.get("sha256") != digests:
+        raise CheckpointError(f"{path} is damaged: its content does not match its SHA-256; restore it from a copy")
+    return about
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
