@@ -160,15 +160,9 @@ def test_a_dataset_too_large_for_memory_is_read_again_by_index(monkeypatch):
     model, (x, y) = small_net().eval(), small_data()
     items = Items(x, y)
     again = verifix.correct(model, items, alpha=30, progress=False)
-    assert items.reads == [
-        *range(80),
-        0,
-        1,
-        *range(80),
-        0,
-        0,
-        *range(80),
-    ]  # checked, tried, looked over, looked at for colours, tried alone, captured
+    tried = [*(0, 1), *(0, 1), 0, 1, *(0, 40), *(0, 40)]  # as a copy, together, each alone, for what outputs mean
+    # Checked, tried, looked over, looked at for colours, tried alone, captured.
+    assert items.reads == [*range(80), *tried, *range(80), 0, 0, *range(80)]
     held = verifix.correct(model, (x, y), alpha=30, progress=False)
     assert torch.equal(again.corrected["0.weight"], held.corrected["0.weight"])
 
@@ -326,7 +320,7 @@ def test_moments_of_an_older_format_are_refused_in_one_line(tmp_path):
     assert {name.partition(".")[2] for name in tensors} == {"scatter", "mean"}
     metadata["verifix"] = metadata["verifix"].replace("verifix-moments-3", "verifix-moments-2")
     write_safetensors(file, tensors, metadata, force=True)
-    with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-1") as caught:
+    with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-2") as caught:
         verifix.correct(model, (x[30:], y[30:]), alpha=40, moments=file, progress=False)
     assert "\n" not in str(caught.value)
 
@@ -419,7 +413,13 @@ def bad_inputs() -> dict:
         "nan input": (net(), (x_nan, y), {}, DataError, "input of sample 7 contains NaN or Inf"),
         "nan weight": (poisoned(float("nan")), (x, y), {}, DataError, "'3.weight' of the model contains NaN"),
         "inf weight": (poisoned(float("inf")), (x, y), {}, DataError, "'3.weight' of the model contains NaN"),
-        "nan activation": (Infinite(), (x, y), {"alpha": 2}, DataError, "layer 'b.weight' contains NaN or Inf"),
+        "nan activation": (
+            Infinite(),
+            (x, y),
+            {"alpha": 2, "outputs": "logits"},
+            DataError,
+            "layer 'b.weight' contains NaN or Inf",
+        ),
         "width": (net(d_in=9), (x, y), {}, DataError, "cannot run on inputs of shape"),
         "dict output": (Odd(8, 3), (x, y), {}, DataError, "returned a dict"),
         "3-d output": (

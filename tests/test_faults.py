@@ -202,7 +202,7 @@ def test_numbers_that_are_not_finite_in_other_files_name_the_row(tmp_path, value
     pq.write_table(
         pa.table({"text": ["a", "b"], "file_name": ["0.png"] * 2, "label": [0.0, number]}), tmp_path / "m.parquet"
     )
-    with pytest.raises(DataError, match=r"^row 0 of .*m\.parquet has the label 0\.0; labels must be class indices"):
+    with pytest.raises(DataError, match=r"^row 1 of .*m\.parquet has the label -?(nan|inf); labels must be class"):
         open_data(tmp_path / "m.parquet", DataOptions())
     x, y = np.zeros((4, 3, 8, 8), np.float32), np.arange(4.0)
     y[2] = number

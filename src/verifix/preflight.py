@@ -33,7 +33,7 @@ from verifix.model.outputs import understood
 from verifix.model.predict import logits_of, predict
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples, check_labels, read_samples
-from verifix.model.steady import check_steady
+from verifix.model.steady import check_steady, containers_kept
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
 from verifix.model.weights import tensors_of
@@ -108,8 +108,7 @@ def begin(
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
-        steady = check_steady(model, work, where, samples)
-        outputs = check_outputs(model, work, where, samples)
+        outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
@@ -226,6 +225,17 @@ def check_picked(samples: Samples, verified_from: str | None) -> None:
             f"verified_from is {verified_from!r}, but these samples were picked by {samples.source.picked_by} "
             "and nobody verified them; it must be 'trusted'"
         )
+
+
+def check_runs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> tuple[int, list[str]]:
+    """Run the copy on a few samples; return the number of its outputs, and what is to be known of its answers."""
+    with containers_kept(model):
+        try:
+            outputs = check_outputs(model, work, where, samples)
+        except DataError:
+            check_steady(model, work, where, samples)  # which says so if the copy alone is at fault
+            raise
+    return outputs, check_steady(model, work, where, samples)
 
 
 def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:

@@ -325,7 +325,7 @@ def test_every_table_says_its_noise_and_its_number_of_samples():
         ((("symmetric", 0.3),), (50, 1000), "; symmetric 30%, one seed.", "| method | 50 verified | 1,000 verified |"),
         ((("human", 0.1), ("symmetric", 0.3)), (50,), "; 50 verified, one seed.", "| human 10% | symmetric 30% |"),
         ((("symmetric", 0.3),), (50,), "; 50 verified, one seed.", "| method | symmetric 30% | seconds"),
-        ((("human", 0.1), ("symmetric", 0.3)), (50, 90), "samples; one seed.", "| human 10%, 50 verified |"),
+        ((("human", 0.1), ("symmetric", 0.3)), (50, 90), "in percent; one seed.", "| human 10%, 50 verified |"),
     ):
         text = tables({"cifar10": (Grid("A few", "cifar10", "resnet", noises, sizes, (0,), ("nothing",)),)}, {})
         assert head in text

@@ -380,7 +380,7 @@ def bad_commands() -> dict:
         "no label": (with_table({"image": good, "label": [None, *labels[1:]]}), 5, "has the label None"),
         "no label column": (with_table({"image": good, "y": labels}), 5, "no column 'label' (it has image, y)"),
         "no image column": (with_table({"picture": good, "label": labels}), 5, "no column 'image'"),
-        "image is text": (with_table({"image": ["a"] * 60, "label": labels}), 5, "must be a struct"),
+        "image is text": (with_table({"image": ["a"] * 60, "label": labels}), 5, "is not a file; correct the name"),
         "unreadable image": (with_table({"image": broken, "label": labels}), 5, "the image in row 7 of"),
         "null image": (with_table({"image": [None, *good[1:]], "label": labels}), 5, "the image in row 0 of"),
         "sizes differ": (with_table({"image": sizes, "label": labels}), 5, "give --size"),

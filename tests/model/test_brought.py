@@ -184,7 +184,7 @@ def test_copies_are_seen_whatever_else_stands_beside_them(extra):
     correction = verifix.correct(net, hidden(x, y, extra), alpha=30.0, progress=False)
     assert "40 of the 80 samples are copies of others; copies share a fold." in correction.notes
     contradicting = [*hidden(x, y, extra)[:-1], {**hidden(x, y, extra)[-1], "labels": int(y[-1] + 1) % 3}]
-    with pytest.raises(DataError, match="sample 39 and sample 79 are the same and have the labels"):
+    with pytest.raises(DataError, match="sample 39 and sample 79 are the same input but have the labels"):
         verifix.correct(net, contradicting, alpha=30.0, progress=False)
 
 
@@ -255,7 +255,7 @@ def test_a_frame_with_a_column_of_text_gets_one_line():
     import pandas
 
     frame = pandas.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"]})
-    with pytest.raises(DataError, match=r"^the inputs cannot be made a tensor \(.*\); give numbers in one array$"):
+    with pytest.raises(DataError, match=r"^the inputs cannot be converted to a tensor \(.*\); give numbers in one"):
         verifix.correct(small_net(), (frame, [0, 1]), alpha=30.0, **QUICK)
 
 

@@ -17,6 +17,7 @@ from verifix.recipe.context import Context
 from verifix.recipe.plan import planned, stages_of
 from verifix.recipe.stages import STAGES, Project, recipes
 from verifix.report.correction_section import stages as stages_shown
+from verifix.report.result import result_of
 
 
 class Shrink(Stage):
@@ -187,7 +188,7 @@ def test_a_stage_takes_one_class_and_one_call(registry):
     choice = correction.choices["scale"]
     assert [point.strength for point in choice.points] == [None, 1.0, 2.0]
     assert f"  scale: {choice.reason}" in correction.summary()
-    shown = stages_shown(correction.as_dict())[1]
+    shown = stages_shown(result_of(correction))[1]
     assert (shown["name"], shown["meaning"]) == ("scale", "Scales the last bias.")
     assert "scale" not in verifix.correct(model, (x, y), progress=False).choices
     with pytest.raises(UsageError, match="finetune, scale, each once"):

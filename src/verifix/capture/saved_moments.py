@@ -120,7 +120,7 @@ class SavedMoments:
             If this version does not know its `verified_from`.
         """
         tensors, metadata = read_safetensors(path)
-        about = unsealed(path, tensors, metadata, "moments", FORMAT)
+        about = unsealed(path, tensors, metadata, "moments", FORMAT, "--save-moments")
         try:
             table = {}
             for i, entry in enumerate(about["layers"]):

@@ -230,6 +230,8 @@ def read_settings(path: str, named: Mapping[str, Argument]) -> dict[str, str | l
 
 def _texts(node: Any) -> str | list[str] | None:
     """Return what a node of YAML says, as it is spelled; None if it says nothing."""
+    if not node.tag.startswith("tag:yaml.org,2002:") or ":python" in node.tag:
+        raise ValueError(f"the tag {node.tag!r} is not for settings")
     if node.id == "sequence" and all(entry.id == "scalar" for entry in node.value):
         return [entry.value for entry in node.value]
     if node.id != "scalar":

@@ -78,12 +78,11 @@ def check_steady(model: nn.Module, work: nn.Module, where: torch.device, samples
     """
     count = min(TRIED, samples.batch_size or TRIED, len(samples))
     batch = next(samples.batches(range(count), count))
-    with _containers_kept(model):
+    with containers_kept(model):
         first = _answers_of_copy(model, work, where, batch, samples)
         if _differ(first, _answers(work, batch, where, samples), work):
             return [DRAWS]
-        with borrowed(model):
-            own = _answers(model, batch, device_of(model), samples)
+        own = _answers_of_original(model, batch, samples)
     if _differ(first, own, work):
         raise UsageError(f"a copy of the model gives other outputs than the model itself{CLOSURE}")
     return _remarks_on_batches(first, batch, work, where, samples)
@@ -93,14 +92,26 @@ def _answers(model: nn.Module, batch: Batch, device: torch.device, samples: Samp
     return logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
 
 
+def _answers_of_original(model: nn.Module, batch: Batch, samples: Samples) -> Tensor:
+    """Run the user's model, and give it the weights back that its own forward may write to."""
+    own = [parameter for parameter in model.parameters() if parameter.layout is torch.strided]
+    before = [parameter.detach().clone() for parameter in own]
+    try:
+        with borrowed(model):
+            return _answers(model, batch, device_of(model), samples)
+    finally:
+        for parameter, value in zip(own, before, strict=True):
+            if not torch.equal(parameter, value):
+                parameter.data.copy_(value)
+
+
 def _answers_of_copy(model: nn.Module, work: nn.Module, where: torch.device, batch: Batch, samples: Samples) -> Tensor:
     """Run the copy; if it fails where the original runs, say that the copy is at fault."""
     try:
         return _answers(work, batch, where, samples)
     except DataError as error:
         try:
-            with borrowed(model):
-                _answers(model, batch, device_of(model), samples)
+            _answers_of_original(model, batch, samples)
         except DataError:
             raise error from None
         raise UsageError(
@@ -143,7 +154,7 @@ def _sizes(inputs: Any) -> list[list[Any]]:
 
 
 @contextmanager
-def _containers_kept(model: nn.Module) -> Iterator[None]:
+def containers_kept(model: nn.Module) -> Iterator[None]:
     """Give lists, dictionaries and sets among a model's attributes their content back: a copy's hooks may fill them."""
     kept = [
         (value, value.copy())

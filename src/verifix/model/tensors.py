@@ -109,7 +109,7 @@ def sealed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str,
 
 
 def unsealed(
-    path: object, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], kind: str, form: str
+    path: object, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], kind: str, form: str, written_by: str = ""
 ) -> dict[str, Any]:
     """Read what `sealed` wrote, and compare tensors and text with their SHA-256.
 
@@ -123,6 +123,8 @@ def unsealed(
         What it must be, in words.
     form
         The format that it must have.
+    written_by
+        The flag that writes such a file, for messages; empty for none.
 
     Returns
     -------
@@ -140,7 +142,8 @@ def unsealed(
             raise KeyError(about["format"])
         seal = about.pop("seal")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not a verifix {kind} file ({error!r})") from None
+        remedy = f"; write one with {written_by}" if written_by else ""
+        raise CheckpointError(f"{path} is not a verifix {kind} file ({error!r}){remedy}") from None
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     if seal != _seal(about) or about.get("sha256") != digests:
         raise CheckpointError(f"{path} is damaged: its content does not match its SHA-256; restore it from a copy")

@@ -22,12 +22,11 @@ from verifix.model.borrow import check_model, seeded
 from verifix.model.outputs import understood
 from verifix.model.samples import read_samples
 from verifix.model.sources import Source
-from verifix.model.steady import check_steady
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, takes, whole
-from verifix.preflight import check_outputs, working_copy
+from verifix.preflight import check_runs, working_copy
 from verifix.selection.rankings import RANKINGS
 
 
@@ -163,8 +162,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
                 f"count is {settings.count}, but the data has {classes} classes; trust at least one sample of each"
             )
         with working_copy(model, settings) as (work, where):
-            check_steady(model, work, where, samples)
-            check_outputs(model, work, where, samples)
+            check_runs(model, work, where, samples)
             samples, _ = understood(work, samples, where, settings.outputs)
             with threads_for(partial(work_of, work, samples, where)):
                 scores, eligible = rank(work, where, samples, settings)

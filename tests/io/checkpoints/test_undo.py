@@ -126,7 +126,7 @@ def test_the_form_of_old_torch_is_restored_in_the_form_of_today(here, capsys):
     assert result["identical"] is False
     assert all(torch.equal(value, state()[key]) for key, value in torch.load("b.pt").items())
     assert main(["undo", "f.pt", "--out", "d.pt"]) == 0
-    assert "The bytes of d.pt differ from the original's beside the tensors." in capsys.readouterr().out
+    assert "The bytes of d.pt differ from the original's outside the tensors." in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_was_loaded_and_saved_again_is_restored_all_the_same(here, capsys):
@@ -181,16 +181,17 @@ def test_what_cannot_be_undone_is_refused_in_one_line(here, capsys):
 
 
 def test_a_correction_file_with_a_nonsensical_record_is_refused(here, capsys):
+    from verifix.model.tensors import sealed
     from verifix.storage.tensors import read_safetensors, write_safetensors
 
     corrected(state())
     tensors, metadata = read_safetensors("f.correction.safetensors")
     about = json.loads(metadata["verifix"])
+    del about["seal"]
     for i, record in enumerate(
         [7, {}, {**about["checkpoint"], "format": "verifix-undo-9"}, {**about["checkpoint"], "files": {"": {}}}]
     ):
-        changed = {"verifix": json.dumps({**about, "checkpoint": record})}
-        write_safetensors(f"{i}.safetensors", tensors, changed)
+        write_safetensors(f"{i}.safetensors", tensors, sealed(tensors, {**about, "checkpoint": record}))
         code, _, err = undo(capsys, "f.pt", "--out", "b.pt", "--correction", f"{i}.safetensors")
         assert code == 5
         assert ("is damaged" if i == 3 else "of another version of verifix") in err

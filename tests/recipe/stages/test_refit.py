@@ -239,7 +239,7 @@ def test_without_a_head_that_may_be_corrected_it_is_not_tried_and_says_so(stage)
     x, y = small_data()
     for model, settings in ((Pooled(), {}), (small_net(), {"exclude": ["5.*"]}), (small_net(), {"include": ["0.*"]})):
         correction = verifix.correct(model.eval(), (x, y), recipe=stage, progress=False, **settings)
-        reason = "not tried: no linear layer that may be corrected gives the logits"
+        reason = "not tried: no linear layer that may be corrected computes the logits"
         assert correction.choices[stage].reason == reason
         assert reason in correction.summary()
         assert not correction.changed
