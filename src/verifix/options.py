@@ -112,6 +112,9 @@ def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
 VERIFIED_FROM = ("unseen", "training", "trusted")
 """What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
 
+DRAWN = ("random", "by-class", "suspects")
+"""How verified samples can be drawn; only the first is a sample of the data as it is."""
+
 TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 """Ways to rank samples by how far their given label is to be trusted; see `verifix.trust`."""
 
@@ -264,6 +267,12 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
     moments: Annotated[str | Moments | None, CORRECTION] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
+    drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None
+    """How the verified samples were drawn. "random": at random from the data that the model will meet. "by-class": at
+    random within each class, but not in the classes' natural shares. "suspects": because their label or the model's
+    answer looked wrong. With the last two, the gain on the samples is not that on the data: to prove a gain, say how
+    much each sample counts, or give test samples. If nothing is said, Python assumes "random"; on the command line, a
+    proof on the verified samples needs this flag."""
     check_labels: Annotated[bool, DATA] = True
     """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
     Turn it off if the labels are correct as they are."""
@@ -272,6 +281,7 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
         """Check the words."""
         super().__post_init__()
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
+        require(self.drawn in (None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
 
     @property
     def origin(self) -> str:

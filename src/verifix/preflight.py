@@ -22,6 +22,7 @@ from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
 from verifix.evaluation.channel_order import remark_on_colours
+from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
 from verifix.evaluation.label_order import check_mapping
 from verifix.model.batching import with_smaller_batches
@@ -113,7 +114,7 @@ def begin(
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            read_as = [remark] if remark else []
+            read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
             provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
