@@ -251,7 +251,8 @@ class CollectOptions(RunOptions, LayerOptions):
     another rule picked the samples. If nothing is said, Python assumes "unseen" to correct; on the command line,
     --verified needs this flag."""
     padding: Annotated[bool, DATA] = True
-    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
+    """Require a mask of the padding for token ids that contain the model's pad id, and masks that the answers do not
+    contradict. Turn it off if the ids need no mask, or if a mask means what its name says in any case."""
 
     def __post_init__(self) -> None:
         """Check the words."""

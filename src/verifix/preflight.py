@@ -17,7 +17,8 @@ from verifix.capture.collect import Collected, collect
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
-from verifix.capture.padding_check import check_padding
+from verifix.capture.padding import Padding
+from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
@@ -119,6 +120,7 @@ def begin(
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            provenance["notes"] += remarks_on_padding(whole.run.padding)
             yield Start(work, samples, stages, whole, provenance)
 
 
@@ -137,18 +139,31 @@ def working_copy(model: nn.Module, options: RunOptions) -> Iterator[tuple[nn.Mod
 
 def collect_and_try(
     work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CollectOptions
-) -> tuple[Collected, int]:
-    """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
-    selection = selection_of(options.include, options.exclude)
-    common: dict[str, Any] = {"device": where, "selection": selection, "padding": options.padding}
+) -> tuple[Collected, int, Padding]:
+    """Run the one pass over all folds, and try its padding; return also the size of its batches and how it is told."""
+    common: dict[str, Any] = {"device": where, "selection": selection_of(options.include, options.exclude)}
 
-    def run(size: int) -> Collected:
-        return collect(work, samples, folds, batch_size=size, show=options.progress, **common)
+    def passed(padding: Padding) -> tuple[Collected, int, Padding]:
+        def run(size: int) -> Collected:
+            return collect(work, samples, folds, batch_size=size, show=options.progress, padding=padding, **common)
 
-    collected, size = with_smaller_batches(run, samples.batch_size, options)
-    if collected.padded and collected.layers:
-        check_padding(work, samples, collected.padded, **common)
-    return collected, size
+        collected, size = with_smaller_batches(run, samples.batch_size, options)
+        if not (collected.padded and collected.layers):
+            return collected, size, padding
+        settled = settle_padding(work, samples, collected.padded, padding=padding, **common)
+        return passed(settled) if settled.inverted != padding.inverted else (collected, size, settled)
+
+    return passed(Padding(options.padding))
+
+
+def remarks_on_padding(padding: Padding) -> list[str]:
+    """Say which masks are read the other way round than models usually mean them."""
+    turned = "{} is read the other way round than usual: only then the answers do not depend on what it hides."
+    seen = "The answers depend on what {} hides; it is read as usual, and what it hides does not count."
+    return [
+        *(turned.format(name) for name in sorted(padding.inverted)),
+        *(seen.format(name) for name in sorted(padding.visible)),
+    ]
 
 
 def prepare(
@@ -192,7 +207,7 @@ def prepare(
     """
     selection = selection_of(options.include, options.exclude)
 
-    collected, size = collect_and_try(work, where, samples, folds, options)
+    collected, size, padding = collect_and_try(work, where, samples, folds, options)
     if len(folds) > 1 and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
         some = range(min(size, len(samples)))
         _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
@@ -202,7 +217,7 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, options.padding, stored_as, options.seed)
+    how = (size, where, selection, padding, stored_as, options.seed)
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 

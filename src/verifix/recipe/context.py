@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from verifix.capture.collect import Collected, collect
 from verifix.capture.layer import Layer
+from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.model.predict import predict
 from verifix.model.samples import Samples
@@ -52,7 +53,7 @@ class Run:
     batch_size: int
     device: torch.device
     selection: Selection
-    padding: bool = True
+    padding: Padding = field(default_factory=Padding)
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     seed: int = 0
 
