@@ -184,8 +184,8 @@ class ChoiceOptions(Settings):
     clearly support it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by
     commas, such as project,refit; `verifix.register_stage` adds more."""
     budget: Annotated[str | float | None, CORRECTION] = None
-    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer than
-    what is left is skipped. The first pass over the samples does not count."""
+    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage whose first fold shows
+    that it takes longer than what is left is dropped. The first pass over the samples does not count."""
 
     def __post_init__(self) -> None:
         """Check the strength and the time."""

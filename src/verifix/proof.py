@@ -30,7 +30,6 @@ from verifix.model.work import work_of
 from verifix.options import CorrectArguments, CorrectOptions, takes
 from verifix.preflight import begin
 from verifix.progress import progress_bar
-from verifix.recipe.budget import Pace, measure
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
@@ -196,8 +195,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
-            pace, quiet = _pace(start.whole, settings), replace(settings, progress=False)
-            rules = Rules(quiet, pace, settings.score, settings.loss)
+            rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
             pairs = [_judged(start.whole, course) for course in courses]
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
@@ -207,11 +205,6 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     made = (comparison, indices, before, after, samples.labels, tuple(folds))
     return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
-
-
-def _pace(context: Context, options: CorrectOptions) -> Pace:
-    """Return what the machine does per second, if anything depends on it."""
-    return measure(context) if options.budget is not None else Pace(math.inf, math.inf)
 
 
 def measured(
