@@ -140,6 +140,32 @@ def _from_timm_source(source: str, rest: str, num_classes: int | None) -> nn.Mod
     return model
 
 
+def model_files(name: str) -> list[Path]:
+    """Return the files and folders that the name of a model leads to, without importing anything.
+
+    Parameters
+    ----------
+    name
+        As `build_model` takes it.
+
+    Returns
+    -------
+    list of Path
+        The file of a factory, or those of its module in the current folder; the folder of ``hf:`` and ``local-dir:``.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme in ("hf", "local-dir"):
+        return [Path(rest)]
+    where = rest.rpartition(":")[0]
+    if scheme != "py" or not where:
+        return []
+    if where.endswith(".py"):
+        return [Path(where)]
+    module = Path(*where.split("."))
+    packages = [parent / "__init__.py" for parent in (module, *module.parents) if parent.parts]
+    return [module.with_name(f"{module.name}.py"), *packages]
+
+
 def own_checkpoint(name: str) -> Path:
     """Find the weights of a model that brings its own.
 

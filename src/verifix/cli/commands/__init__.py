@@ -11,6 +11,7 @@ from typing import Any
 from verifix.cli.commands.compare import run_compare
 from verifix.cli.commands.correct import run_correct
 from verifix.cli.commands.inspect import run_inspect
+from verifix.cli.commands.places import read_by
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
@@ -51,5 +52,6 @@ def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
     """Run a demonstration; see `DemoCommand`."""
     from verifix.cli import demo
 
-    result, text = demo.run(command.name, command.seed, command.seeds, command.out, force=command.force)
+    inputs = read_by(command)
+    result, text = demo.run(command.name, command.seed, command.seeds, command.out, inputs, force=command.force)
     return 0, result, text

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verifix.cli.commands.places import read_by
 from verifix.cli.options import UndoCommand
 from verifix.errors import UsageError
 from verifix.io.checkpoints.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def run_undo(command: UndoCommand) -> tuple[int, Undone, str]:
     checkpoint = read_checkpoint(command.checkpoint)
     beside = _correction_file(command, checkpoint)
     out = Path(command.out)
-    checkpoint.check_outputs(out, [], [beside], force=command.force)
+    checkpoint.check_outputs(out, [], [*read_by(command), beside], force=command.force)
     restored = restore(checkpoint, read_undo(beside), out, force=command.force)
     seconds = round(time.perf_counter() - start, 2)
     undone = Undone(str(checkpoint.path), str(beside), str(out), **restored, seconds=seconds)
