@@ -149,10 +149,8 @@ def _contents(folder: Path, root: Path, around: tuple[Path, ...] = ()) -> Iterat
 
 
 def _own(root: Path) -> list[Path]:
-    """Return where links may lead: elsewhere lie files that are not to be published, or that have no end.
-
-    A snapshot in the cache of the Hugging Face hub is made of links to the blobs beside it.
-    """
+    """Return where links may lead: elsewhere lie files that are not to be published, or that have no end."""
+    # A snapshot in the cache of the Hugging Face hub is made of links to the blobs beside it.
     real = root.resolve()
     return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
 
