@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -101,8 +102,9 @@ def test_what_cannot_be_written_is_found_before_the_first_weight(name, verb, cas
         correction = with_original(correction, model)
     first = {key: value for key, value in model.named_parameters() if key in ("0.weight", "3.weight")}
     before = {key: value.detach().clone() for key, value in first.items()}
-    with pytest.raises(CheckpointError, match=f"^cannot {verb[:-1]}: {text}"):
+    with pytest.raises(CheckpointError) as caught:
         getattr(correction, verb)(model)
+    assert re.match(f"cannot {verb[:-1]}: {text}", str(caught.value))
     assert all(torch.equal(first[key], value) for key, value in before.items())
 
 
@@ -146,7 +148,7 @@ def test_a_tie_that_the_correction_does_not_know_is_found_and_all_restored():
     assert not torch.equal(correction.corrected["a.weight"], correction.corrected["b.weight"])
     model.b.weight = model.a.weight
     before = content(model)
-    with pytest.raises(CheckpointError, match="'a.weight' shares memory with another weight that gets other values"):
+    with pytest.raises(CheckpointError, match=r"'a.weight' shares memory with another weight that gets other values"):
         correction.apply_(model)
     assert content(model) == before
 

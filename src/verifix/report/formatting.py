@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from verifix.evaluation import comparison
 from verifix.progress import duration
 
@@ -12,15 +10,6 @@ NOTHING = "–"
 
 LONGEST_NAME = 300
 """Characters of a name that are shown; file systems allow 255."""
-
-_HIDDEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-"""Control characters, which a page cannot hold or would hide, and the signs that picture them."""
-
-
-def printable(value: object) -> str:
-    """Return a text that a page can hold: control characters pictured, what is no character at all replaced."""
-    text = str(value).translate(_HIDDEN)
-    return re.sub("[\x80-\x9f\ud800-\udfff]", "\ufffd", text)
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:

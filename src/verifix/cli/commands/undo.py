@@ -10,7 +10,7 @@ from typing import Any
 
 from verifix.cli.commands.places import read_by
 from verifix.cli.options import UndoCommand
-from verifix.errors import UsageError
+from verifix.errors import UsageError, printable
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.checkpoints.undo import read_undo, restore
@@ -76,12 +76,13 @@ def _text(undone: Undone) -> str:
     ]
     differing = [name for name, file in undone.files.items() if not file["identical"]]
     if differing:
-        lines.append(f"The bytes of {', '.join(differing)} differ from the original's outside the tensors.")
+        names = printable(", ".join(differing), one_line=True)
+        lines.append(f"The bytes of {names} differ from the original's outside the tensors.")
     elif not undone.left_out:
         many = len(undone.files) > 1
         lines.append(f"{undone.out} is identical to the original, {'file by file' if many else 'to the byte'}.")
     if undone.left_out:
-        left = ", ".join(undone.left_out)
+        left = printable(", ".join(undone.left_out), one_line=True)
         lines.append(
             f"Not restored, because the correction had left them out: {left}. All other files are as described above."
         )

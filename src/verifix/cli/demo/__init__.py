@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from verifix.cli.demo import digits, spiral
 from verifix.cli.demo.outcome import Outcome
 from verifix.errors import UsageError
-from verifix.progress import progress_bar
+from verifix.progress import progress_bar, tell
 from verifix.storage.atomic import check_apart, check_output
 
 DEMOS: dict[str, Callable[[int, Path | None], Outcome]] = {"digits": digits.run, "spiral": spiral.run}
@@ -67,7 +66,7 @@ def run(
         if fresh:
             shutil.rmtree(folder)
         raise
-    sys.stderr.write(f"pictures in {folder}/\n")
+    tell(f"pictures in {folder}/", show=True)
     rows = [{**outcome.scores(), "seed": s} for s, outcome in enumerate(outcomes, seed)]
     result = {
         "seeds": [{key: row[key] for key in ("seed", "before", "after", "gain", "alpha")} for row in rows],
