@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 """Control characters, and the signs that picture them."""
 
 _STEERING = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -55,7 +55,7 @@ def one_line(error: BaseException | str, most: int | None = None) -> str:
 
 
 def printable(text: object, *, one_line: bool = False) -> str:
-    """Return a text that a terminal or a page shows as it is, whatever names from files stand in it.
+    """Return a text that a terminal shows as it is, whatever names from files stand in it.
 
     Parameters
     ----------
@@ -69,5 +69,5 @@ def printable(text: object, *, one_line: bool = False) -> str:
     str
         Control characters are pictured (␛), what only steers is replaced.
     """
-    shown = _STEERING.sub("\ufffd", str(text).translate(_CONTROLS))
+    shown = _STEERING.sub("\ufffd", str(text).translate(CONTROLS))
     return shown.replace("\n", "␊") if one_line else shown

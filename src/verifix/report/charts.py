@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from markupsafe import Markup, escape
 
-from verifix.errors import printable
 from verifix.evaluation.metrics import Bin
 from verifix.projection import importance
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Point, spelled
+from verifix.report.formatting import printable
 
 INK, MUTED, LINE, BEFORE, AFTER, SOFT = "#000001", "#000002", "#000003", "#000004", "#000005", "#000006"
 VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", BEFORE: "before", AFTER: "after", SOFT: "soft"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from verifix.errors import CONTROLS
 from verifix.evaluation import comparison
 from verifix.progress import duration
 
@@ -10,6 +13,12 @@ NOTHING = "–"
 
 LONGEST_NAME = 300
 """Characters of a name that are shown; file systems allow 255."""
+
+
+def printable(value: object) -> str:
+    """Return a text for a page, which isolates directions itself: control characters pictured, non-characters gone."""
+    text = str(value).translate(CONTROLS)
+    return re.sub("[\x80-\x9f\ud800-\udfff]", "\ufffd", text)
 
 
 def shortened(text: str, longest: int = LONGEST_NAME) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verifix.errors import UsageError, printable
+from verifix.errors import UsageError
 from verifix.recipe.decision import spelled
 from verifix.report.files import as_result, write_text
-from verifix.report.formatting import percent, shortened, signed
+from verifix.report.formatting import percent, printable, shortened, signed
 from verifix.report.result import Result
 from verifix.report.verdict import caution, measured_on, verdict
 

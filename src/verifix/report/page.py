@@ -9,11 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from verifix.errors import printable
 from verifix.report import correction_section as course
 from verifix.report import proof_section as proof
 from verifix.report.files import as_result, write_text
-from verifix.report.formatting import NOTHING
+from verifix.report.formatting import NOTHING, printable
 from verifix.report.result import Result
 
 SECTIONS = {
