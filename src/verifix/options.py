@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 
@@ -48,6 +49,19 @@ HEADINGS = {
 """Headings of the help, in its order: what people need first, then the rest by topic."""
 
 MAIN, MODEL, DATA, CORRECTION, PROOF, OUTPUT, COMPUTING = HEADINGS.values()
+
+
+class Role(Enum):
+    """What the command line does with the paths in a setting; stands beside the heading in a declaration."""
+
+    READS = "a file or folder"
+    READS_MODEL = "a model"
+    READS_DATA = "samples"
+    READS_LIST = "a list, or a file of one"
+    WRITES = "a file or folder to write"
+
+
+READS, READS_MODEL, READS_DATA, READS_LIST, WRITES = Role
 
 
 class Settings:
@@ -265,7 +279,7 @@ class CollectOptions(RunOptions, LayerOptions):
 class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
     """How a model is corrected: what Python and the command line can both give."""
 
-    moments: Annotated[str | Moments | None, CORRECTION] = None
+    moments: Annotated[str | Moments | None, CORRECTION, READS] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
     drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None

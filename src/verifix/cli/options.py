@@ -24,10 +24,13 @@ from verifix.options import (
     MAIN,
     OUTPUT,
     PROOF,
+    READS,
+    READS_DATA,
     SWITCH,
     TRUST_METHODS,
     TRUSTED_COUNT,
     VERIFIED_FROM,
+    WRITES,
     CorrectOptions,
     FoldOptions,
     LayerOptions,
@@ -45,7 +48,7 @@ class Command(Settings):
 
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
-    config: Annotated[Sequence[str] | None, OUTPUT] = None
+    config: Annotated[Sequence[str] | None, OUTPUT, READS] = None
     """A YAML file with any of these settings, named with underscores. An option on the command line overrides the
     file."""
     print_config: Annotated[bool, OUTPUT, SWITCH] = False
@@ -64,12 +67,12 @@ class WritingCommand(Command):
 class SourceOptions(LimitOptions):
     """Which samples a checkpoint is corrected from."""
 
-    verified: Annotated[str | None, MAIN] = None
+    verified: Annotated[str | None, MAIN, READS_DATA] = None
     """The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
     .tsv, .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk
     (FOLDER:SPLIT); .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
     mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
-    trusted: Annotated[str | None, DATA] = None
+    trusted: Annotated[str | None, DATA, READS_DATA] = None
     """If nothing was verified: labelled samples to pick from, such as the training set with its wrong labels, in any
     form of --verified. The samples whose labels are most probably correct are picked."""
     trust: Annotated[Literal["low-loss", "low-curvature", "confident"] | None, DATA] = None
@@ -100,7 +103,7 @@ class SourceOptions(LimitOptions):
 class ProofOptions(WeightOptions):
     """How the gain is measured."""
 
-    test: Annotated[str | None, PROOF] = None
+    test: Annotated[str | None, PROOF, READS_DATA] = None
     """Samples to measure the gain on, used neither in training nor for the correction, in any form of --verified."""
     proof: Annotated[Literal["none", "split", "nested"] | None, PROOF] = None
     """How to prove the gain without --test. "nested" (the default) makes five more corrections, each judged on a fifth
@@ -112,16 +115,16 @@ class ProofOptions(WeightOptions):
 class ResultOptions(WritingCommand):
     """What is written."""
 
-    out: Annotated[str, MAIN]
+    out: Annotated[str, MAIN, WRITES]
     """Where to write the corrected checkpoint, in the format of the given one. The correction file is written beside
     it."""
-    report: Annotated[str | None, OUTPUT] = None
+    report: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the report, one .html file: verdict, curves, confusions, samples set right and broken, layers."""
-    result: Annotated[str | None, OUTPUT] = None
+    result: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the result as JSON, the same that --json prints."""
-    card: Annotated[str | None, OUTPUT] = None
+    card: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write a model card (.md) for the Hugging Face hub. Needs verifix[hub]."""
-    save_moments: Annotated[str | None, OUTPUT] = None
+    save_moments: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the moments of the verified samples, for --moments of a later run."""
 
 
@@ -214,11 +217,11 @@ class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOpt
 
     needs: ClassVar[tuple[str, ...]] = ("before", "after", "data")
 
-    before: Annotated[str, MAIN] = field(kw_only=False)
+    before: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The first: a checkpoint in any form that verifix correct takes, or a file of predictions: .npy, .npz, or .csv,
     .tsv, .jsonl or .parquet with one column of numbers per class (logits or probabilities) or one column of predicted
     classes."""
-    after: Annotated[str, MAIN] = field(kw_only=False)
+    after: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The second, in the same form. Neither model may have been trained on the samples."""
 
 
@@ -260,7 +263,7 @@ class DemoCommand(WritingCommand):
 
     name: Annotated[Literal["digits", "spiral"], MAIN] = field(default="digits", kw_only=False)
     """Which one: "digits" (handwritten digits, 30% wrong labels) or "spiral" (the two spirals of the paper)."""
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[str | None, OUTPUT, WRITES] = None
     """Folder for the pictures. Default: a new one."""
     seed: Annotated[int, MAIN] = 0
     """First seed."""
@@ -283,11 +286,11 @@ class UndoCommand(WritingCommand):
 
     needs: ClassVar[tuple[str, ...]] = ("checkpoint", "out")
 
-    checkpoint: Annotated[str, MAIN] = field(kw_only=False)
+    checkpoint: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The corrected checkpoint: a file, a folder or an index, as verifix correct wrote it."""
-    out: Annotated[str, MAIN]
+    out: Annotated[str, MAIN, WRITES]
     """Where to write the original, in the same format."""
-    correction: Annotated[str | None, MAIN] = None
+    correction: Annotated[str | None, MAIN, READS] = None
     """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,9 @@ from verifix.io.optional_imports import library, reason
 from verifix.io.transformers_models import build_transformers
 
 FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
+MODULE = "_verifix_model_"
+"""How the name of a module begins that was made of a file."""
+
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a folder of timm or on the hub, in the order of preference."""
 
@@ -64,13 +68,18 @@ def _from_python(rest: str, num_classes: int | None) -> nn.Module:
         raise UsageError(f"model is 'py:{rest}'; it must be py:FILE_OR_MODULE:FACTORY")
     if num_classes is not None:
         raise UsageError("num_classes is for torchvision and timm models; give the factory its number in the code")
-    factory = getattr(_import(where), factory_name, None)
-    if not callable(factory):
-        raise UsageError(f"{where} has no function {factory_name!r}; name the function that builds the model")
-    try:
-        model = factory()
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{where}:{factory_name}() failed: {type(error).__name__}: {one_line(error)}") from error
+    path = Path(where)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise UsageError(f"{where} does not exist; check the path of the model's file")
+    with _importing_from(path.resolve().parent if is_file else Path.cwd()):
+        factory = getattr(_import(where, is_file), factory_name, None)
+        if not callable(factory):
+            raise UsageError(f"{where} has no function {factory_name!r}; name the function that builds the model")
+        try:
+            model = factory()
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"{where}:{factory_name}() failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"{where}:{factory_name}() returned a {type(model).__name__}; it must return a torch.nn.Module"
@@ -78,17 +87,47 @@ def _from_python(rest: str, num_classes: int | None) -> nn.Module:
     return model
 
 
-def _import(where: str) -> ModuleType:
-    path = Path(where)
-    is_file = path.suffix == ".py"
-    if is_file and not path.is_file():
-        raise UsageError(f"{where} does not exist; check the path of the model's file")
-    # As if the file were run, or Python started here: neighbours can be imported.
-    sys.path.insert(0, str(path.resolve().parent if is_file else Path.cwd()))
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Import as if a file in the folder were run, or Python started there; later still, behind everything else.
+
+    A model may import its neighbours when it is run. From then on they come last, so that a datasets.py beside a model
+    does not take the place of the library that reads the data.
+    """
+    place = str(folder)
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the model's own code may have changed it
+            sys.path.remove(place)
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+@contextmanager
+def neighbours() -> Iterator[None]:
+    """Let models import their neighbours for as long as the context lasts; then forget both.
+
+    Another model may have other neighbours of the same names.
+    """
+    path, known = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        folders = {Path(place) for place in sys.path} - {Path(place) for place in path}
+        sys.path[:] = path
+        for name in sys.modules.keys() - known:
+            file = getattr(sys.modules.get(name.partition(".")[0]), "__file__", None)
+            if name.startswith(MODULE) or (file is not None and {*Path(file).parents[:2]} & folders):
+                sys.modules.pop(name, None)
+
+
+def _import(where: str, is_file: bool) -> ModuleType:
     try:
         if not is_file:
             return importlib.import_module(where)
-        spec = importlib.util.spec_from_file_location(f"_verifix_model_{path.stem}", path)
+        spec = importlib.util.spec_from_file_location(f"{MODULE}{Path(where).stem}", where)
         if spec is None or spec.loader is None:
             raise UsageError(f"{where} cannot be imported as a Python file")
         module = importlib.util.module_from_spec(spec)
@@ -98,8 +137,6 @@ def _import(where: str) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
-    finally:
-        sys.path.pop(0)
     return module
 
 
@@ -138,6 +175,32 @@ def _from_timm_source(source: str, rest: str, num_classes: int | None) -> nn.Mod
             f"{source}:{rest} is not a timm model ({reason(error)}); check the name, and config.json there"
         ) from None
     return model
+
+
+def model_files(name: str) -> list[Path]:
+    """Return the files and folders that the name of a model leads to, without importing anything.
+
+    Parameters
+    ----------
+    name
+        As `build_model` takes it.
+
+    Returns
+    -------
+    list of Path
+        The file of a factory, or those of its module in the current folder; the folder of ``hf:`` and ``local-dir:``.
+    """
+    scheme, _, rest = name.partition(":")
+    if scheme in ("hf", "local-dir"):
+        return [Path(rest)]
+    where = rest.rpartition(":")[0]
+    if scheme != "py" or not where:
+        return []
+    if where.endswith(".py"):
+        return [Path(where)]
+    module = Path(*where.split("."))
+    packages = [parent / "__init__.py" for parent in (module, *module.parents) if parent.parts]
+    return [module.with_name(f"{module.name}.py"), *packages]
 
 
 def own_checkpoint(name: str) -> Path:

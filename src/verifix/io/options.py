@@ -9,7 +9,23 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from verifix.errors import UsageError
-from verifix.options import AS_LIST, AS_TEXT, DATA, MAIN, MODEL, NEEDED, PROOF, Settings, require, split_list, whole
+from verifix.options import (
+    AS_LIST,
+    AS_TEXT,
+    DATA,
+    MAIN,
+    MODEL,
+    NEEDED,
+    PROOF,
+    READS,
+    READS_DATA,
+    READS_LIST,
+    READS_MODEL,
+    Settings,
+    require,
+    split_list,
+    whole,
+)
 
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
@@ -66,10 +82,10 @@ class DataOptions(Settings):
     """Name of the column with images or file names. Default: image or file_name."""
     text_column: Annotated[str | None, DATA] = None
     """Name of the column with texts. Default: text."""
-    image_root: Annotated[str | None, DATA] = None
+    image_root: Annotated[str | None, DATA, READS] = None
     """Folder that image paths in a table or saved dataset are relative to, and that they must point into. Default: the
     folder of the table or dataset."""
-    classes: Annotated[Sequence[str] | None, DATA, AS_LIST] = None
+    classes: Annotated[Sequence[str] | None, DATA, AS_LIST, READS_LIST] = None
     """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed if
     labels are names and the model has no class names of its own."""
 
@@ -116,7 +132,7 @@ class DataOptions(Settings):
 class SampleOptions(DataOptions):
     """Which labelled samples a model is run over."""
 
-    data: Annotated[str, MAIN, NEEDED] = ""
+    data: Annotated[str, MAIN, NEEDED, READS_DATA] = ""
     """Labelled samples, in any form that --verified of verifix correct takes. For files of predictions, compare also
     takes labels alone: .npy, .npz or a table. inspect reads one input from them."""
 
@@ -139,7 +155,7 @@ class LimitOptions(Settings):
 class ModelOptions(Settings):
     """Which model, built how."""
 
-    model: Annotated[str, MAIN, NEEDED] = ""
+    model: Annotated[str, MAIN, NEEDED, READS_MODEL] = ""
     """The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
     hf-hub:ORG/NAME and local-dir:DIR as timm spells them. compare does not need it for files of predictions."""
     num_classes: Annotated[int | None, MODEL] = None
@@ -164,7 +180,7 @@ class ModelOptions(Settings):
 class CheckpointOptions(ModelOptions):
     """Which model, with which weights."""
 
-    checkpoint: Annotated[str | None, MAIN] = field(default=None, kw_only=False)
+    checkpoint: Annotated[str | None, MAIN, READS] = field(default=None, kw_only=False)
     """The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
     folder of transformers. Models of hf:, hf-hub: and local-dir: bring weights of their own. inspect does not need
     it."""
@@ -182,10 +198,10 @@ class CheckpointOptions(ModelOptions):
 class WeightOptions(Settings):
     """How much the samples count that a gain is measured on."""
 
-    class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST] = None
+    class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST, READS_LIST] = None
     """Share of each class in the data that the model will meet, if the samples have other shares: 0.9,0.1 in the order
     of the classes, or cat=0.9,dog=0.1, or a file with one of these per line."""
-    weights_file: Annotated[str | None, PROOF] = None
+    weights_file: Annotated[str | None, PROOF, READS] = None
     """Weight of each sample, if they are not a random sample: .npy, or a table with a column weight. One for each
     verified sample, or with --test for each test sample, in their order."""
 

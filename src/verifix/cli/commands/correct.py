@@ -14,6 +14,7 @@ from torch import nn
 from verifix.algorithm import correct
 from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
+from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
@@ -213,10 +214,9 @@ def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
     out = Path(command.out)
-    further = (command.save_moments, command.result, command.report, command.card)
-    others = [correction_path(out), *(Path(path) for path in further if path is not None)]
-    inputs = (checkpoint.path, command.verified, command.trusted, command.test, command.moments)
-    checkpoint.check_outputs(out, others, [str(path) for path in inputs if path is not None], force=command.force)
+    further = written_by(command)
+    further.remove(out)
+    checkpoint.check_outputs(out, [correction_path(out), *further], read_by(command), force=command.force)
 
 
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
