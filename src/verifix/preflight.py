@@ -104,7 +104,9 @@ def begin(
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
-    samples = read_samples(verified, options.batch_size, options.progress, options.forward).reaching(model)
+    samples = read_samples(
+        verified, options.batch_size, options.progress, options.forward, options.max_samples
+    ).reaching(model)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)

@@ -187,7 +187,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     """
     began = time.perf_counter()
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         check_provable(len(samples), "nested", settings)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             pace, quiet = _pace(start.whole, settings), replace(settings, progress=False)

@@ -16,6 +16,7 @@ from verifix.errors import DataError, VerifixError, one_line
 from verifix.model.run import Forward, named_arguments
 from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
+from verifix.options import MOST_SAMPLES
 from verifix.progress import progress_bar
 
 MEMORY_BYTES = 2**30
@@ -123,7 +124,11 @@ class Samples:
 
 
 def read_samples(
-    verified: Any, batch_size: int | str = "auto", show: bool = False, forward: Forward | None = None
+    verified: Any,
+    batch_size: int | str = "auto",
+    show: bool = False,
+    forward: Forward | None = None,
+    most: int = MOST_SAMPLES,
 ) -> Samples:
     """Read all samples once: check them, fingerprint them, and keep them in memory if they are small.
 
@@ -139,6 +144,8 @@ def read_samples(
         Whether to show progress.
     forward
         As in `Samples`.
+    most
+        How many samples there may be.
 
     Returns
     -------
@@ -155,13 +162,18 @@ def read_samples(
     if isinstance(verified, Samples):
         own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
         return replace(verified, batch_size=own_size, forward=forward or verified.forward)
-    source = source_of(verified)
+    source = source_of(verified, most)
     dataset, own_size = source.dataset, source.batch_size
     if batch_size != "auto":
         own_size = int(batch_size)
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
+    if count > most:
+        raise DataError(
+            f"there are {count:,} samples, more than max_samples {most:,}; give fewer (--limit draws some), or set "
+            "max_samples= (--max-samples) to more"
+        )
     items: list[Any] = []
     labels: list[Tensor] = []
     digests: list[bytes] = []

@@ -25,7 +25,7 @@ from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, takes, whole
+from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, one_of, require, takes, whole
 from verifix.preflight import check_runs, working_copy
 from verifix.selection.rankings import RANKINGS
 
@@ -101,7 +101,7 @@ class TrustArguments(ForwardArguments, RunOptions):
         """Check what can be checked without data."""
         super().__post_init__()
         allowed = f"one of {', '.join(map(repr, TRUST_METHODS))}"
-        require(self.method in TRUST_METHODS, "method", self.method, allowed)
+        require(one_of(self.method, *TRUST_METHODS), "method", self.method, allowed)
         require(whole(self.count, 2), "count", self.count, "a whole number of 2 or more")
 
 
@@ -153,7 +153,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         if len(samples) < 2:
             raise DataError("there is 1 sample to pick from; give the labelled samples that the model was trained on")
         classes = len(samples.labels.unique())

@@ -56,7 +56,7 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     with notes_kept() as data_notes:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
-    samples = read_samples(source, command.predicting_size, command.progress)
+    samples = read_samples(source, command.predicting_size, command.progress, most=command.max_samples)
     with watching_first_norm(model) as seen:
         logits, outputs = logits_of(model, samples, command, "scoring")
     remarks = [text for text in (outputs, _order(logits, samples, preparation), seen.remark()) if text]

@@ -10,7 +10,8 @@ from typing import Any
 from verifix.errors import DataError, UsageError
 from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
-from verifix.io.data.labels import class_numbers
+from verifix.io.data.labels import class_numbers, only_column
+from verifix.io.data.manifests import LABEL_COLUMNS
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library, reason
@@ -75,12 +76,7 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
     is_feature = isinstance(data.features[content_name], datasets.Image)
     is_image = is_feature or options.image_column is not None
     _ = (preparation.for_images if is_image else preparation.for_texts)(str(path))  # before labels are looked at
-    label_name = options.label_column or next((n for n in ("label", "labels") if n in data.features), "label")
-    if label_name not in data.features:
-        raise DataError(
-            f"{path} has no column {label_name!r} (it has {', '.join(data.features)}); name the labels with "
-            "--label-column"
-        )
+    label_name = _label_column(data, options, path)
     place = partial(_row_of, path)
     own = getattr(data.features[label_name], "names", None)
     numbers = class_numbers(
@@ -130,6 +126,19 @@ def _content(data: Any, options: DataOptions, preparation: Preparation, path: Pa
             "or --text-column"
         )
     return str(found[0])
+
+
+def _label_column(data: Any, options: DataOptions, path: Path) -> str:
+    """Choose the column of the labels: the one named, or else `LABEL_COLUMNS`."""
+    known = {name: data[name] for name in LABEL_COLUMNS if name in data.features and options.label_column is None}
+    name = options.label_column or LABEL_COLUMNS[0]
+    if known:
+        name = only_column(known, str(path), "name the right column with --label-column")
+    if name not in data.features:
+        raise DataError(
+            f"{path} has no column {name!r} (it has {', '.join(data.features)}); name the labels with --label-column"
+        )
+    return name
 
 
 def _row_of(path: Path, index: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from verifix.errors import DataError, UsageError
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import as_written, class_numbers
+from verifix.io.data.labels import as_written, class_numbers, only_column
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import text_source
@@ -110,6 +110,9 @@ def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, lis
         return "verified_label", *_verified(table)
     known = [name for name in LABEL_COLUMNS if name in table.names]
     name = options.label_column or (known[0] if known else "label")
+    if options.label_column is None and len(known) > 1:
+        columns = {each: table.column(each) for each in known}
+        name = only_column(columns, str(table.path), "name the right column with --label-column")
     if name == content:
         raise UsageError(
             f"--label-column is {name!r}, which holds the samples of {table.path}; name the column of the labels"
