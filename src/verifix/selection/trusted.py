@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from verifix.capture.first_runs import check_runs
 from verifix.errors import DataError, UsageError
 from verifix.model.borrow import check_model, seeded
 from verifix.model.outputs import understood
@@ -26,7 +27,7 @@ from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, one_of, require, takes, whole
-from verifix.preflight import check_runs, working_copy
+from verifix.preflight import working_copy
 from verifix.selection.rankings import RANKINGS
 
 
@@ -162,7 +163,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
                 f"count is {settings.count}, but the data has {classes} classes; trust at least one sample of each"
             )
         with working_copy(model, settings) as (work, where):
-            check_runs(model, work, where, samples)
+            samples, _, _ = check_runs(model, work, where, samples)
             samples, _ = understood(work, samples, where, settings.outputs)
             with threads_for(partial(work_of, work, samples, where)):
                 scores, eligible = rank(work, where, samples, settings)
