@@ -14,10 +14,10 @@ from torch.utils.data import Subset
 
 from verifix.errors import DataError, VerifixError, one_line
 from verifix.model.run import Forward, named_arguments
-from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
+from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, remark_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
 from verifix.options import MOST_SAMPLES
-from verifix.progress import progress_bar
+from verifix.progress import note, progress_bar
 
 MEMORY_BYTES = 2**30
 """Samples are kept in memory after the first reading if they take no more than this."""
@@ -194,6 +194,8 @@ def read_samples(
             else:
                 items.clear()
             bar.update()
+    if count > 1 and (remark := remark_of(dataset)):  # one alone is looked at before the set is read
+        note(remark)
     known = tuple(each for each in prints if each is not None)
     known = known if len(known) == count else ()
     if held <= MEMORY_BYTES:

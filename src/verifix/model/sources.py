@@ -113,6 +113,14 @@ def ask_dataset(dataset: Any, index: int, question: str) -> Any:
     return answer(index) if callable(answer) else None
 
 
+def remark_of(dataset: Any) -> str:
+    """Return what the data set beneath any subsets says of the samples that were read, if it is one of ours."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    remark = getattr(dataset, "remark", None) if type(dataset).__module__.startswith("verifix.") else None
+    return str(remark()) if callable(remark) else ""
+
+
 class Items(Dataset[Any]):
     """Samples in memory, and what the data set that they were read from knew about them."""
 

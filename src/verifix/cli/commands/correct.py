@@ -118,11 +118,20 @@ def _read(command: CorrectCommand) -> _Inputs:
     with notes_kept() as noted_on_test:
         test = None if command.test is None else _read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
-    source = source if trusted is None else trusted.source
-    verified = read_samples(source, command.batch_size, command.progress, most=command.max_samples)
+    with notes_kept() as noted_on_reading:
+        chosen = source if trusted is None else trusted.source
+        verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
     kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
     return _Inputs(
-        checkpoint, model, preparation, verified, trusted, test, kept, earlier, [*noted, *noted_on_test, *notes]
+        checkpoint,
+        model,
+        preparation,
+        verified,
+        trusted,
+        test,
+        kept,
+        earlier,
+        [*noted, *noted_on_reading, *noted_on_test, *notes],
     )
 
 
