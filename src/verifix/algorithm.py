@@ -102,12 +102,37 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
                 tell(f"{stage.name}: {choice.reason}", settings.progress)
             start.provenance["notes"] += _remarks_on_gradients(start.work, whole)
             original, corrected = _outcome(start.work, whole)
+            start.provenance["notes"] += _remarks_on_zeros(original, corrected)
             reports = tuple(_report(whole, original, corrected))
         tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
         remember_corrected(start.work, original, corrected)
         return Correction(original, corrected, choices, reports, start.provenance, start.work)
+
+
+PRUNED = 0.2
+"""Share of zeros from which a weight counts as pruned."""
+
+
+def _remarks_on_zeros(original: dict[str, Tensor], corrected: dict[str, Tensor]) -> list[str]:
+    """Name weights that had many zeros, as pruned ones have, and have fewer now."""
+    shares = {name: [float((x[name] == 0).double().mean()) for x in (original, corrected)] for name in corrected}
+    filled = {
+        name: share
+        for name, share in shares.items()
+        if share[0] >= PRUNED and share[1] < share[0] and original[name].ndim > 1
+    }
+    if not filled:
+        return []
+    few = ", ".join(
+        f"{name!r} ({100 * a:.0f}% before, {100 * b:.0f}% now)" for name, (a, b) in list(filled.items())[:3]
+    )
+    more = ", …" if len(filled) > 3 else ""
+    return [
+        f"Entries that were exactly 0, as after pruning, are so no longer: {few}{more}. A correction is no sparse "
+        "update; exclude= keeps layers as they are."
+    ]
 
 
 def _remarks_on_gradients(work: nn.Module, whole: Context) -> list[str]:

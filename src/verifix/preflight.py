@@ -123,7 +123,8 @@ def begin(
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            further = remark_on_frozen(whole, stages), remark_on_buffers(whole.run.collected)
+            training = [stage.name for stage in stages if stage.trains]
+            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
             provenance["notes"] += [remark for remark in further if remark]
             yield Start(work, samples, stages, whole, provenance)
 

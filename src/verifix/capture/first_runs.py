@@ -9,12 +9,16 @@ from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
 from verifix.errors import DataError, UsageError
 from verifix.model.borrow import borrowed
+from verifix.model.conversion import converting
 from verifix.model.kept_state import state_kept
 from verifix.model.predict import SeveralOutputsError, logits_of
-from verifix.model.run import to_device
+from verifix.model.run import InputTypeError, to_device
 from verifix.model.samples import Samples, check_labels
 from verifix.model.several_outputs import picking
 from verifix.model.steady import check_steady
+
+ADAPTATIONS = 2
+"""How often samples or answers may need another form: inputs in the weights' dtype, and one of several outputs."""
 
 
 def check_runs(
@@ -32,19 +36,26 @@ def check_runs(
     Returns
     -------
     samples : Samples
-        The same, with a `forward` that picks the logits where the model returns more.
+        The same, with a `forward` that converts inputs and picks the logits where that is needed.
     outputs : int
         Logits per sample.
     remarks : list of str
         What is to be known of the answers.
     """
-    try:
-        return samples, *_check_answers(model, work, where, samples)
-    except SeveralOutputsError:
-        with state_kept(work):
-            samples, remark = picking(work, samples, where)
-        outputs, remarks = _check_answers(model, work, where, samples)
-        return samples, outputs, [*filter(None, [remark]), *remarks]
+    said: list[str] = []
+    for _ in range(ADAPTATIONS):
+        try:
+            outputs, remarks = _check_answers(model, work, where, samples)
+        except SeveralOutputsError:
+            with state_kept(work):
+                samples, remark = picking(work, samples, where)
+        except InputTypeError as error:
+            samples, remark = converting(work, samples, error)
+        else:
+            return samples, outputs, [*filter(None, said), *remarks]
+        said.append(remark)
+    outputs, remarks = _check_answers(model, work, where, samples)
+    return samples, outputs, [*filter(None, said), *remarks]
 
 
 def _check_answers(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> tuple[int, list[str]]:

@@ -36,12 +36,16 @@ def as_tensor(values: Any, what: str) -> Tensor:
         If they are none.
     """
     try:
+        if isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values):
+            values = np.array(values, dtype=object)
         if not isinstance(values, Tensor) and (hasattr(values, "__array__") or hasattr(values, "to_numpy")):
             values = np.asarray(values if hasattr(values, "__array__") else values.to_numpy())
             values = _of_objects(values, what) if values.dtype.kind in "OU" else values
             # Not writable, in another byte order or with negative steps, numpy's arrays are no tensors as they are.
             values = values.astype(values.dtype.newbyteorder("="), order="C")
         return torch.as_tensor(values)
+    except DataError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         detail = one_line(error)
         raise DataError(f"the {what} cannot be converted to a tensor ({detail}); give numbers in one array") from None
@@ -51,7 +55,11 @@ def _of_objects(values: np.ndarray[Any, Any], what: str) -> np.ndarray[Any, Any]
     """Return an array of Python's objects as one of numbers; pandas has such columns where something was missing."""
     for i, value in enumerate(values.reshape(-1).tolist()):
         if not isinstance(value, (int, float)):
-            remedy = "they must be class indices (integers)" if what == "labels" else "give numbers in one array"
+            remedy = (
+                "they must be class indices (integers), in the order of the model's outputs"
+                if what == "labels"
+                else "give numbers in one array"
+            )
             raise DataError(f"the {what} are objects, and number {i} of them is {value!r}; {remedy}")
     return np.array(values.tolist())
 

@@ -255,8 +255,19 @@ def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | Non
         raise DataError(
             f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} "
             f"output{'s' * (outputs != 1)}, so labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels "
-            "do not fit"
+            f"do not fit; {_remedy(labels, classes)}"
         )
+
+
+def _remedy(labels: Tensor, classes: int) -> str:
+    """Say what to do about labels out of range."""
+    low, high = int(labels.min()), int(labels.max())
+    if low == 1 and high == classes:
+        return "they seem to count from 1, so subtract 1"
+    ignored = [value for value in (-100, -1) if bool((labels == value).any())]
+    if ignored and high < classes and bool(((labels >= 0) | (labels == ignored[0])).all()):
+        return f"{ignored[0]} often marks samples without a label: leave them out"
+    return "correct them, or leave the samples out"
 
 
 def _columns(inputs: Mapping[str, Any]) -> dict[str, bytes]:

@@ -37,6 +37,30 @@ class Batch:
     indices: Sequence[int] = ()
 
 
+def collate(items: list[Any]) -> Any:
+    """Put samples into a batch as torch does, but lists of numbers as tensors, which torch would take apart."""
+    return default_collate([_with_tensors(item) for item in items])
+
+
+def _with_tensors(item: Any) -> Any:
+    """Return a sample with its lists of numbers, as the datasets library has them, as tensors."""
+    if isinstance(item, list):
+        numbers = _first_leaf(item)
+        try:
+            return torch.tensor(item) if isinstance(numbers, (int, float)) else item
+        except (ValueError, TypeError):  # of different lengths
+            return item
+    if isinstance(item, Mapping):
+        return {name: _with_tensors(value) for name, value in item.items()}
+    return tuple(map(_with_tensors, item)) if type(item) is tuple else item
+
+
+def _first_leaf(item: Any) -> Any:
+    while isinstance(item, list) and item:
+        item = item[0]
+    return item
+
+
 @dataclass(frozen=True)
 class Source:
     """How samples are read by index.
@@ -56,7 +80,7 @@ class Source:
     """
 
     dataset: Dataset[Any]
-    collate: Callable[[list[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = collate
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     picked_by: str = ""
@@ -148,6 +172,7 @@ def source_of(verified: Any, most: int = MOST_SAMPLES) -> Source:
     """Return how to read what the user gave, and at most so many items of a stream."""
     if isinstance(verified, Source):
         return verified
+    _refuse_tables(verified)
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
         if all(isinstance(part, (tuple, list)) and len(part) == 2 for part in verified) and isinstance(verified, list):
             raise UsageError(
@@ -167,6 +192,19 @@ def source_of(verified: Any, most: int = MOST_SAMPLES) -> Source:
         f"verified is a {type(verified).__name__}; it must be a DataLoader, a Dataset with __len__ and __getitem__, "
         "or a pair of tensors (inputs, labels)"
     )
+
+
+def _refuse_tables(verified: Any) -> None:
+    """Refuse a frame, a table or several splits as a whole: which columns are inputs is not known."""
+    kind = type(verified).__name__
+    if hasattr(verified, "columns") and (hasattr(verified, "to_numpy") or hasattr(verified, "to_pandas")):
+        raise UsageError(
+            f"verified is a {kind}, whose columns of inputs and labels are not told apart; give a pair such as "
+            "(table[[inputs]], table[label])"
+        )
+    if isinstance(verified, Mapping) and verified and all(hasattr(x, "column_names") for x in verified.values()):
+        splits = ", ".join(map(str, verified))
+        raise UsageError(f"verified is a {kind} with the splits {splits}; give one of them, such as verified['test']")
 
 
 def _ended(stream: Iterable[Any], most: int) -> list[Any]:
@@ -193,10 +231,14 @@ def _from_loader(loader: DataLoader[Any], most: int) -> Source:
         return _from_stream(_ended(loader, most))
     if isinstance(loader.dataset, IterableDataset):
         items = _ended(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options), most)
-        return Source(Items(items), loader.collate_fn, loader.batch_size)
+        return Source(Items(items), _collate_of(loader), loader.batch_size)
     indices = _drawn(loader)
     dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
-    return Source(dataset, loader.collate_fn, loader.batch_size, options)
+    return Source(dataset, _collate_of(loader), loader.batch_size, options)
+
+
+def _collate_of(loader: DataLoader[Any]) -> Callable[[list[Any]], Any]:
+    return collate if loader.collate_fn is default_collate else loader.collate_fn
 
 
 def _drawn(loader: DataLoader[Any]) -> list[int] | None:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from verifix.recipe.context import Context
-
-if TYPE_CHECKING:
-    from verifix.recipe.stages import Stage
 
 
 def frozen(context: Context) -> set[str]:
@@ -33,22 +29,22 @@ def frozen(context: Context) -> set[str]:
     return set() if context.run.selection.include is not None or len(off) == len(floating) else set(off)
 
 
-def remark_on_frozen(context: Context, stages: Iterable[type[Stage]]) -> str:
+def remark_on_frozen(context: Context, training: Sequence[str]) -> str:
     """Say what becomes of frozen parameters.
 
     Parameters
     ----------
     context
         As in `frozen`.
-    stages
-        The stages that will run.
+    training
+        The stages that will run and train.
 
     Returns
     -------
     str
         A sentence or two; empty if none is frozen, or no stage trains.
     """
-    (off, floating), training = _off(context.run.model), [stage.name for stage in stages if stage.trains]
+    off, floating = _off(context.run.model)
     if not off or not training:
         return ""
     names = " and ".join(filter(None, [", ".join(training[:-1]), training[-1]]))
