@@ -185,7 +185,7 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)
         with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):

@@ -68,7 +68,9 @@ class Settings:
     """Base of all settings: each class checks its own fields when an object is made."""
 
     def __post_init__(self) -> None:
-        """Check the fields; a class calls that of its bases first."""
+        """Check the fields; a class calls that of its bases first. Single numbers of NumPy or torch become Python's."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        self.settle(**{name: value.item() for name, value in given.items() if getattr(value, "shape", None) == ()})
 
     def settle(self, **values: Any) -> None:
         """Put values in their final form, while the object is being made."""
@@ -102,6 +104,11 @@ def whole(value: object, least: int = 0) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
+def one_of(value: object, *allowed: str | None) -> bool:
+    """Whether a value is one of some texts or None; an array is none, and must not be compared with them."""
+    return (value is None or isinstance(value, str)) and value in allowed
+
+
 def check_seed(seed: Any) -> None:
     """Refuse what is no whole number of 32 bits."""
     require(whole(seed) and seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
@@ -109,7 +116,7 @@ def check_seed(seed: Any) -> None:
 
 def check_outputs(outputs: Any) -> None:
     """Refuse what outputs cannot be."""
-    require(outputs in OUTPUTS, "outputs", outputs, f"one of {', '.join(map(repr, OUTPUTS))}")
+    require(one_of(outputs, *OUTPUTS), "outputs", outputs, f"one of {', '.join(map(repr, OUTPUTS))}")
 
 
 def split_list(value: Sequence[str] | str) -> list[str]:
@@ -134,6 +141,9 @@ TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 
 TRUSTED_COUNT = 1000
 """How many samples are trusted unless the user says."""
+
+MOST_SAMPLES = 1_000_000
+"""How many samples are read unless the user says; a stream that goes on has no end."""
 
 OUTPUTS = ("auto", "logits", "log-probabilities", "probabilities", "percent")
 """What a model's outputs can be said to be."""
@@ -167,6 +177,8 @@ class RunOptions(Settings):
     score and compare use 250."""
     progress: Annotated[bool, COMPUTING] = True
     """Show progress on stderr."""
+    max_samples: Annotated[int, DATA] = MOST_SAMPLES
+    """Refuse a set with more samples than this, and a stream that goes on after as many items."""
     outputs: Annotated[Literal["auto", "logits", "log-probabilities", "probabilities", "percent"], MODEL] = "auto"
     """What the model's outputs are, or the numbers in a file of predictions. "auto" finds it out from the values and
     from the model's last operation, and refuses what is not clear. A single output is that of class 1."""
@@ -175,8 +187,9 @@ class RunOptions(Settings):
         """Check the numbers."""
         super().__post_init__()
         check_seed(self.seed)
-        ok = self.batch_size == "auto" or whole(self.batch_size, 1)
+        ok = one_of(self.batch_size, "auto") or whole(self.batch_size, 1)
         require(ok, "batch_size", self.batch_size, "a whole number of 1 or more, or 'auto'")
+        require(whole(self.max_samples, 1), "max_samples", self.max_samples, "a whole number of samples, 1 or more")
         check_outputs(self.outputs)
 
     @property
@@ -205,7 +218,8 @@ class ChoiceOptions(Settings):
         """Check the strength and the time."""
         super().__post_init__()
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool) and 0 < self.alpha < math.inf
-        require(self.alpha == "auto" or number, "alpha", self.alpha, "a finite number above 0, or 'auto'")
+        require(one_of(self.alpha, "auto") or number, "alpha", self.alpha, "a finite number above 0, or 'auto'")
+        require(isinstance(self.recipe, str), "recipe", self.recipe, "'auto', 'verifix' or names of stages")
         require(self.budget_seconds > 0, "budget", self.budget, "a time above 0, such as 5min")
 
     @property
@@ -271,7 +285,7 @@ class CollectOptions(RunOptions, LayerOptions):
     def __post_init__(self) -> None:
         """Check the words."""
         super().__post_init__()
-        ok = self.verified_from in (None, *VERIFIED_FROM)
+        ok = one_of(self.verified_from, None, *VERIFIED_FROM)
         require(ok, "verified_from", self.verified_from, "'unseen', 'training' or 'trusted'")
 
 
@@ -305,7 +319,7 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
-        apart = {"progress", "moments"}  # what is in the moments is told elsewhere
+        apart = {"progress", "moments", "max_samples"}  # what is in the moments is told elsewhere
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
         return plain | {"device": str(self.device), "verified_from": self.origin}
 

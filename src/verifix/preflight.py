@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from verifix.capture.collect import Collected, collect
+from verifix.capture.first_runs import check_runs
 from verifix.capture.input_statistics import watching_first_norm
-from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
 from verifix.capture.padding import Padding
 from verifix.capture.padding_check import settle_padding
@@ -32,10 +32,9 @@ from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
 from verifix.model.outputs import understood
-from verifix.model.predict import logits_of, predict
-from verifix.model.run import run_model, to_device
-from verifix.model.samples import Samples, check_labels, read_samples
-from verifix.model.steady import check_steady, containers_kept
+from verifix.model.predict import predict
+from verifix.model.run import run_model
+from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
 from verifix.model.weights import tensors_of
@@ -44,10 +43,14 @@ from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, RunOptions
 from verifix.recipe.context import Context, Run
+from verifix.recipe.frozen import remark_on_frozen
 from verifix.recipe.plan import is_choosing, minimum_samples, planned
 from verifix.recipe.stages import Stage
 
 T = TypeVar("T")
+
+LARGE_SHARE = 0.1
+"""Share of the multiplied numbers above which buffers are told; `verifix.inspect` warns below 90% corrected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +109,13 @@ def begin(
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
-    samples = read_samples(verified, options.batch_size, options.progress, options.forward).reaching(model)
+    samples = read_samples(
+        verified, options.batch_size, options.progress, options.forward, options.max_samples
+    ).reaching(model)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
-        outputs, steady = check_runs(model, work, where, samples)
+        samples, outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
@@ -121,6 +126,9 @@ def begin(
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
             provenance["notes"] += remarks_on_padding(whole.run.padding)
+            training = [stage.name for stage in stages if stage.trains]
+            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
+            provenance["notes"] += [remark for remark in further if remark]
             yield Start(work, samples, stages, whole, provenance)
 
 
@@ -243,37 +251,6 @@ def check_picked(samples: Samples, verified_from: str | None) -> None:
         )
 
 
-def check_runs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> tuple[int, list[str]]:
-    """Run the copy on a few samples; return the number of its outputs, and what is to be known of its answers."""
-    with containers_kept(model):
-        try:
-            outputs = check_outputs(model, work, where, samples)
-        except DataError:
-            check_steady(model, work, where, samples)  # which says so if the copy alone is at fault
-            raise
-    return outputs, check_steady(model, work, where, samples)
-
-
-def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:
-    """Run the copy on a small batch, which must leave the original alone; return the number of its outputs."""
-    count = min(2, samples.batch_size or 2)
-    batch = next(samples.batches(range(count), count))
-
-    def ignore(layer: Layer, rows: Tensor) -> None:
-        """Rows are not needed."""
-
-    with borrowed(model), intercepting(model, ignore, masked=False) as original:
-        logits = logits_of(work, to_device(batch.inputs, where), batch, samples.forward)
-    used = [layer.parameter for layer in original.layers] + list(original.used_by)
-    if used:
-        raise UsageError(
-            f"a copy of the model still uses {used[0]!r} of the original, because a forward was replaced by a closure; "
-            "define forward in the module's class instead"
-        )
-    check_labels(samples.labels, logits.shape[1], samples.where)
-    return logits.shape[1]
-
-
 def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:
     """Run the uncorrected model once over the samples, and see whether it knows them as they are given.
 
@@ -354,6 +331,19 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
             "would favour it; verify samples of every class"
         )
     return [label for label in range(max(outputs, 2)) if label not in there]
+
+
+def remark_on_buffers(collected: Collected) -> str:
+    """Say how much of what multiplies activations are buffers, if that is more than some fixed filters."""
+    buffers = sum(collected.buffers.values())
+    total = buffers + sum(account.size for account in collected.accounts if account.multiplies)
+    if buffers <= LARGE_SHARE * total:
+        return ""
+    few = ", ".join(map(repr, list(collected.buffers)[:3])) + (", …" if len(collected.buffers) > 3 else "")
+    return (
+        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({few}), which no stage "
+        "changes; make them parameters (nn.Parameter) if they are weights."
+    )
 
 
 def _nothing_to_correct(collected: Collected) -> str:

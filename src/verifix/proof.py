@@ -191,7 +191,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     """
     began = time.perf_counter()
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:

@@ -320,7 +320,7 @@ def test_a_model_that_takes_the_dictionary_itself_gets_it():
 
 ODD = {
     "no label": (lambda x, y: {"x": x}, "must be under one of labels, label"),
-    "two labels": (lambda x, y: {"x": x, "label": y, "labels": y}, "must be under one of"),
+    "two labels": (lambda x, y: {"x": x, "label": y, "labels": 1 - y}, "labels under labels and label, which differ"),
     "three parts": (lambda x, y: DataLoader([(a, a, b) for a, b in zip(x, y, strict=True)]), "has 3 parts"),
     "lengths": (lambda x, y: ({"input": x[:-1]}, y), "do not match; give one label"),
     "no tensors": (lambda x, y: [("text", int(b)) for b in y], "without tensors"),

@@ -39,6 +39,8 @@ class Collected:
         Indices of the largest batch with padding; empty if there was none.
     biases
         The bias of each layer that has one of its own.
+    buffers
+        Sizes of the buffers that multiply activations, by name.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -46,6 +48,7 @@ class Collected:
     digests: frozenset[bytes] = field(default_factory=frozenset)
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -130,7 +133,7 @@ def collect(
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
-    return Collected(tuple(tables), accounts, digests, padded, census.biases)
+    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers)
 
 
 def _run(

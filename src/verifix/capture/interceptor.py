@@ -28,7 +28,7 @@ from verifix.capture.parameters import ParameterIndex, of_weight_norm
 from verifix.capture.selection import Selection
 from verifix.errors import DataError, VerifixError
 from verifix.model.run import out_of_memory
-from verifix.model.tensors import tensors_in
+from verifix.model.tensors import storage_of, tensors_in
 
 Sink = Callable[["Layer", Tensor], None]
 """Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
@@ -57,6 +57,11 @@ class _Interceptor(TorchFunctionMode):
         self.sink = sink
         self.constants = Constants(index.model)
         self.depth = 0
+        self._buffers = {
+            storage: (name, buffer.numel())
+            for name, buffer in index.model.named_buffers()
+            if buffer.ndim >= 2 and buffer.is_floating_point() and (storage := storage_of(buffer))
+        }
         self._known: set[Layer] = set()
         self._alone: dict[Call, list[tuple[int, ...]]] = {}
 
@@ -67,6 +72,8 @@ class _Interceptor(TorchFunctionMode):
         constant = self.constants.holds(tensors)
         if not constant and func in INTO_PYTHON:
             self.census.untraced = True
+        if not constant and func in KINDS and self._buffers:
+            self.census.buffers.update(self._buffers[at] for x in tensors if (at := storage_of(x)) in self._buffers)
         self.depth += 1
         understood: set[str] = set()
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from verifix.errors import UsageError, one_line
-from verifix.io.optional_imports import library, reason
+from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.transformers_models import build_transformers
 
 FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
@@ -172,7 +172,8 @@ def _from_timm_source(source: str, rest: str, num_classes: int | None) -> nn.Mod
         model: nn.Module = timm.create_model(f"{source}:{rest}", pretrained=False, **_classes(num_classes))
     except Exception as error:  # the hub, json and timm each have errors of their own
         raise UsageError(
-            f"{source}:{rest} is not a timm model ({reason(error)}); check the name, and config.json there"
+            f"{source}:{rest} is not a timm model ({reason(error)}); "
+            f"{remedy(error, 'check the name, and config.json there')}"
         ) from None
     return model
 

@@ -80,8 +80,9 @@ class DataOptions(Settings):
     """Name of the label column of a table. Default: verified_label (in a manifest) or label."""
     image_column: Annotated[str | None, DATA] = None
     """Name of the column with images or file names. Default: image or file_name."""
-    text_column: Annotated[str | None, DATA] = None
-    """Name of the column with texts. Default: text."""
+    text_column: Annotated[Sequence[str] | None, DATA, AS_TEXT] = None
+    """Name of the column with texts, or two names for pairs of texts, such as premise,hypothesis. Default: text, or a
+    pair of columns with names that are common for pairs."""
     image_root: Annotated[str | None, DATA, READS] = None
     """Folder that image paths in a table or saved dataset are relative to, and that they must point into. Default: the
     folder of the table or dataset."""

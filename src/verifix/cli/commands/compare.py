@@ -125,7 +125,9 @@ def _with_models(command: CompareCommand) -> _Answers:
                 source = open_data(command.data, command, preparation)
             notes += noted
             check_names(model, source, preparation)
-            samples = read_samples(source, command.predicting_size, command.progress)
+            with notes_kept() as noted:
+                samples = read_samples(source, command.predicting_size, command.progress, most=command.max_samples)
+            notes += noted
         logits, outputs = logits_of(model, samples, command, f"answers {what}")
         answers[what] = answers_of(logits)
         notes += [f"{path}: {note}" for note in (*checkpoint.notes(model), outputs) if note]

@@ -119,10 +119,20 @@ def _read(command: CorrectCommand) -> _Inputs:
     with notes_kept() as noted_on_test:
         test = None if command.test is None else _read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
-    verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
+    with notes_kept() as noted_on_reading:
+        chosen = source if trusted is None else trusted.source
+        verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
     kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
     return _Inputs(
-        checkpoint, model, preparation, verified, trusted, test, kept, earlier, [*noted, *noted_on_test, *notes]
+        checkpoint,
+        model,
+        preparation,
+        verified,
+        trusted,
+        test,
+        kept,
+        earlier,
+        [*noted, *noted_on_reading, *noted_on_test, *notes],
     )
 
 
@@ -221,7 +231,7 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
 
 def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
     """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
-    test = read_samples(open_data(path, command, preparation), 250, command.progress)
+    test = read_samples(open_data(path, command, preparation), 250, command.progress, most=command.max_samples)
     test, _ = understood(model, test, device_of(model), command.outputs)
     logits = predicted(model, test)
     check_labels(test.labels, logits.shape[1], test.where)
@@ -264,6 +274,7 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
         seed=command.seed,
         progress=command.progress,
         outputs=command.outputs,
+        max_samples=command.max_samples,
     )
 
 

@@ -56,7 +56,8 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     with notes_kept() as data_notes:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
-    samples = read_samples(source, command.predicting_size, command.progress)
+    with notes_kept() as noted_on_reading:
+        samples = read_samples(source, command.predicting_size, command.progress, most=command.max_samples)
     with watching_first_norm(model) as seen:
         logits, outputs = logits_of(model, samples, command, "scoring")
     remarks = [text for text in (outputs, _order(logits, samples, preparation), seen.remark()) if text]
@@ -65,7 +66,7 @@ def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
         accuracy=100 * float(correct_or_not(logits, samples.labels).mean()),
         cross_entropy=float(cross_entropy(logits, samples.labels).mean()),
         weights=checkpoint.kind(model),
-        notes=(*checkpoint.notes(model), *data_notes, *remarks),
+        notes=(*checkpoint.notes(model), *data_notes, *noted_on_reading, *remarks),
         preprocessing=preparation.description,
     )
     text = f"{score.accuracy:.2f}% of {score.samples} samples right, cross-entropy {score.cross_entropy:.4f}"

@@ -65,6 +65,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         self.labels = labels
         self.prepare = preparation.for_images(source)
         self.upright = upright
+        self.source = source
+        self._several: set[int] = set()
         self._shape: torch.Size | None = None
         self._last: tuple[int, bytes] = (-1, b"")
 
@@ -89,11 +91,23 @@ class Images(Dataset[tuple[Tensor, int]]):
         """Return the SHA-256 of an image's size and pixels: 8-bit RGB, turned upright, before it is prepared."""
         return self._last[1] if self._last[0] == index else _pixels_digest(self._decoded(index))
 
+    def remark(self) -> str:
+        """Say how many of the images that were read have more frames or pages than the first; empty for none."""
+        count = len(self._several)
+        if not count:
+            return ""
+        first = f"the first is {self.place(min(self._several))}"
+        return (
+            f"{self.source}: of {count} image{'s' * (count > 1)} with several frames, only the first is read; {first}"
+        )
+
     def _decoded(self, index: int) -> Image.Image:
         name = self.place(index)
         try:
             content = self.read(index)
             with _bombs_refused(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+                if _has_more_frames(image, content):
+                    self._several.add(index)
                 image.load()
                 return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
         except UnidentifiedImageError:
@@ -108,6 +122,15 @@ class Images(Dataset[tuple[Tensor, int]]):
         except Exception as error:  # Pillow raises nearly anything on a damaged file
             line = one_line(error, 200)
             raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
+
+
+def _has_more_frames(image: Image.Image, content: bytes) -> bool:
+    """Tell animations and files of several pages; what a camera puts beside a picture, in MPO, is no other frame."""
+    if image.format != "GIF":
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=("GIF",)) as again:
+        return bool(getattr(again, "is_animated", False))  # it looks for the second frame, which may be damaged
+    return False
 
 
 @lru_cache

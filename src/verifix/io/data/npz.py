@@ -15,6 +15,7 @@ from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.options import DataOptions
+from verifix.model.labels import broken_label
 from verifix.progress import note
 
 INPUT_NAMES = ("x", "X", "inputs", "images", "data")
@@ -82,6 +83,7 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     if left:
@@ -110,9 +112,14 @@ def _check_finite(x: Tensor, path: Path) -> None:
 
 def _labels(labels: np.ndarray[Any, Any], preparation: Preparation, path: Path) -> Tensor:
     if labels.dtype.kind in "fc":
-        broken = np.flatnonzero(~np.isfinite(labels))
-        first = f", and label {broken[0]} is {labels.reshape(-1)[broken[0]]}" if len(broken) else ""
-        raise DataError(f"{path} has labels of {labels.dtype}{first}; they must be class indices (integers) or names")
+        numbers = _tensor(labels)
+        broken = broken_label(numbers)
+        if broken is None:
+            return numbers.long()
+        first = f"label {broken} is {labels.reshape(-1)[broken]}"
+        raise DataError(
+            f"{path} has labels of {labels.dtype}, and {first}; they must be class indices (integers) or names"
+        )
     if labels.dtype.kind != "U":
         return _tensor(labels)
     names = labels.reshape(-1).tolist()
@@ -154,7 +161,13 @@ def _normalised(x: Tensor, preparation: Preparation, path: Path) -> Tensor:
 
 
 def _pick(arrays: Any, names: Sequence[str], path: Path) -> str:
-    for name in names:
-        if name in arrays:
-            return name
-    raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; one must be named {' or '.join(names)}")
+    found = [name for name in names if name in arrays]
+    if not found:
+        raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; one must be named {' or '.join(names)}")
+    for name in found[1:] if names is LABEL_NAMES else ():  # other inputs are left out with a note
+        if not np.array_equal(arrays[found[0]], arrays[name]):
+            raise DataError(
+                f"{path} has the labels {found[0]} and {name}, which differ; which of them are meant is not known, so "
+                "leave one of them out"
+            )
+    return found[0]

@@ -12,6 +12,8 @@ from verifix.errors import DataError
 
 ImageFunction = Callable[[Image.Image], Tensor]
 Tokens = Mapping[str, Tensor]
+Text = str | tuple[str, str]
+"""A text, or a pair of texts that the model takes together."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Preparation:
         Turns an image with 8 bits a channel into a float tensor ``[channels, height, width]``; None if the model
         takes no images.
     tokenize
-        Turns texts into tensors by name, each ``[texts, tokens]``, padded; None if there is no tokenizer.
+        Turns texts, or pairs of them, into tensors by name, each ``[texts, tokens]``, padded; None if there is no
+        tokenizer.
     pad
         Brings tensors by name, each ``[tokens]``, of several texts into one batch.
     mean
@@ -40,7 +43,7 @@ class Preparation:
     """
 
     image: ImageFunction | None
-    tokenize: Callable[[Sequence[str]], Tokens] | None = None
+    tokenize: Callable[[Sequence[Text]], Tokens] | None = None
     pad: Callable[[Sequence[Tokens]], Tokens] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -78,7 +81,7 @@ class Preparation:
             )
         return self.image
 
-    def for_texts(self, source: str) -> tuple[Callable[[Sequence[str]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
+    def for_texts(self, source: str) -> tuple[Callable[[Sequence[Text]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
         """Return how to turn texts into inputs, and those into a batch.
 
         Parameters

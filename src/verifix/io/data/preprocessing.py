@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from verifix.errors import UsageError
 from verifix.io.data.labels import check_classes
-from verifix.io.data.preparation import Preparation, Tokens
-from verifix.io.optional_imports import library, reason
+from verifix.io.data.preparation import Preparation, Text, Tokens
+from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.options import DataOptions
 from verifix.io.transformers_models import head_of
 from verifix.progress import note
@@ -136,7 +136,8 @@ def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[
         processor = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UsageError(
-            f"the image processor of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+            f"the image processor of {folder} cannot be read ({reason(error)}); "
+            f"{remedy(error, 'save it there with save_pretrained')}"
         ) from None
     channels = getattr(config, "num_channels", None) or 3
     mean, std = _per_channel(options, channels)
@@ -190,7 +191,8 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
         tokenizer = _auto("AutoTokenizer").from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UsageError(
-            f"the tokenizer of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+            f"the tokenizer of {folder} cannot be read ({reason(error)}); "
+            f"{remedy(error, 'save it there with save_pretrained')}"
         ) from None
     config: Any = model.config
     if tokenizer.pad_token is None or config.pad_token_id is None:
@@ -219,10 +221,13 @@ def _refuse_image_flags(options: DataOptions) -> None:
             raise UsageError(f"--{name} is for images, but the model takes texts; omit it")
 
 
-def _tokenized(texts: Sequence[str], tokenizer: Any, limit: int | None) -> Tokens:
-    tokens: Tokens = tokenizer(
-        list(texts), truncation=limit is not None, max_length=limit, padding=True, return_tensors="pt"
-    ).data
+def _tokenized(texts: Sequence[Text], tokenizer: Any, limit: int | None) -> Tokens:
+    columns = list(zip(*texts, strict=True)) if isinstance(texts[0], tuple) else [texts]
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    if limit is not None and limit <= special:
+        raise UsageError(f"max_length is {limit}, and special tokens take {special} of them; give a larger number")
+    how = {"truncation": limit is not None, "max_length": limit, "padding": True, "return_tensors": "pt"}
+    tokens: Tokens = tokenizer(*map(list, columns), **how).data
     return tokens
 
 
@@ -283,8 +288,8 @@ def _auto(name: str) -> Any:
         return getattr(transformers, name)
     except Exception as error:
         raise UsageError(
-            f"{name} of transformers cannot be imported ({reason(error)}); install what it needs with: "
-            "pip install 'verifix[text,vision]'"
+            f"{name} of transformers cannot be imported ({reason(error)}); "
+            + remedy(error, "install what it needs with: pip install 'verifix[text,vision]'")
         ) from None
 
 
