@@ -69,7 +69,7 @@ def accuracy_of(predicted: Tensor, labels: Tensor, weights: Any = None) -> Accur
     w = as_weights(weights, len(right))
     if w is None:
         return Accuracy(int(right.sum()), len(right))
-    effective = max(1, math.floor(float(w.sum() ** 2 / (w**2).sum())))
+    effective = max(1, math.floor(float(w.sum() ** 2 / (w**2).sum()) + 1e-9))
     return Accuracy(round(effective * float(w @ right / w.sum())), effective)
 
 

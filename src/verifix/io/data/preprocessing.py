@@ -153,10 +153,9 @@ def _of_timm(
 
 
 def _built_for(model: nn.Module) -> tuple[int, int] | None:
-    """Return the only size that a model of patches takes, which its data config does not know if it was built anew."""
-    patches: Any = getattr(model, "patch_embed", None)
-    size = getattr(patches, "img_size", None)
-    return size if isinstance(size, tuple) and len(size) == 2 and getattr(patches, "strict_img_size", True) else None
+    """Return the size that a model of patches was built for, of which its data config does not know."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return size if isinstance(size, tuple) and len(size) == 2 else None
 
 
 def _converted(image: Image.Image, transform: Callable[[Image.Image], Tensor], mode: str) -> Tensor:
