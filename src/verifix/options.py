@@ -157,6 +157,9 @@ AS_TEXT = Parameter(converter=text_or_list, allow_leading_hyphen=True)
 AS_LIST = Parameter(converter=lambda hint, tokens: split_list(text_or_list(hint, tokens)))
 """For a list of texts, which commas separate on the command line."""
 
+AS_WORDS = Parameter(consume_multiple=True)
+"""For a list of words, which spaces separate on the command line."""
+
 SWITCH = Parameter(negative="", show_default=False)
 """For what is off unless it is asked for."""
 
@@ -290,7 +293,53 @@ class CollectOptions(RunOptions, LayerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions):
+class ExpectOptions(Settings):
+    """What is known of the uncorrected model."""
+
+    expect_accuracy: Annotated[str | float | None, DATA] = None
+    """Accuracy in percent that the uncorrected model has in your own pipeline, such as 76.9; or 769/1000, right of
+    samples, if it was measured on so many. Stop if the accuracy found here differs by more than sampling error."""
+
+    def __post_init__(self) -> None:
+        """Check the accuracy."""
+        super().__post_init__()
+        _ = self.expected
+
+    @property
+    def expected(self) -> tuple[float, int | None] | None:
+        """The accuracy, 0 to 1, and the number of samples that it was measured on; None for what is not known."""
+        given = self.expect_accuracy
+        if given is None:
+            return None
+        right, _, of = str(given).strip("% ").partition("/")
+        try:
+            share, count = (float(right) / float(of), int(of)) if of else (float(right) / 100, None)
+        except (ValueError, ZeroDivisionError):
+            share, count = math.nan, None
+        ok = not isinstance(given, bool) and 0 <= share <= 1 and (share > 0.01 or count is not None)
+        allowed = "a percentage above 1, such as 76.9, or right/samples, such as 769/1000"
+        require(ok, "expect_accuracy", given, allowed)
+        return share, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(ExpectOptions):
+    """How it is checked that the samples are prepared as in training."""
+
+    check_inputs: Annotated[bool | None, DATA] = None
+    """Stop if the samples do not look as in training: accuracy near chance, other statistics before the first
+    BatchNorm, or red and blue exchanged. By default, the command line and `verifix.prove` stop, and `verifix.correct`
+    only notes it. Turn it off (--force does too) if the samples are right as they are."""
+
+    def __post_init__(self) -> None:
+        """Check the word."""
+        super().__post_init__()
+        ok = self.check_inputs is None or isinstance(self.check_inputs, bool)
+        require(ok, "check_inputs", self.check_inputs, "True, False or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
     """How a model is corrected: what Python and the command line can both give."""
 
     moments: Annotated[str | Moments | None, CORRECTION, READS] = None

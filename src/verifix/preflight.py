@@ -22,10 +22,13 @@ from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
+from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.channel_order import remark_on_colours
 from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
+from verifix.evaluation.input_check import settled
 from verifix.evaluation.label_order import check_mapping
+from verifix.losses import predicted_classes
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
@@ -233,6 +236,11 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
     picked, needed, choosing = options.origin == "trusted", minimum_samples(options), is_choosing(options)
     check_picked(samples, options.origin)
+    if options.origin == "trusted" and options.expect_accuracy is not None:
+        raise UsageError(
+            "expect_accuracy is for samples that the model meets, but verified_from is 'trusted': samples that were "
+            "picked by their labels are right more often; give --test, or omit expect_accuracy"
+        )
     if len(samples) < needed:
         more = "pick more" if picked else "verify more"
         alternative = f"{more}, or give alpha as a number" if choosing else more
@@ -271,10 +279,12 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     Raises
     ------
     DataError
-        If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
+        If the predictions fit another mapping of labels to outputs far better, or one input has two labels; if the
+        samples do not look as in training, and `check_inputs` is on; if the accuracy is not the expected one.
     """
     remarks: list[str] = []
-    if options.check_labels and options.origin != "trusted":
+    picked = options.origin == "trusted"
+    if options.check_labels and not picked:
         copies = check_contradictions(samples)
         if copies:
             remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
@@ -286,7 +296,15 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
     if options.check_labels:
         check_mapping(logits, samples.labels)
-    return [x for x in (*remarks, remark, _remark_on_colours(work, where, samples, logits, size)) if x]
+    predicted, weights = predicted_classes(logits), getattr(options, "weights", None)
+    doubts = [remark, _remark_on_colours(work, where, samples, logits, size)]
+    if options.drawn != "suspects":  # whose labels a model is to be wrong about
+        what = "trusted" if picked else "verified"
+        doubts.append(remark_on_chance(predicted, samples.labels, max(logits.shape[1], 2), what))
+    comparable = weights is not None or not remark_on_draw(options.drawn)
+    found = accuracy_of(predicted, samples.labels, weights)
+    unexpected = remark_on_expected(found, options.expected if comparable else None)
+    return remarks + settled(doubts, unexpected, samples.source.prepared, options.check_inputs)
 
 
 def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:

@@ -190,6 +190,8 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     5
     """
     began = time.perf_counter()
+    if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
+        settings = replace(settings, check_inputs=True)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         check_provable(len(samples), "nested", settings)

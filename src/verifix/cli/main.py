@@ -227,7 +227,9 @@ def read_settings(path: str, named: Mapping[str, Argument]) -> dict[str, str | l
         if name not in named or name in APART or name in found:
             raise UsageError(f"{path} has {name}{_instead(name, named)}")
         if value is not None:
-            switch = named[name].hint is bool and isinstance(value, str) and value.lower()
+            switch = (
+                bool in (named[name].hint, *get_args(named[name].hint)) and isinstance(value, str) and value.lower()
+            )
             found[name] = str(yaml.SafeLoader.bool_values.get(switch, value)) if switch else value
     return found
 

@@ -32,7 +32,9 @@ from verifix.options import (
     VERIFIED_FROM,
     WRITES,
     CorrectOptions,
+    ExpectOptions,
     FoldOptions,
+    InputOptions,
     LayerOptions,
     RunOptions,
     Settings,
@@ -60,7 +62,8 @@ class WritingCommand(Command):
     """What every command takes that writes files."""
 
     force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace files that exist; with correct, also write a correction whose gain is not proven."""
+    """Replace files that exist; with correct, also go on where the samples do not look as in training (see
+    --check-inputs), and write a correction whose gain is not proven."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,11 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             if self.drawn is not None:
                 raise UsageError("--drawn says how verified samples were drawn, but nobody verified those of --trusted")
             self.settle(verified_from="trusted")
+            if self.expect_accuracy is not None and self.test is None:
+                raise UsageError(
+                    "--expect-accuracy says nothing on samples that --trusted picks by their labels, on which a model "
+                    "is right more often; give new samples with --test, or omit it"
+                )
         elif self.verified_from is None:
             raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
 
@@ -172,7 +180,7 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             )
         if self.proves_by in ("nested", "split"):
             check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
-        if self.proves_by == "none" and (self.weights_file, self.class_shares) != (None, None):
+        if self.proves_by == "none" and self.weighted:
             raise UsageError(
                 "--class-shares and --weights-file weight the samples on which the gain is measured, but --proof none "
                 "measures no gain; omit them, or prove the gain"
@@ -188,13 +196,23 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
         return (self.report, self.result, self.card) != (None, None, None)
 
     @property
+    def stops(self) -> bool:
+        """Whether to stop where samples do not look as in training."""
+        return not self.force if self.check_inputs is None else self.check_inputs
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the samples that the gain is measured on count more or less."""
+        return (self.class_shares, self.weights_file) != (None, None)
+
+    @property
     def proves_by(self) -> str:
         """What the gain is measured by: "test", "nested", "split" or "none"."""
         return "test" if self.test is not None else self.proof or "nested"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreCommand(Command, RunOptions, LimitOptions, SampleOptions, CheckpointOptions):
+class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
     Example: verifix score net.safetensors --model py:net.py:build --data test/
@@ -209,7 +227,7 @@ class ScoreCommand(Command, RunOptions, LimitOptions, SampleOptions, CheckpointO
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOptions):
+class CompareCommand(Command, WeightOptions, RunOptions, InputOptions, SampleOptions, ModelOptions):
     """Compare two checkpoints, or two files of predictions, on labelled samples.
 
     Example: verifix compare net.safetensors fixed.safetensors --model py:net.py:build --data test/

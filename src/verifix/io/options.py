@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from verifix.errors import UsageError
 from verifix.options import (
     AS_LIST,
     AS_TEXT,
+    AS_WORDS,
     DATA,
     MAIN,
     MODEL,
@@ -26,6 +28,13 @@ from verifix.options import (
     split_list,
     whole,
 )
+
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""Ways to crop and to resize, as timm spells them."""
+
+OF_THEIR_OWN = {"num_classes": "num-classes", "in_chans": "in-chans"}
+"""Arguments of timm's models that are settings of their own."""
 
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
@@ -74,6 +83,18 @@ class DataOptions(Settings):
     size: Annotated[int | None, DATA] = None
     """Side of the model's input in pixels. Default: the model's own data config; without one, images keep their
     size."""
+    crop_pct: Annotated[float | None, DATA] = None
+    """Share of the resized image's side that the centre crop keeps, as in timm: 0.95 resizes to size/0.95 first, 1.0
+    crops nothing. Default: the model's own data config; without one, 1.0."""
+    crop_mode: Annotated[Literal["center", "squash", "border"] | None, DATA] = None
+    """How an image becomes a square, as in timm: "center" cuts the longer side off, "squash" changes the ratio of the
+    sides, "border" pads the shorter side. Default: the model's own data config; without one, "center" with --crop-pct
+    and else "squash"."""
+    interpolation: Annotated[Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None, DATA] = None
+    """How images are resized. Default: the model's own data config; without one, "bilinear"."""
+    in_chans: Annotated[int | None, MODEL] = None
+    """Number of channels of an input, to build a timm model with, and to read images as grey (1) or colour (3).
+    Default: the model's own number; without a data config, 1 if --mean has one number and else 3."""
     max_length: Annotated[int | None, DATA] = None
     """Truncate texts to this many tokens. By default, to as many as the model and its tokenizer accept."""
     label_column: Annotated[str | None, DATA] = None
@@ -109,9 +130,15 @@ class DataOptions(Settings):
             raise UsageError(
                 "--image-column and --text-column are both given; a sample is an image or a text, so give one"
             )
-        for name, what in (("size", "pixels"), ("max_length", "tokens")):
+        for name, what in (("size", "pixels"), ("max_length", "tokens"), ("in_chans", "channels")):
             value = getattr(self, name)
             require(value is None or whole(value, 1), name, value, f"a whole number of {what}, 1 or more")
+        for name, words in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, name)
+            require(value in (None, *words), name, value, f"one of {', '.join(words)}")
+        pct = self.crop_pct
+        number = isinstance(pct, (int, float)) and not isinstance(pct, bool) and 0 < pct <= 1
+        require(pct is None or number, "crop_pct", pct, "a number above 0 and up to 1, such as 0.95")
 
     @property
     def channel_mean(self) -> list[float]:
@@ -164,12 +191,32 @@ class ModelOptions(Settings):
     weights: Annotated[Literal["auto", "raw", "ema"], MODEL] = "auto"
     """Which weights to take from a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto":
     the averaged ones if there are any, as timm and Lightning do."""
+    model_kwargs: Annotated[Sequence[str] | None, MODEL, AS_WORDS] = None
+    """Further arguments to build a timm or torchvision model with, as timm spells them: img_size=32 patch_size=4."""
 
     def __post_init__(self) -> None:
-        """Check the number of outputs."""
+        """Check the number of outputs, and the further arguments."""
         super().__post_init__()
         ok = self.num_classes is None or whole(self.num_classes, 1)
         require(ok, "num_classes", self.num_classes, "a whole number of outputs, 1 or more")
+        _ = self.further
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The further arguments by name, with numbers, tuples and the like read as Python writes them."""
+        found: dict[str, Any] = {}
+        for word in self.model_kwargs or ():
+            name, given, text = word.partition("=")
+            if not given or not name.isidentifier() or name in found or name in OF_THEIR_OWN:
+                raise UsageError(
+                    f"model_kwargs has {word!r}; give name=value, each name once, such as img_size=32 (and "
+                    f"{', '.join(f'--{own}' for own in OF_THEIR_OWN.values())} as settings of their own)"
+                )
+            try:
+                found[name] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                found[name] = text
+        return found
 
     @property
     def brings_weights(self) -> bool:

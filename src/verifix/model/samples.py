@@ -199,7 +199,7 @@ def read_samples(
     known = tuple(each for each in prints if each is not None)
     known = known if len(known) == count else ()
     if held <= MEMORY_BYTES:
-        source = Source(Items(items, known, dataset), source.collate, picked_by=source.picked_by)
+        source = replace(source, dataset=Items(items, known, dataset), batch_size=None, options={})
     origin = dataset, range(count)
     return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns))
 

@@ -77,6 +77,8 @@ class Source:
         Further settings of the DataLoader that reads.
     picked_by
         How these samples were picked by their given labels, which nobody verified; empty if they were not.
+    prepared
+        How samples became inputs, in words; empty if whoever gave them did it.
     """
 
     dataset: Dataset[Any]
@@ -84,6 +86,7 @@ class Source:
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     picked_by: str = ""
+    prepared: str = ""
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time.

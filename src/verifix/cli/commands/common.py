@@ -39,9 +39,10 @@ def open_checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
     return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
 
 
-def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
-    """Build a model in eval mode, with the weights of a checkpoint if there is one."""
-    model: nn.Module = unwrapped(build_model(name, num_classes))
+def open_model(command: Any, checkpoint: Checkpoint | None) -> nn.Module:
+    """Build the model that a command names, in eval mode, with the weights of a checkpoint if there is one."""
+    built = build_model(command.model, command.num_classes, command.in_chans, command.further)
+    model: nn.Module = unwrapped(built)
     if checkpoint is not None:
         checkpoint.load_into(model)
         check_model(model)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from verifix.algorithm import correct
+from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
 from verifix.cli.commands.places import read_by, written_by
@@ -19,7 +20,9 @@ from verifix.cli.commands.record import examples, files_read, peak_memory, spect
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
+from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.duplicates import without_leaks
+from verifix.evaluation.input_check import settled
 from verifix.evaluation.label_order import check_mapping
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
@@ -28,6 +31,7 @@ from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
+from verifix.losses import predicted_classes
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.sources import Source
@@ -39,6 +43,7 @@ from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
 from verifix.report.result import TrustedRecord
+from verifix.report.verdict import preprocessing
 from verifix.selection.trusted import Trusted, trust
 from verifix.storage.atomic import Output, write_together
 from verifix.storage.tensors import fill_safetensors
@@ -108,7 +113,7 @@ def _read(command: CorrectCommand) -> _Inputs:
     checkpoint = open_checkpoint(command)
     checkpoint.refuse_corrected()
     _check_files(command, checkpoint)
-    model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    model = open_model(command, checkpoint).to(device_wanted(command.device))
     checkpoint.check_writable(model, command.exclude or ())
     _check_count(command)
     preparation = prepare(model, command.model, command)
@@ -166,7 +171,7 @@ def _result(
         out=out,
         correction_file=correction_file,
         moments_file=command.save_moments,
-        preprocessing=preparation.description,
+        preprocessing=_prepared(inputs),
         weights=checkpoint.kind(model),
         weights_dtypes=tuple(dtypes),
         notes=(*checkpoint.notes(model), *inputs.notes, *correction.notes),
@@ -177,12 +182,21 @@ def _result(
     )
 
 
+def _prepared(inputs: _Inputs) -> str:
+    """Return how the samples became inputs; those of the test may be kept in another form."""
+    ways = [samples.source.prepared for samples in (inputs.verified, inputs.test) if samples is not None]
+    return ways[0] if len(set(ways)) == 1 else "; test samples: ".join(ways)
+
+
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
     apart = {"device", "moments"}
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
+    # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
+    expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    return settings | {"moments": inputs.earlier, "stored_as": stored_as}
+    own = {"moments": inputs.earlier, "stored_as": stored_as}
+    return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
 
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
@@ -193,6 +207,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
+        _check_weighted(inputs, test, inputs.kept, weights, command)
         correction = correct(model, verified, **settings)
         return correction, measured("test", model, correction, test, inputs.kept, weights, **shown)
     if kind == "none":
@@ -201,10 +216,12 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
+        _check_weighted(inputs, verified, proving, weights, command)
         correction = correct(model, verified.subset(correcting), **settings)
         judged = verified, proving, weights
         return correction, measured("split", model, correction, *judged, **shown, drawn=command.drawn)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
+    _check_weighted(inputs, verified, range(len(verified)), weights, command)
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
     if not correction.changed:
@@ -212,8 +229,23 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
     about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
     tell(f"proof: {about}", command.progress)
-    proof = prove(model, verified, weights=weights, **settings | {"check_labels": False})  # labels are checked by now
+    checked = {"check_labels": False, "check_inputs": False, "expect_accuracy": None}  # by now
+    proof = prove(model, verified, weights=weights, **settings | checked)
     return correction, replace(proof, estimated=expected)
+
+
+def _check_weighted(
+    inputs: _Inputs, samples: Samples, indices: Sequence[int], weights: Any, command: CorrectCommand
+) -> None:
+    """Compare the accuracy on weighted samples with the expected one, before the long work begins."""
+    if weights is None or command.expected is None:
+        return
+    chosen, what = list(indices), "verified" if samples is inputs.verified else "test"
+    samples, _ = understood(inputs.model, samples, device_of(inputs.model), command.outputs)
+    classes = predicted_classes(predicted(inputs.model, samples, chosen))
+    found = accuracy_of(classes, samples.labels[chosen], weights[chosen])
+    unexpected = remark_on_expected(found, command.expected, f"weighted {what}")
+    inputs.notes.extend(settled([], unexpected, samples.source.prepared, command.stops, what))
 
 
 def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
@@ -233,10 +265,16 @@ def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation
     """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
     test = read_samples(open_data(path, command, preparation), 250, command.progress, most=command.max_samples)
     test, _ = understood(model, test, device_of(model), command.outputs)
-    logits = predicted(model, test)
+    with watching_first_norm(model) as seen:
+        logits = predicted(model, test)
     check_labels(test.labels, logits.shape[1], test.where)
     if command.check_labels:
         check_mapping(logits, test.labels, "test", preparation.class_names)
+    classes, expected = predicted_classes(logits), None if command.weighted else command.expected
+    unexpected = remark_on_expected(accuracy_of(classes, test.labels), expected, "test")
+    doubts = [seen.remark(), remark_on_chance(classes, test.labels, max(logits.shape[1], 2), "test")]
+    for remark in settled(doubts, unexpected, test.source.prepared, command.stops, "test"):
+        note(f"test samples: {remark.removesuffix('.')}")
     return test
 
 
@@ -342,13 +380,14 @@ def _about(result: Result, command: CorrectCommand) -> list[Output]:
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: Result) -> str:
     trusted = [] if picked is None else [picked.summary()]
     notes = [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
-    lines = [*trusted, correction.summary(), *notes, f"Preprocessing of the samples: {result.preprocessing}."]
+    lines = [*trusted, correction.summary(), *notes]
     half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
     if half:
         share = f"{correction.unchanged_by_rounding:.1%}"
         lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
     if proof is not None:
         lines.append(proof.summary())
+    lines.append(preprocessing(result))
     if result.moments_file is not None:
         lines.append(f"Wrote the moments to {result.moments_file}.")
     files = f"Wrote {result.out} and {result.correction_file}."

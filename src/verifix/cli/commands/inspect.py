@@ -48,7 +48,7 @@ class Inspection:
 def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     """Show what a correction would touch; see `InspectCommand`."""
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
-    model = open_model(command.model, command.num_classes, checkpoint)
+    model = open_model(command, checkpoint)
     preparation = prepare(model, command.model, command)
     if not command.data:
         shape = list(map(int, command.shape))

@@ -31,6 +31,10 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"
 """What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
 
+MOST_LOOKED_AT = 50
+"""About how many images are looked at, evenly spread, to tell their size."""
+
+
 class Images(Dataset[tuple[Tensor, int]]):
     """Encoded images with labels, decoded when they are read.
 
@@ -69,6 +73,12 @@ class Images(Dataset[tuple[Tensor, int]]):
         self._several: set[int] = set()
         self._shape: torch.Size | None = None
         self._last: tuple[int, bytes] = (-1, b"")
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return the width and height of an image; None if it is not readable, which is told when it is read."""
+        with contextlib.suppress(Exception), _bombs_refused():
+            return Image.open(io.BytesIO(self.read(index)), formats=_formats()).size
+        return None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -131,6 +141,31 @@ def _has_more_frames(image: Image.Image, content: bytes) -> bool:
     with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=("GIF",)) as again:
         return bool(getattr(again, "is_animated", False))  # it looks for the second frame, which may be damaged
     return False
+
+
+def note_small(images: Images, preparation: Preparation, source: str) -> None:
+    """Write a note if most images are smaller than the model's input, so that they are enlarged.
+
+    Parameters
+    ----------
+    images
+        The images, of which about `MOST_LOOKED_AT` are looked at.
+    preparation
+        How they become inputs, and of what size.
+    source
+        What they come from.
+    """
+    if preparation.size is None:
+        return
+    found = map(images.size_of, range(0, len(images), max(1, len(images) // MOST_LOOKED_AT)))
+    sizes = sorted(size for size in found if size is not None)
+    if 2 * sum(min(size) < min(preparation.size) for size in sizes) <= len(sizes):
+        return
+    width, height = sizes[len(sizes) // 2]
+    note(
+        f"{source}: the images are smaller than the model's input, for example {width}×{height} pixels, and are "
+        f"enlarged ({preparation.description}); give --size if the model was trained on smaller inputs"
+    )
 
 
 @lru_cache

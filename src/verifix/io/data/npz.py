@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.labels import class_numbers
-from verifix.io.data.preparation import Preparation
+from verifix.io.data.preparation import RESIZING, Preparation, flag, listing
 from verifix.io.options import DataOptions
 from verifix.model.labels import broken_label
 from verifix.progress import note
@@ -34,12 +34,15 @@ class Arrays(TensorDataset):
         Tensors ``[n, ...]`` and ``[n]``.
     path
         The file.
+    prepared
+        How its numbers became inputs, in words.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, path: Path) -> None:
+    def __init__(self, inputs: Tensor, labels: Tensor, path: Path, prepared: str) -> None:
         super().__init__(inputs, labels)
         self.labels = labels
         self.path = path
+        self.prepared = prepared
 
     def place(self, index: int) -> str:
         """Say where a sample stands, for messages."""
@@ -68,8 +71,9 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     DataError
         If the file cannot be read, or its arrays do not fit.
     """
-    if options.size is not None:
-        raise UsageError(f"--size is for image files; the arrays of {path} are used as they are")
+    for name in RESIZING:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{flag(name)} is for image files; the arrays of {path} are used as they are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             _check_size(arrays, path)
@@ -88,10 +92,19 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     if left:
         note(f"{path}: {' and '.join(used)} are read, and the arrays {', '.join(left[:5])} are left out ({len(left)})")
-    normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
+    scaled, normalised = x.dtype == torch.uint8, x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
     _check_finite(x, path)
-    return Arrays(_normalised(x, preparation, path) if normalised else x, y, path)
+    prepared = _in_words(x, preparation, scaled=scaled, normalised=normalised)
+    return Arrays(_normalised(x, preparation, path) if normalised else x, y, path, prepared)
+
+
+def _in_words(x: Tensor, preparation: Preparation, *, scaled: bool, normalised: bool) -> str:
+    """Say how the numbers of a file become inputs."""
+    size = f"{'×'.join(map(str, x.shape[2:]))}, " if x.ndim == 4 else ""
+    numbers = "8-bit numbers divided by 255" if scaled else "numbers as they are"
+    normal = f"mean {listing(preparation.mean)}, std {listing(preparation.std)}" if preparation.mean else ""
+    return f"arrays: {size}{numbers}, {normal if normalised and normal else 'not normalised'}"
 
 
 def _check_size(arrays: Any, path: Path) -> None:

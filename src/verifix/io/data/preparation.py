@@ -15,6 +15,19 @@ Tokens = Mapping[str, Tensor]
 Text = str | tuple[str, str]
 """A text, or a pair of texts that the model takes together."""
 
+RESIZING = ("size", "crop_pct", "crop_mode", "interpolation")
+"""Settings of how an image is brought to a size."""
+
+
+def flag(name: str) -> str:
+    """Return a setting as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def listing(numbers: Sequence[float]) -> str:
+    """Return numbers as a text with commas."""
+    return ",".join(f"{number:g}" for number in numbers)
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -40,6 +53,8 @@ class Preparation:
         What is done, in a few words.
     place
         The folder that the description names; empty if it names none.
+    size
+        Height and width of the model's input, to which images are resized; None if they keep their size.
     """
 
     image: ImageFunction | None
@@ -50,6 +65,7 @@ class Preparation:
     class_names: tuple[str, ...] | None = None
     description: str = ""
     place: str = ""
+    size: tuple[int, int] | None = None
 
     @property
     def steps(self) -> str:
