@@ -43,7 +43,8 @@ import torch
 
 from benchmarks.environment import environment
 from verifix import class_weights, compare
-from verifix.evaluation.significance import THRESHOLD, Outcomes, mcnemar, mcnemar_power, moments_of, p_values, strata_of
+from verifix.evaluation.power import mcnemar_power
+from verifix.evaluation.significance import THRESHOLD, Outcomes, mcnemar, moments_of, p_values, strata_of
 from verifix.recipe.candidates import Listed
 from verifix.recipe.decision import Scores, choose
 

@@ -24,8 +24,9 @@ from verifix.errors import DataError, NoLayersError, UsageError
 from verifix.evaluation.channel_order import remark_on_colours
 from verifix.evaluation.duplicates import check_contradictions
 from verifix.evaluation.label_order import check_mapping
+from verifix.evaluation.near_copies import remark_on_near_copies
 from verifix.model.batching import with_smaller_batches
-from verifix.model.borrow import borrowed, check_model
+from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
@@ -64,6 +65,8 @@ class Start:
         The context of all samples.
     provenance
         What goes in, as plain data.
+    doubt
+        Why the folds may not be independent; None if nothing was noticed.
     """
 
     work: nn.Module
@@ -71,6 +74,7 @@ class Start:
     stages: Sequence[type[Stage]]
     whole: Context
     provenance: dict[str, Any]
+    doubt: str | None = None
 
 
 @contextmanager
@@ -104,7 +108,8 @@ def begin(
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
-    samples = read_samples(verified, options.batch_size, options.progress, options.forward).reaching(model)
+    read = read_samples(verified, options.batch_size, options.progress, options.forward, options.groups)
+    samples = read.reaching(model)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
@@ -118,7 +123,17 @@ def begin(
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            yield Start(work, samples, stages, whole, provenance)
+            doubt = _doubt(whole) if len(members) > 1 and options.origin == "unseen" else None
+            provenance["notes"] += [doubt] * (doubt is not None)
+            yield Start(work, samples, stages, whole, provenance, doubt)
+
+
+def _doubt(whole: Context) -> str | None:
+    """Say that samples of different folds do not seem to be independent."""
+    folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
+    with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
+        sides = [folds[i] for i in whole.indices]
+        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
 
 
 @contextmanager
@@ -375,6 +390,7 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         "model_sha256": model_digest(model),
         "samples": len(samples),
         "samples_sha256": samples.digest(),
+        **({"groups": len(set(samples.groups.tolist()))} if samples.declared else {}),
         "earlier_moments": earlier,
         **options.as_dict(),
         **picked,

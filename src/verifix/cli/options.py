@@ -28,6 +28,7 @@ from verifix.options import (
     VERIFIED_FROM,
     CorrectOptions,
     FoldOptions,
+    GroupOptions,
     LayerOptions,
     RunOptions,
     Settings,
@@ -195,7 +196,7 @@ class ScoreCommand(Command, RunOptions, LimitOptions, SampleOptions, CheckpointO
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Command, WeightOptions, RunOptions, SampleOptions, ModelOptions):
+class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, SampleOptions, ModelOptions):
     """Compare two checkpoints, or two files of predictions, on labelled samples.
 
     Example: verifix compare net.safetensors fixed.safetensors --model py:net.py:build --data test/

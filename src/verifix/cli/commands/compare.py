@@ -13,7 +13,7 @@ from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.predictions import Answers, answers_of, as_answers, as_labels
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
-from verifix.io.data.prediction_files import is_predictions, read_labels, read_predictions
+from verifix.io.data.prediction_files import is_predictions, read_labelled, read_predictions
 from verifix.io.data.preprocessing import prepare
 from verifix.model.samples import Samples, read_samples
 from verifix.progress import notes_kept
@@ -62,12 +62,13 @@ class ComparisonOf(Comparison):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What both models answered, the labels, and what was compared."""
+    """What both models answered, the labels, what was compared, and which samples belong together."""
 
     before: Answers
     after: Answers
     labels: Any
     compared: Compared
+    groups: Any
 
 
 def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
@@ -75,7 +76,9 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     answers = _answers(command)
     labels, compared = as_labels(answers.labels), answers.compared
     weights = weights_of(command, labels, compared.class_names, range(len(labels)))
-    comparison = compare(answers.before, answers.after, labels, weights=weights, seed=command.seed)
+    comparison = compare(
+        answers.before, answers.after, labels, weights=weights, groups=answers.groups, seed=command.seed
+    )
     lines = [comparison.summary(compared.class_names), *compared.notes]
     if compared.preprocessing:
         lines.append(f"Preprocessing of the samples: {compared.preprocessing}.")
@@ -87,9 +90,10 @@ def _answers(command: CompareCommand) -> _Answers:
     paths = (command.before, command.after)
     if all(map(is_predictions, paths)):
         with notes_kept() as noted:
-            labels = as_labels(read_labels(command.data, command))
+            values, groups = read_labelled(command.data, command)
+            labels = as_labels(values)
         before, after = (_in_file(path, command, len(labels)) for path in paths)
-        return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted))
+        return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted), groups)
     return _with_models(command)
 
 
@@ -133,4 +137,4 @@ def _with_models(command: CompareCommand) -> _Answers:
     labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
     compared = _compared(command, names, preparation.description, notes)
     answers |= {what: _in_file(path, command, len(labels)) for what, path in files.items()}
-    return _Answers(answers["before"], answers["after"], labels, compared)
+    return _Answers(answers["before"], answers["after"], labels, compared, samples.reaching(model).groups)  # type: ignore[union-attr]

@@ -168,7 +168,7 @@ def _result(
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
-    apart = {"device", "moments"}
+    apart = {"device", "moments", "groups"}  # samples know the groups that were read with them
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
     stored_as = inputs.checkpoint.dtypes(inputs.model)
     return settings | {"moments": inputs.earlier, "stored_as": stored_as}
@@ -182,15 +182,18 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
         correction = correct(model, verified, **settings)
-        return correction, measured("test", model, correction, test, inputs.kept, weights, seed=seed, show=show)
+        how: Any = {"used": verified, "seed": seed, "show": show}
+        return correction, measured("test", model, correction, test, inputs.kept, weights, **how)
     if kind == "none":
         return correct(model, verified, **settings), None
     check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, seed)
         weights = weights_of(command, verified.labels, names, proving)
-        correction = correct(model, verified.subset(correcting), **settings)
-        return correction, measured("split", model, correction, verified, proving, weights, seed=seed, show=show)
+        used = verified.subset(correcting)
+        correction = correct(model, used, **settings)
+        how = {"used": used, "seed": seed, "show": show}
+        return correction, measured("split", model, correction, verified, proving, weights, **how)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
@@ -242,9 +245,10 @@ def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | Non
     kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
     if len(kept) == len(test):
         return kept, []
+    of = " or of a group of theirs" if test.declared else ""
     text = (
-        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from, "
-        "and were left out of the test."
+        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from"
+        f"{of}, and were left out of the test."
     )
     note(text)
     return kept, [text]

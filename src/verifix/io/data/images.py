@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from verifix.errors import DataError, one_line
+from verifix.io.data.groups import Grouped
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
@@ -31,7 +32,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"
 """What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Grouped, Dataset[tuple[Tensor, int]]):
     """Encoded images with labels, decoded when they are read.
 
     Parameters

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from verifix.errors import UsageError
 from verifix.io.data.cifar_n import CIFAR10N, CIFAR100N, read_cifar_n
+from verifix.io.data.groups import check_grouped
 from verifix.io.data.hf_datasets import is_saved_dataset, read_saved
 from verifix.io.data.images import files_below, read_folder
 from verifix.io.data.left_out import note_left_out
@@ -44,7 +45,7 @@ FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
 
 
 def open_data(path: str | Path, options: DataOptions, preparation: Preparation | None = None) -> Source:
-    """Open labelled samples.
+    """Open labelled samples, with their groups if a column of these was named.
 
     Parameters
     ----------
@@ -70,6 +71,10 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
         If it cannot be read, or its labels do not fit the class names.
     """
     preparation = prepare(None, "", options) if preparation is None else preparation
+    return check_grouped(_opened(path, options, preparation), options, path)
+
+
+def _opened(path: str | Path, options: DataOptions, preparation: Preparation) -> Source:
     name, _, rest = str(path).partition(":")
     if name in SETS and rest:
         return Source(SETS[name](rest, preparation))

@@ -10,11 +10,12 @@ import torch
 from torch.utils.data import Dataset
 
 from verifix.errors import DataError
+from verifix.io.data.groups import Grouped
 from verifix.io.data.preparation import Preparation, Tokens
 from verifix.model.sources import Source
 
 
-class Texts(Dataset[dict[str, Any]]):
+class Texts(Grouped, Dataset[dict[str, Any]]):
     """Texts with labels.
 
     Parameters
