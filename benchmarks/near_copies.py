@@ -1,8 +1,8 @@
 """How often the check for undeclared near-copies speaks where there are none, and where there are.
 
-Run from the repository's root: ``python -m benchmarks.near_copies``. Writes JSON to benchmarks/results. Independent data:
-the data sets that come with scikit-learn, exact copies left out, each drawn 100 times in several sizes; Gaussian points
-in 1 to 128 dimensions; texts of 12 tokens and binary vectors; the logits that the networks of
+Run from the repository's root: ``python -m benchmarks.near_copies``. Writes JSON to benchmarks/results. Independent
+data: the data sets that come with scikit-learn, exact copies left out, each drawn 100 times in several sizes; Gaussian
+points in 1 to 128 dimensions; texts of 12 tokens and binary vectors; the logits that the networks of
 `benchmarks.proof_networks` give to new points. Near-copies: Gaussian points, each drawn several times with a jitter of
 0.01, 0.05 or 0.2 standard deviations. Folds are drawn at random.
 """
@@ -93,6 +93,7 @@ def logits(n: int) -> Make:
 
 def main() -> None:
     """Measure everything and write what came out."""
+    torch.set_num_threads(1)
     rows = [{"data": name, "size": n} | measured(real(name, n)) for name, sizes in REAL.items() for n in sizes]
     rows += [{"data": f"gaussian, {w}-d", "size": n} | measured(gaussian(w, n)) for w in WIDTHS for n in SIZES]
     rows += [{"data": "12 tokens of 20", "size": 200} | measured(discrete(20, 12, 200))]

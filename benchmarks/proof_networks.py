@@ -4,7 +4,9 @@
 layer of 16 units has learned 200 of them by heart, 30% with wrong labels. There are ten such networks; run r takes
 number r modulo ten. Accuracy "in truth" is that on 4,000 further points.
 
-**Labels without meaning** are drawn at random, so that no correction can gain anything and none can lose.
+**Labels without meaning** are drawn at random, so that no correction can gain anything and none can lose. Where
+samples are copies, or near-copies with a jitter, all of one input have one label, and the networks are not trained: the
+folds, the test and the choice are at stake, not what was learned.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ TRAINED_ON, WRONG, TRUTH_FROM = 200, 0.3, 4000
 SPREAD = 1.2
 """Standard deviation of the centres; the points of a class lie around its own with 1."""
 
-AUTO_SAMPLES, NULL_RUNS, COVERAGE_RUNS = 100, 200, 100
+COPY_RUNS, NEAR_RUNS, JITTER = 400, 60, 0.05
+
+AUTO_SAMPLES, NULL_RUNS, COVERAGE_RUNS = 100, 200, 40
 QUIET: dict[str, Any] = {"progress": False, "check_labels": False}
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]
@@ -61,6 +65,34 @@ def right(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Return the percent of right answers."""
     with torch.no_grad():
         return 100 * float((model(x).argmax(dim=1) == y).double().mean())
+
+
+def copies(inputs: int, each: int, jitter: float, declared: bool, recipe: str) -> dict[str, Any]:
+    """Count how often labels without meaning are called an improvement, or the opposite, where inputs have copies."""
+    settings = {"alpha": 10.0} if recipe == "alpha=10" else {"recipe": recipe}
+    runs = COPY_RUNS if recipe == "alpha=10" else NEAR_RUNS
+    found = []
+    for run in range(runs):
+        generator = torch.Generator().manual_seed(run)
+        x = torch.randn(inputs, WIDTH, generator=generator).repeat_interleave(each, 0)
+        x = x + jitter * torch.randn(x.shape, generator=generator)
+        y = torch.randint(CLASSES, (inputs,), generator=generator).repeat_interleave(each)
+        groups = torch.arange(inputs).repeat_interleave(each) if declared else None
+        torch.manual_seed(run)
+        model = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
+        found.append(verifix.prove(model, (x, y), seed=run, groups=groups, **settings, **QUIET).comparison)
+    return {
+        "inputs": inputs,
+        "each": each,
+        "jitter": jitter,
+        "declared": declared,
+        "recipe": recipe,
+        "runs": runs,
+        "accepted": 100 * sum(each.verdict == "improved" for each in found) / runs,
+        "harmful": 100 * sum(each.verdict == "harmful" for each in found) / runs,
+        "doubted": 100 * sum(each.doubt is not None for each in found) / runs,
+        "accepted_but_for_the_doubt": 100 * sum(each.p_better < each.threshold for each in found) / runs,
+    }
 
 
 def auto_without_meaning() -> dict[str, float]:

@@ -21,7 +21,7 @@ RARE = 0.01
 SHARE, LEAST = 0.05, 4
 """Share, and number, of samples with near-copies that are worth a word."""
 
-LEAST_DIMENSIONS = 1.5
+LEAST_DIMENSIONS = 1.25
 """On a line, points crowd by chance."""
 
 SMALLEST_CLASS = 6
@@ -55,30 +55,23 @@ def near_copies(points: Tensor, labels: Array, groups: Array, sides: Array) -> A
     -----
     Let r_j be the distance of a sample to the j-th nearest of its class. Where points are spread evenly around it in D
     dimensions, (r_j / r_{j+1})^(jD) is uniform between 0 and 1 (Facco et al., Scientific Reports 7:12140, 2017; Denti
-    et al., Scientific Reports 12:20005, 2022, who also estimate D from r_{2k} / r_k, as done here with k a quarter of
-    the class). A sample has near-copies if that is below `RARE` / J for one of the J = half of its class values of j,
-    with r_j at most `CLOSER` times r_{j+1}, and one of the j nearest is on another side.
+    et al., Scientific Reports 12:20005, 2022, who also estimate D from r_{2k} / r_k, as done here with k a quarter or
+    an eighth of the class, whichever gives more: copies between the two distances hide the dimension). A sample has
+    near-copies if that is below `RARE` / J for one of the J = half of its class values of j, with r_j at most `CLOSER`
+    times r_{j+1}, and one of the j nearest is on another side.
     """
     first = np.unique(groups, return_index=True)[1]
     x = points[first].double()
     x = x - x.mean(dim=0)
     spread = x.square().mean(dim=0).sqrt()
     x = x[:, spread > 0] / spread[spread > 0]
-    parts, logs = [], [np.zeros(0)]
+    parts: list[tuple[Array, Array, Array]] = []
     for label in np.unique(labels[first]):
         own = np.flatnonzero(labels[first] == label)
         if len(own) < SMALLEST_CLASS:
             continue
-        distances, order = _nearest(x[own])
-        k = len(own) // 4
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs.append(np.log(distances[:, 2 * k - 1] / distances[:, k - 1]))
-        parts.append((first[own], distances, order))
-    steps = np.concatenate(logs)
-    steps = steps[np.isfinite(steps)]
-    if not len(steps) or np.median(steps) == 0:
-        return np.zeros(0, np.int64)
-    dimensions = math.log(2) / float(np.median(steps))
+        parts.append((first[own], *_nearest(x[own])))
+    dimensions = max((_dimensions([part[1] for part in parts], share) for share in (4, 8)), default=0.0)
     if dimensions < LEAST_DIMENSIONS:
         return np.zeros(0, np.int64)
     found = [_with_gaps(*part, sides, dimensions) for part in parts]
@@ -95,6 +88,18 @@ def _nearest(x: Tensor) -> tuple[Array, Array]:
         distances.append(found.values[:, 1:])
         order.append(found.indices[:, 1:])
     return torch.cat(distances).numpy(), torch.cat(order).numpy()
+
+
+def _dimensions(distances: Sequence[Array], share: int) -> float:
+    """Estimate the dimension from the nearest one in `share` of a class, and twice as many; 0 if that cannot be."""
+    logs = [np.zeros(0)]
+    for own in distances:
+        k = max(len(own) // share, 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs.append(np.log(own[:, 2 * k - 1] / own[:, k - 1]))
+    steps = np.concatenate(logs)
+    middle = float(np.median(steps[np.isfinite(steps)])) if np.isfinite(steps).any() else 0.0
+    return math.log(2) / middle if middle > 0 else 0.0
 
 
 def _with_gaps(rows: Array, distances: Array, order: Array, sides: Array, dimensions: float) -> Array:
