@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,7 @@ from verifix.recipe.candidates import Listed
 from verifix.recipe.decision import Scores, choose
 from verifix.report.proof_section import interval
 
+ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"progress": False, "check_labels": False}
 
 
@@ -458,3 +461,47 @@ def test_near_copies_of_tokens_are_looked_for_among_logits():
     fresh = torch.randint(50, (180, 20), generator=generator)
     apart = verifix.prove(model, (fresh, torch.randint(3, (180,), generator=generator)), alpha=10.0, **QUIET)
     assert apart.comparison.doubt is None
+
+
+def recorded(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_figures_of_the_manual_are_those_that_were_measured():
+    page = " ".join((ROOT / "docs" / "proof.md").read_text(encoding="utf-8").split())
+    measured, near = recorded("proof_simulation"), recorded("near_copies")
+    for row in measured["copies"]:
+        given = f"{row['inputs']} × {row['each']} | {row['jitter']:g} | {'yes' if row['declared'] else 'no'}"
+        rates = f"{row['accepted']:.1f}% | {row['harmful']:.1f}% | {row['doubted']:.0f}%"
+        alone = f"{row['accepted_but_for_the_doubt']:.1f}%"
+        assert f"| {given} | `{row['recipe']}` | {row['runs']} | {rates} | {alone} |" in page
+        assert row["accepted"] <= 2.5 + 2 * math.sqrt(2.5 * 97.5 / row["runs"])
+    assert f"accepted at most {max(row['accepted'] for row in measured['hard_groups']):g}%." in page
+    for words, name in (
+        ("one look accepts at most {}", "one_look"),
+        ("the two looks together up to {}", "two_looks"),
+        ("With this second test, up to {}", "new_samples_alone"),
+        ("both times, and up to {}", "two_at_half"),
+    ):
+        assert words.format(f"{max(row[f'{name}_accepted'] for row in measured['second_look']):.1f}%") in page
+    spoken = max(row["spoken"] for row in near["independent"])
+    assert f"{len(near['independent'])} rows of 100 sets) it spoke in at most {spoken:.0f}% of the sets" in page
+    for rows in zip(*[iter(near["near_copies"])] * 3, strict=True):
+        rates = " | ".join(f"{row['spoken']:.0f}%" for row in rows)
+        assert f"| {rows[0]['width']} | {rows[0]['inputs']} × {rows[0]['copies']} | {rates} |" in page
+
+
+def test_the_rates_of_the_default_recipe_stand_where_they_are_needed():
+    (null,), (cover,) = (
+        recorded("proof_simulation")["auto_without_meaning"],
+        recorded("proof_simulation")["auto_coverage"],
+    )
+    rate = f"{null['changed']:g}% of"
+    assert rate in " ".join(verifix.correct.__doc__.split())
+    for path in ("README.md", "docs/proof.md", "docs/stages.md"):
+        assert rate in " ".join((ROOT / path).read_text(encoding="utf-8").split())
+    page = " ".join((ROOT / "docs" / "proof.md").read_text(encoding="utf-8").split())
+    assert f"With the proof, {null['written_with_the_proof']:g}% were written" in page
+    assert f"on 4,000 further points in {cover['covers_the_five']:.0f}% of the runs" in page
+    assert f"from all 100 samples in {cover['covers_the_written']:.0f}%" in page
+    assert f"were {cover['gain']:+.1f}" in page or f"was {cover['gain']:+.1f}" in page

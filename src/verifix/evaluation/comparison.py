@@ -172,8 +172,7 @@ class Comparison:
         """
         lines = [
             self.sentence(),
-            *([] if self.doubt is None else [self.doubt]),
-            *self._grouped(),
+            *self.independence(),
             *self._needed(),
             self._flips(),
             *self._measures(),
@@ -193,13 +192,15 @@ class Comparison:
             f"(80% power). {SECOND_LOOK}"
         ]
 
-    def _grouped(self) -> list[str]:
-        if self.groups is None:
-            return []
-        return [
-            f"The {self.samples:,} samples are {self.groups:,} independent groups (copies, or one declared group); "
-            "interval and p count groups."
-        ]
+    def independence(self) -> list[str]:
+        """Say what is to be known about samples that are not independent; nothing if all are."""
+        told = [] if self.doubt is None else [self.doubt]
+        if self.groups is not None:
+            told.append(
+                f"The {self.samples:,} samples are {self.groups:,} independent groups (copies, or one declared group); "
+                "interval and p count groups."
+            )
+        return told
 
     def _flips(self) -> str:
         weighted = " The percentages and p are weighted, the counts are not." if self.weighted else ""

@@ -60,8 +60,7 @@ def _why(result: Result) -> list[str]:
     found = result.comparison
     if found is None:
         return [result.proof.note] if result.proof is not None and result.proof.note else []
-    units = [] if found.groups is None else [f"Interval and p count {count(found.groups)} independent groups."]
-    return [*([] if found.doubt is None else [found.doubt]), *units, *_chance(found)]
+    return [*found.independence(), *_chance(found)]
 
 
 def _chance(found: Comparison) -> list[str]:
