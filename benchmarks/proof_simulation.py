@@ -27,6 +27,10 @@ them out.
 
 **Hard weights.** No choice here, only the weighted test: classes that gain and lose, with shares that make up for it,
 so that the truth is 0; some classes count much and have few samples. Counted is how often it says "improved".
+
+**Copies, auto.** Real small networks; see `benchmarks.proof_networks`. **Hard groups.** The test of groups alone, where
+the truth is 0. **Second look.** Answers flip either way alike; if the first look proves nothing and shows a gain, as
+many samples are added as `samples_needed` says, 10,000 at most, and all are looked at again.
 """
 
 from __future__ import annotations
@@ -42,8 +46,18 @@ import numpy as np
 import torch
 
 from benchmarks.environment import environment
+from benchmarks.proof_networks import JITTER, auto_coverage, auto_without_meaning, copies
 from verifix import class_weights, compare
-from verifix.evaluation.significance import THRESHOLD, Outcomes, mcnemar, mcnemar_power, moments_of, p_values, strata_of
+from verifix.evaluation.power import mcnemar_power, samples_needed
+from verifix.evaluation.significance import (
+    THRESHOLD,
+    Outcomes,
+    by_group,
+    mcnemar,
+    moments_of,
+    p_values,
+    strata_of,
+)
 from verifix.recipe.candidates import Listed
 from verifix.recipe.decision import Scores, choose
 
@@ -55,6 +69,7 @@ SHARES = (0.3, 0.2, 0.15, 0.1, 0.08, 0.06, 0.05, 0.03, 0.02, 0.01)
 SHIFTS = (-2.0, -2.0, -2.0, *[2.0 * 0.65 / 0.35] * 7)
 """Points that a class gains besides the truth; with the shares, they add up to 0."""
 
+LOOK_RUNS, MOST_LOOKED_AT = 4000, 10_000
 HARD_RUNS, HARD_SIZES = 2000, (50, 100, 200, 1000)
 HARD: dict[str, tuple[list[float], list[float], list[tuple[float, float]]]] = {
     "two classes alike": ([0.5, 0.5], [0.9, 0.1], [(0.05, 0.05)] * 2),
@@ -214,9 +229,70 @@ def hard_weights(name: str, n: int) -> dict[str, Any]:
     return {"weights": name, "samples": n, "runs": HARD_RUNS, "accepted": 100 * accepted / HARD_RUNS}
 
 
+def second_look(n: int) -> dict[str, Any]:
+    """Count what chance passes if a gain that was not proven is looked at again with as many samples as advised."""
+    generator, half = np.random.default_rng(n), CHANGED / 2
+    once = twice = bonferroni = alone = again = 0
+    for _ in range(LOOK_RUNS):
+        up, down, same = generator.multinomial(n, [half, half, 1 - CHANGED])
+        first = mcnemar(up, down)
+        once, twice, bonferroni = once + (first < THRESHOLD), twice + (first < THRESHOLD), bonferroni + (first < 0.0125)
+        alone += first < THRESHOLD
+        if first < THRESHOLD or up <= down:
+            continue
+        again += 1
+        outcomes = Outcomes(np.repeat([1, -1, 0], [up, down, same]), None, np.zeros(n, np.int64))
+        more = min(samples_needed(outcomes) or n, MOST_LOOKED_AT) - n
+        new_up, new_down, _ = generator.multinomial(more, [half, half, 1 - CHANGED])
+        both = mcnemar(up + new_up, down + new_down)
+        twice += both < THRESHOLD
+        bonferroni += first >= 0.0125 and both < 0.0125
+        alone += mcnemar(new_up, new_down) < THRESHOLD
+    counts = {"one_look": once, "two_looks": twice, "two_at_half": bonferroni, "new_samples_alone": alone}
+    return {"samples": n, "runs": LOOK_RUNS, "looked_again": 100 * again / LOOK_RUNS} | {
+        f"{name}_accepted": 100 * count / LOOK_RUNS for name, count in counts.items()
+    }
+
+
+def hard_groups(name: str, n: int) -> dict[str, Any]:
+    """Count how often the test of groups calls a gain of 0 an improvement."""
+    size, rates = GROUPS[name]
+    generator, accepted = np.random.default_rng(n), 0
+    for run in range(HARD_RUNS):
+        sizes = size(generator, n)
+        groups = np.repeat(np.arange(n), sizes)
+        kind = generator.choice(len(rates), n, p=[share for share, _ in rates])
+        part = np.array([gain for _, gain in rates])[kind]  # the share of a group's answers that is gained or lost
+        d = np.sign(part)[groups] * (generator.random(len(groups)) < np.abs(part)[groups])
+        found = by_group(Outcomes(d.astype(np.int64), None, np.zeros(len(d), np.int64)), groups)
+        accepted += p_values(found, run)[0] < THRESHOLD
+    return {"groups": name, "number": n, "runs": HARD_RUNS, "accepted": 100 * accepted / HARD_RUNS}
+
+
+GROUPS: dict[str, tuple[Callable[[np.random.Generator, int], Array], list[tuple[float, float]]]] = {
+    "of five, changing as one": (lambda _, n: np.full(n, 5), [(0.8, 0.0), (0.1, 1.0), (0.1, -1.0)]),
+    "of 1 to 20, changing in part": (lambda g, n: g.integers(1, 21, n), [(0.4, 0.0), (0.3, 0.3), (0.3, -0.3)]),
+    "of ten, gaining one answer and rarely losing all": (lambda _, n: np.full(n, 10), [(10 / 11, 0.1), (1 / 11, -1.0)]),
+    "of ten, losing one answer and rarely gaining all": (lambda _, n: np.full(n, 10), [(10 / 11, -0.1), (1 / 11, 1.0)]),
+    "one of ten has half of the samples": (
+        lambda _, n: np.where(np.arange(n) % 10, 2, 18),
+        [(0.6, 0.0), (0.2, 0.5), (0.2, -0.5)],
+    ),
+}
+"""By name: the sizes, and how often which share of a group's answers is gained or lost; the truth is 0."""
+
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], list[tuple[Any, ...]]]] = {
     "random": (random_sets, [(n, truth) for truth in TRUTHS for n in SIZES]),
     "class_balanced": (balanced_sets, [(n, truth) for truth in TRUTHS for n in WEIGHTED_SIZES]),
+    "copies": (
+        copies,
+        [(n, each, 0.0, False, "alpha=10") for n, each in ((100, 1), (100, 2), (40, 5), (20, 10))]
+        + [(40, 5, JITTER, declared, recipe) for recipe in ("alpha=10", "refit") for declared in (False, True)],
+    ),
+    "hard_groups": (hard_groups, [(name, n) for name in GROUPS for n in (10, 20, 40, 200)]),
+    "second_look": (second_look, [(50,), (100,), (200,), (500,)]),
+    "auto_without_meaning": (auto_without_meaning, [()]),
+    "auto_coverage": (auto_coverage, [()]),
     "hard_weights": (hard_weights, [(name, n) for name in HARD for n in HARD_SIZES if n >= len(HARD[name][0])]),
 }
 """Each part: what measures one row, and of what."""
@@ -236,6 +312,7 @@ def main() -> None:
             OUT.write_text(json.dumps(record | environment(), indent=2) + "\n", encoding="utf-8")
             numbers = (f"{key} {x:.2f}" if isinstance(x, float) else f"{x}" for key, x in rows[-1].items())
             sys.stdout.write(f"{part}: {', '.join(numbers)}\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

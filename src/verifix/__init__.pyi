@@ -13,8 +13,8 @@ from .errors import NoLayersError as NoLayersError
 from .errors import UsageError as UsageError
 from .errors import VerifixError as VerifixError
 from .evaluation.comparison import Comparison as Comparison
-from .evaluation.comparison import class_weights as class_weights
 from .evaluation.comparison import compare as compare
+from .evaluation.shares import class_weights as class_weights
 from .inspection import collect_moments as collect_moments
 from .inspection import inspect as inspect
 from .proof import Proof as Proof

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     Device: TypeAlias = torch.device
     Moments: TypeAlias = Path | verifix.SavedMoments
+    Groups: TypeAlias = Any
 else:
-    Device = Moments = str  # what the command line gives, which starts without torch
+    Device = Moments = Groups = str  # what the command line gives, which starts without torch
 
 P = ParamSpec("P")
 S = TypeVar("S")
@@ -273,6 +274,18 @@ class FoldOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupOptions(Settings):
+    """Which samples are not independent."""
+
+    groups: Annotated[str | Groups | None, DATA] = None
+    """Which samples belong together (of one patient, video or author, or near-copies), as for GroupKFold of
+    scikit-learn. On the command line, the column of the data that says so, in a table, a manifest, a saved dataset, the
+    json of shards, or an array of .npz; in Python, one value per sample, in their order: an array, a list or a Series
+    of texts or numbers. A group is never split, and counts as one in choices, tests and intervals. Exact copies always
+    share a group."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CollectOptions(RunOptions, LayerOptions):
     """How the moments of verified samples are collected."""
 
@@ -339,7 +352,7 @@ class InputOptions(ExpectOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
+class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
     """How a model is corrected: what Python and the command line can both give."""
 
     moments: Annotated[str | Moments | None, CORRECTION, READS] = None
@@ -368,7 +381,7 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
-        apart = {"progress", "moments", "max_samples"}  # what is in the moments is told elsewhere
+        apart = {"progress", "moments", "max_samples", "groups"}  # what is in these is told elsewhere
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
         return plain | {"device": str(self.device), "verified_from": self.origin}
 

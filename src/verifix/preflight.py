@@ -28,9 +28,10 @@ from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
 from verifix.evaluation.input_check import settled
 from verifix.evaluation.label_order import check_mapping
+from verifix.evaluation.near_copies import remark_on_near_copies
 from verifix.losses import predicted_classes
 from verifix.model.batching import with_smaller_batches
-from verifix.model.borrow import borrowed, check_model
+from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
@@ -72,6 +73,8 @@ class Start:
         The context of all samples.
     provenance
         What goes in, as plain data.
+    doubt
+        Why the folds may not be independent; None if nothing was noticed.
     """
 
     work: nn.Module
@@ -79,6 +82,7 @@ class Start:
     stages: Sequence[type[Stage]]
     whole: Context
     provenance: dict[str, Any]
+    doubt: str | None = None
 
 
 @contextmanager
@@ -112,9 +116,8 @@ def begin(
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
-    samples = read_samples(
-        verified, options.batch_size, options.progress, options.forward, options.max_samples
-    ).reaching(model)
+    how = options.batch_size, options.progress, options.forward, options.max_samples, options.groups
+    samples = read_samples(verified, *how).reaching(model)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
@@ -130,9 +133,18 @@ def begin(
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
             provenance["notes"] += remarks_on_padding(whole.run.padding)
             training = [stage.name for stage in stages if stage.trains]
-            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
+            doubt = _doubt(whole) if len(members) > 1 and options.origin == "unseen" else None
+            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected), doubt
             provenance["notes"] += [remark for remark in further if remark]
-            yield Start(work, samples, stages, whole, provenance)
+            yield Start(work, samples, stages, whole, provenance, doubt)
+
+
+def _doubt(whole: Context) -> str | None:
+    """Say that samples of different folds do not seem to be independent."""
+    folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
+    with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
+        sides = [folds[i] for i in whole.indices]
+        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
 
 
 @contextmanager
@@ -399,6 +411,7 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         "model_sha256": model_digest(model),
         "samples": len(samples),
         "samples_sha256": samples.digest(),
+        **({"groups": len(set(samples.groups.tolist()))} if samples.declared else {}),
         "earlier_moments": earlier,
         **options.as_dict(),
         **picked,

@@ -17,12 +17,13 @@ from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.draw import check_drawn, drawn_note
+from verifix.evaluation.near_copies import remark_on_near_copies
 from verifix.losses import correct_or_not
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
 from verifix.model.outputs import understood
 from verifix.model.predict import predict
-from verifix.model.samples import Samples, read_samples
+from verifix.model.samples import Samples, read_samples, together
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.threads import one_thread, threads_for
@@ -45,7 +46,8 @@ Kind = Literal["nested", "split", "test"]
 NOTES: dict[Kind, str] = {
     "nested": (
         "Nested cross-fitting: every sample was predicted by a correction made without it, from four fifths of the "
-        "samples, with its own moments, strengths and stages."
+        "samples, with its own moments, strengths and stages. The interval is of the gain of this procedure, from four "
+        "fifths of the samples, and not of the correction that is made from all."
     ),
     "split": "Measured on the half of the verified samples that the correction never saw.",
     "test": "Measured on test samples that neither training nor the correction has seen.",
@@ -193,17 +195,20 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
         settings = replace(settings, check_inputs=True)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
+        reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
+        samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
             pairs = [_judged(start.whole, course) for course in courses]
+            groups, doubt = start.samples.groups, start.doubt
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
     folds = [_fold(course, before, after, samples.labels) for course in courses]
-    comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed, outputs="logits")
+    how: Any = {"weights": settings.weights, "groups": groups, "seed": settings.seed, "outputs": "logits"}
+    comparison = compare(before, after, samples.labels, **how).doubted(doubt)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
     made = (comparison, indices, before, after, samples.labels, tuple(folds))
     return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
@@ -217,6 +222,7 @@ def measured(
     indices: Sequence[int],
     weights: Any = None,
     *,
+    used: Samples | None = None,
     seed: int = 0,
     show: bool = False,
     drawn: str | None = "random",
@@ -235,6 +241,8 @@ def measured(
         Samples, and which of them to use.
     weights
         One weight per sample ``[n]``, those that are not used included; None if all count the same.
+    used
+        The samples that the correction was made from, to find near-copies of them; None to look for none.
     seed
         Seed of the bootstrap.
     show
@@ -253,13 +261,23 @@ def measured(
         before = predicted(model, samples, indices, bar.update)
         after = predicted(correction.model, samples, indices, bar.update) if correction.changed else before
     chosen = None if weights is None else np.asarray(weights)[list(indices)]
-    comparison = compare(before, after, labels, weights=chosen, seed=seed, outputs="logits")
+    held = samples.reaching(model).subset(indices)
+    comparison = compare(before, after, labels, weights=chosen, groups=held.groups, seed=seed, outputs="logits")
+    comparison = comparison.doubted(None if used is None else _doubt(model, held, before, used))
     seconds = time.perf_counter() - start
     return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=seconds, drawn=drawn)
 
 
+def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:
+    """Say that samples do not seem to be independent of those that the correction was made from."""
+    used, _ = understood(model, used, device_of(model), held.outputs or "auto")
+    both = together(used.reaching(model), held)
+    sides = [0] * len(used) + [1] * len(held)
+    return remark_on_near_copies(both, sides, lambda: torch.cat([predicted(model, used), logits]))
+
+
 def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:
-    """Split samples in two, balanced by label and with equal inputs on one side: one to correct, one to prove.
+    """Split samples in two, balanced by label and each group on one side: one to correct, one to prove.
 
     The larger one corrects, so that as many samples as `check_provable` asks for are always enough.
 

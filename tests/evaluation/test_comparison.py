@@ -17,15 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.test_cli import MODEL, images, run, write_parquet
 from verifix import DataError, UsageError, class_weights, compare
-from verifix.evaluation.significance import (
-    Outcomes,
-    gain_interval,
-    mcnemar,
-    mcnemar_power,
-    p_values,
-    samples_needed,
-    strata_of,
-)
+from verifix.evaluation.power import mcnemar_power, samples_needed
+from verifix.evaluation.significance import Outcomes, gain_interval, mcnemar, p_values, strata_of
 from verifix.io.data.prediction_files import read_predictions
 from verifix.io.options import DataOptions
 

@@ -310,6 +310,25 @@ def test_a_loss_that_could_be_chance_is_judged_by_its_own_side():
     assert "verified samples in all" not in told
 
 
+def test_groups_and_near_copies_stand_beside_the_verdict_and_in_the_card():
+    result = cases.not_proven_result()
+    grouped = "The 200 samples are 40 independent groups (copies, or one declared group); interval and p count groups."
+    result["proof"]["comparison"] |= {"groups": 40}
+    told = section(render(result), "verdict")
+    assert grouped in told
+    assert "about 1,400 verified samples in all would show it. A verdict on old and new samples together is" in told
+    assert grouped in model_card(result)
+    result["proof"]["comparison"] |= {"doubt": "These have <near-copies>.", "p_better": 1e-9, "groups": None}
+    told = section(render(result), "verdict")
+    assert told.startswith("Not proven: ")
+    assert "These have <near-copies>." in html.unescape(told)
+    assert "could be chance" not in told
+    card = model_card(result)
+    assert "near-copies" in card
+    assert "metric_value" not in card
+    assert "value:" in model_card(cases.digits_result())
+
+
 def test_samples_of_the_training_or_unverified_are_a_caution_beside_the_verdict(results, pages):
     told = section(pages["training"], "verdict")
     assert told.startswith("No proof: nothing was measured on samples that the correction has not seen.")

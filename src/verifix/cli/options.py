@@ -34,6 +34,7 @@ from verifix.options import (
     CorrectOptions,
     ExpectOptions,
     FoldOptions,
+    GroupOptions,
     InputOptions,
     LayerOptions,
     RunOptions,
@@ -227,7 +228,7 @@ class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptio
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Command, WeightOptions, RunOptions, InputOptions, SampleOptions, ModelOptions):
+class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, InputOptions, SampleOptions, ModelOptions):
     """Compare two checkpoints, or two files of predictions, on labelled samples.
 
     Example: verifix compare net.safetensors fixed.safetensors --model py:net.py:build --data test/

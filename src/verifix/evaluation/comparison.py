@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,16 +12,18 @@ import numpy as np
 
 from verifix.errors import DataError, printable
 from verifix.evaluation.metrics import Bin, Measures, confusion, mean, measure, reliability
+from verifix.evaluation.power import samples_needed
 from verifix.evaluation.predictions import Answers, Array, as_answers, as_labels, as_weights, class_count
 from verifix.evaluation.significance import (
     THRESHOLD,
     Interval,
     Outcomes,
+    by_group,
     gain_interval,
     p_values,
-    samples_needed,
     strata_of,
 )
+from verifix.model.groups import as_groups, joined
 from verifix.model.outputs import Meaning
 from verifix.options import check_outputs, check_seed
 
@@ -29,8 +32,11 @@ Verdict = Literal["improved", "not proven", "harmful"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 """A number of things, which a stored result cannot hold below zero."""
 
-ROUNDED_SHARES = 1e-3
-"""How far shares of classes may be from a sum of 1."""
+SECOND_LOOK = (
+    "A verdict on old and new samples together is a second look, which chance passes more often: to keep the level, "
+    "judge the new samples alone, or ask for p < 0.0125 at both looks."
+)
+"""What "more samples would decide" does not say; docs/proof.md has what was measured."""
 
 
 class ClassChange(msgspec.Struct, frozen=True):
@@ -79,10 +85,11 @@ class Comparison:
     threshold
         The threshold of both p-values.
     verdict
-        "improved" if `p_better` is below the threshold, "harmful" if `p_worse` is, else "not proven".
+        "improved" if `p_better` is below the threshold and there is no `doubt`, "harmful" if `p_worse` is below it,
+        else "not proven".
     samples_needed
         Number of verified samples that would decide with a power of 80%, if the observed gain is real; None if the
-        verdict is clear already, or there is no gain.
+        verdict is clear already, or there is no gain. With groups, in groups of the same mean size.
     per_class
         What changed in each class.
     confusion_before, confusion_after
@@ -91,6 +98,10 @@ class Comparison:
         Bins of confidence; None if only predicted classes are known.
     outputs
         What the numbers of either were read as.
+    groups
+        Number of independent groups that interval, p-values and `samples_needed` count; None if every sample is one.
+    doubt
+        Why a gain below the threshold is not called "improved"; None if nothing stands against it.
     """
 
     samples: Count
@@ -113,11 +124,19 @@ class Comparison:
     reliability_before: tuple[Bin, ...] | None
     reliability_after: tuple[Bin, ...] | None
     outputs: tuple[Meaning, Meaning] = field(default=("logits", "logits"), kw_only=True)
+    groups: Count | None = field(default=None, kw_only=True)
+    doubt: str | None = field(default=None, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, fit for JSON."""
         data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return data
+
+    def doubted(self, doubt: str | None) -> Comparison:
+        """Return the same, with what stands against the verdict "improved"; nothing changes if that is None."""
+        if doubt is None:
+            return self
+        return replace(self, doubt=doubt, verdict="not proven" if self.verdict == "improved" else self.verdict)
 
     def sentence(self, where: str | None = None) -> str:
         """Say the verdict in one sentence.
@@ -153,6 +172,7 @@ class Comparison:
         """
         lines = [
             self.sentence(),
+            *self.independence(),
             *self._needed(),
             self._flips(),
             *self._measures(),
@@ -164,8 +184,23 @@ class Comparison:
     def _needed(self) -> list[str]:
         if self.samples_needed is None:
             return []
-        more = _rounded(self.samples_needed - self.samples)
-        return [f"About {more} more verified samples would decide, if the observed difference is real (80% power)."]
+        more, groups = self.samples_needed - self.samples, ""
+        if self.groups is not None:
+            groups = f", in about {_rounded(math.ceil(more * self.groups / self.samples))} more groups,"
+        return [
+            f"About {_rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
+            f"(80% power). {SECOND_LOOK}"
+        ]
+
+    def independence(self) -> list[str]:
+        """Say what is to be known about samples that are not independent; nothing if all are."""
+        told = [] if self.doubt is None else [self.doubt]
+        if self.groups is not None:
+            told.append(
+                f"The {self.samples:,} samples are {self.groups:,} independent groups (copies, or one declared group); "
+                "interval and p count groups."
+            )
+        return told
 
     def _flips(self) -> str:
         weighted = " The percentages and p are weighted, the counts are not." if self.weighted else ""
@@ -210,6 +245,7 @@ def compare(
     labels: Any,
     *,
     weights: Any = None,
+    groups: Any = None,
     seed: int = 0,
     outputs: Literal["auto", "logits", "log-probabilities", "probabilities", "percent"] = "auto",
 ) -> Comparison:
@@ -226,6 +262,10 @@ def compare(
     weights
         How much each sample counts, ``[n]``, if the samples are not a random sample of what the model will meet; see
         `class_weights`. By default, all weights are equal.
+    groups
+        Which samples belong together, one value per sample ``[n]`` (texts or numbers, as for scikit-learn's
+        ``GroupKFold``), if some are copies or near-copies, or of one patient, video or author: interval, p-values and
+        power then count groups. By default, every sample counts as independent.
     seed
         Seed of the bootstrap.
     outputs
@@ -249,9 +289,11 @@ def compare(
     a, b = (as_answers(x, what, len(y), outputs) for x, what in ((before, "before"), (after, "after")))
     classes, w = class_count(a, b, y), as_weights(weights, len(y))
     right_a, right_b = a.predicted == y, b.predicted == y
-    outcomes = Outcomes(right_b.astype(np.int64) - right_a, w, strata_of(y, w))
+    each = Outcomes(right_b.astype(np.int64) - right_a, w, strata_of(y, w))
+    outcomes, units = _independent(each, groups)
     better, worse = p_values(outcomes, seed)
     verdict = _verdict(better, worse)
+    needed = samples_needed(outcomes) if verdict == "not proven" else None
     return Comparison(
         samples=len(y),
         classes=classes,
@@ -259,70 +301,34 @@ def compare(
         before=measure(a, y, w),
         after=measure(b, y, w),
         gain=gain_interval(outcomes, seed),
-        fixed=outcomes.fixed,
-        broken=outcomes.broken,
+        fixed=each.fixed,
+        broken=each.broken,
         changed=int((a.predicted != b.predicted).sum()),
         p_better=better,
         p_worse=worse,
         threshold=THRESHOLD,
         verdict=verdict,
-        samples_needed=samples_needed(outcomes) if verdict == "not proven" else None,
+        samples_needed=needed if needed is None or units is None else math.ceil(needed * len(y) / units),
         per_class=_per_class(a, b, y, w, classes),
         confusion_before=confusion(a, y, classes),
         confusion_after=confusion(b, y, classes),
         reliability_before=reliability(a, y, w),
         reliability_after=reliability(b, y, w),
         outputs=(a.meaning, b.meaning),
+        groups=units,
     )
 
 
-def class_weights(labels: Any, shares: Mapping[int, float] | Sequence[float]) -> Array:
-    """Return weights for samples whose classes do not have the shares that they have where the model is used.
-
-    Parameters
-    ----------
-    labels
-        Class indices ``[n]``.
-    shares
-        The share of each class in what the model will meet: one number per class, or class → number; they sum to 1.
-
-    Returns
-    -------
-    ndarray
-        float64 ``[n]``: share · n / (samples of the class), which has a mean of 1.
-
-    Raises
-    ------
-    DataError
-        If a share is not usable, or a class has a share and no sample, or a sample and no share.
-    """
-    y = as_labels(labels)
-    pairs = dict(shares) if isinstance(shares, Mapping) else dict(enumerate(shares))
-    _check_shares(pairs)
-    counts = {int(c): int(count) for c, count in zip(*np.unique(y, return_counts=True), strict=True)}
-    for label, share in pairs.items():
-        if share > 0 and label not in counts:
-            raise DataError(
-                f"class {label} has the share {share:g} and no sample; verify some samples of it, or compare without "
-                "shares"
-            )
-    for label, count in counts.items():
-        if label not in pairs:
-            raise DataError(f"class {label} has {count} samples and no share; give the share of every class")
-    total = sum(pairs.values())
-    per_class = {label: pairs[label] / total * len(y) / count for label, count in counts.items()}
-    return np.array([per_class[label] for label in y.tolist()])
-
-
-def _check_shares(shares: Mapping[Any, Any]) -> None:
-    for label, share in shares.items():
-        if not isinstance(label, (int, np.integer)) or isinstance(label, bool):
-            raise DataError(f"shares name the class {label!r}; classes are whole numbers of 0 or more")
-        number = isinstance(share, (int, float, np.number)) and not isinstance(share, bool)
-        if not number or not 0 <= share <= 1:
-            raise DataError(f"class {label} has the share {share!r}; a share is a number from 0 to 1")
-    if abs(sum(shares.values()) - 1) > ROUNDED_SHARES:
-        raise DataError(f"the shares of {len(shares)} classes sum to {sum(shares.values()):g}; they must sum to 1")
+def _independent(outcomes: Outcomes, groups: Any) -> tuple[Outcomes, int | None]:
+    """Return the outcomes of what is independent, and how many groups that is; None if it is every sample."""
+    if groups is None:
+        return outcomes, None
+    count = len(outcomes.differences)
+    numbers = joined(as_groups(groups, count))
+    units = int(numbers.max()) + 1
+    if units < 2:
+        raise DataError(f"all {count} samples are of one group; a comparison needs at least 2 independent ones")
+    return (outcomes, None) if units == count else (by_group(outcomes, numbers), units)
 
 
 def _verdict(better: float, worse: float) -> Verdict:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 
 from verifix.errors import DataError
+from verifix.model.groups import merged
 from verifix.model.samples import Samples
 
 # Copies of samples
@@ -41,7 +44,7 @@ def check_contradictions(samples: Samples) -> int:
 
 
 def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[bytes] = frozenset()) -> list[int]:
-    """Find the samples of a test set that the correction has not used.
+    """Find the samples of a test set that the correction has not used, nor any other of their group.
 
     Parameters
     ----------
@@ -55,19 +58,26 @@ def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[byt
     Returns
     -------
     list of int
-        Indices of the test samples that are not among them, by pixels or by input.
+        Indices of the test samples that are not among them, by pixels, by input or by group.
 
     Raises
     ------
     DataError
         If none is left.
     """
-    known = digests.union(*(samples.digests for samples in used), *(samples.prints for samples in used))
-    pairs = zip(test.digests, test.fingerprints, strict=True)
-    kept = [i for i, pair in enumerate(pairs) if known.isdisjoint(pair)]
+    keys = [*_keys(test), digests, *(own for samples in used for own in _keys(samples))]
+    groups = merged(keys)
+    kept = np.flatnonzero(~np.isin(groups[: len(test)], groups[len(test) :])).tolist()
     if not kept:
         raise DataError(
-            f"all {len(test)} test samples are among those that the correction is made from; give --test samples that "
-            "neither training nor the correction uses"
+            f"all {len(test)} test samples are among those that the correction is made from, or of their groups; give "
+            "--test samples that neither training nor the correction uses"
         )
     return kept
+
+
+def _keys(samples: Samples) -> list[tuple[Hashable, ...]]:
+    """Return what tells that a sample is another one, or of its group: pixels, input and group."""
+    declared = [("group", value) for value in samples.declared]
+    every = [part for part in (samples.prints, samples.digests, declared) if part]
+    return list(zip(*every, strict=True))

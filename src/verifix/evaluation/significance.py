@@ -1,7 +1,8 @@
 """How sure a gain in right answers is: interval, tests, and how many samples would decide.
 
 Everything here sees only paired outcomes: for each sample, whether a wrong answer became right (+1), a right one wrong
-(−1), or neither (0). docs/proof.md has the formulas and their sources.
+(−1), or neither (0). Copies, and samples of one group, count as one; see `by_group`. docs/proof.md has the formulas and
+their sources.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ THRESHOLD = 0.025
 """One-sided: a harmless correction that changes nothing is called better in at most this share of verified sets."""
 
 LEVEL = 0.95
-POWER = 0.8
-
 RESAMPLES = 2000
 """Of the bootstrap; at 10,000 samples they take half a second."""
 
@@ -28,27 +27,36 @@ SIGN_FLIPS = 9999
 BATCH_NUMBERS = 2**22
 """Numbers drawn at once; keeps memory below a few hundred MiB."""
 
-LARGEST_EXACT = 10**7
-"""Up to this many samples the power is summed exactly, beyond it Connor's approximation is as good."""
+MOST_FLIPS = 10**5
+"""Samples in groups that change up to which random signs are counted exactly, beyond it they are drawn."""
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Paired outcomes of n samples.
+    """Paired outcomes of n independent samples, or groups of samples.
 
     Attributes
     ----------
     differences
-        ``[n]`` of −1, 0 and 1.
+        ``[n]`` of −1, 0 and 1; of a group, the mean of its samples.
     weights
         float64 ``[n]`` with mean 1, or None if every sample counts the same.
     strata
         int64 ``[n]``: samples with the same number were drawn together, so many of each.
+    totals
+        int64 ``[n]``: in each group, samples that are fixed less those that are broken; None if samples are weighted,
+        or there are no groups.
     """
 
     differences: Array
     weights: Array | None
     strata: Array
+    totals: Array | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all count the same, and each is fixed, broken or neither as a whole."""
+        return self.weights is None and bool(np.isin(self.differences, (-1, 0, 1)).all())
 
     @property
     def fixed(self) -> int:
@@ -114,6 +122,35 @@ def strata_of(labels: Array, weights: Array | None) -> Array:
     return labels if all(spread) else np.zeros_like(labels)
 
 
+def by_group(outcomes: Outcomes, groups: Array) -> Outcomes:
+    """Return the outcomes of groups, each of which counts as one: as much as its samples together.
+
+    Parameters
+    ----------
+    outcomes
+        Of samples.
+    groups
+        int64 ``[n]``: which group each sample is of, counted from 0.
+
+    Returns
+    -------
+    Outcomes
+        With the same gain. A group that has samples of several strata puts all into one stratum, which is never too
+        sure.
+    """
+    w = np.ones(len(groups)) if outcomes.weights is None else outcomes.weights
+    sizes = np.bincount(groups, w)
+    sums = np.bincount(groups, w * outcomes.differences)
+    means = np.divide(sums, sizes, out=np.zeros_like(sums), where=sizes > 0)
+    _, first = np.unique(groups, return_index=True)
+    strata = outcomes.strata[first]
+    if (strata[groups] != outcomes.strata).any():
+        strata = np.zeros_like(strata)
+    alike = np.ptp(sizes) <= 1e-9 * sizes.max()
+    totals = None if outcomes.weights is not None else np.rint(sums).astype(np.int64)
+    return Outcomes(means, None if alike else sizes / sizes.mean(), strata, totals)
+
+
 def gain_interval(outcomes: Outcomes, seed: int) -> Interval:
     """Return the bootstrap interval of the gain.
 
@@ -134,7 +171,7 @@ def gain_interval(outcomes: Outcomes, seed: int) -> Interval:
 
     gain, d = outcomes.gain, outcomes.differences
     if np.ptp(d) == 0:
-        return _constant_interval(int(d[0]), outcomes.effective)
+        return _constant_interval(float(d[0]), outcomes.effective)
     weighted = outcomes.weights is not None
     found = bootstrap(
         _resampled_together(outcomes.strata) if weighted else (d.astype(float),),
@@ -157,7 +194,7 @@ def _weighted_gain(outcomes: Outcomes, *drawn: Array, axis: int) -> Any:
     return sum(weighted[rows].sum(axis=axis) for rows in parts) / sum(w[rows].sum(axis=axis) for rows in parts)
 
 
-def _constant_interval(value: int, effective: float) -> Interval:
+def _constant_interval(value: float, effective: float) -> Interval:
     from scipy.stats import binomtest
 
     n = max(1, math.floor(effective))
@@ -189,10 +226,11 @@ def p_values(outcomes: Outcomes, seed: int) -> tuple[float, float]:
     Returns
     -------
     better, worse : float
-        One-sided p-values of "no better" and of "no worse". Without weights, the exact McNemar test; with weights, the
-        larger one of a stratified t-test without its skewness and of a test by random signs.
+        One-sided p-values of "no better" and of "no worse". Without weights, the exact McNemar test; with weights, or
+        groups that change in part, the larger one of a stratified t-test without its skewness and of a test by random
+        signs.
     """
-    if outcomes.weights is None:
+    if outcomes.whole:
         return mcnemar(outcomes.fixed, outcomes.broken), mcnemar(outcomes.broken, outcomes.fixed)
     return _weighted_p(outcomes, 1, seed), _weighted_p(outcomes, -1, seed)
 
@@ -277,94 +315,45 @@ def _sign_flip_p(outcomes: Outcomes, direction: int, seed: int) -> float:
     from scipy.stats import monte_carlo_test
 
     w = np.ones(len(outcomes.differences)) if outcomes.weights is None else outcomes.weights
-    rows = np.flatnonzero(outcomes.differences)
-    if not len(rows):
+    changes = (w * outcomes.differences)[outcomes.differences != 0]
+    if not len(changes):
         return 1.0
+    if outcomes.totals is not None and np.abs(outcomes.totals).sum() <= MOST_FLIPS:
+        return sign_flip(direction * outcomes.totals)
     generator = np.random.default_rng(seed)
     result = monte_carlo_test(
-        direction * outcomes.differences[rows].astype(float),
+        direction * np.sign(changes),
         lambda size: generator.choice(np.array([-1.0, 1.0]), size),
-        lambda signs, axis: signs @ w[rows],  # noqa: ARG005 - it is always the last one
+        lambda signs, axis: signs @ np.abs(changes),  # noqa: ARG005 - it is always the last one
         vectorized=True,
         n_resamples=SIGN_FLIPS,
-        batch=max(1, BATCH_NUMBERS // len(rows)),
+        batch=max(1, BATCH_NUMBERS // len(changes)),
         alternative="greater",
     )
     return float(result.pvalue)
 
 
-def samples_needed(outcomes: Outcomes) -> int | None:
-    """Return how many samples in all would decide, if the gain that was seen is real.
+def sign_flip(totals: Array) -> float:
+    """Return how many of all choices of signs give a sum as large as the one that was seen.
 
     Parameters
     ----------
-    outcomes
-        Paired outcomes that did not decide.
-
-    Returns
-    -------
-    int or None
-        The number at which the test comes out below `THRESHOLD` with a probability of `POWER`; None if there is no
-        gain and no loss.
-    """
-    n, gain = len(outcomes.differences), abs(outcomes.gain)
-    if gain == 0:
-        return None
-    if outcomes.weights is not None:
-        return max(n + 1, math.ceil(n * (_two_normals() * moments_of(outcomes).error / gain) ** 2))
-    wins, losses = sorted((outcomes.fixed, outcomes.broken), reverse=True)
-    return _smallest(wins / n, losses / n, n + 1)
-
-
-def _two_normals() -> float:
-    from scipy.stats import norm
-
-    return float(norm.isf(THRESHOLD) + norm.ppf(POWER))
-
-
-def _smallest(wins: float, losses: float, least: int) -> int:
-    """Return the smallest number of samples, `least` or more, with enough power."""
-    low, high = least, _connor(wins, losses)
-    if high > LARGEST_EXACT:
-        return high
-    if mcnemar_power(low, wins, losses) >= POWER:
-        return low
-    while mcnemar_power(high, wins, losses) < POWER:
-        low, high = max(low, high), 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if mcnemar_power(middle, wins, losses) >= POWER else (middle, high)
-    return high
-
-
-def _connor(wins: float, losses: float) -> int:
-    """Approximate the number of pairs that McNemar's test needs."""
-    from scipy.stats import norm
-
-    changed, gain = wins + losses, wins - losses
-    root = float(norm.isf(THRESHOLD) * math.sqrt(changed) + norm.ppf(POWER) * math.sqrt(changed - gain**2))
-    return math.ceil((root / gain) ** 2)
-
-
-def mcnemar_power(samples: int, wins: float, losses: float) -> float:
-    """Return the probability that the exact McNemar test decides.
-
-    Parameters
-    ----------
-    samples
-        Number of pairs.
-    wins, losses
-        Probabilities that a pair counts for and against.
+    totals
+        Whole numbers ``[n]``.
 
     Returns
     -------
     float
-        Σ over m of P(m pairs count) · P(of them, enough for p < `THRESHOLD` count for).
+        The share, from 2⁻ⁿ to 1. With totals of −1, 0 and 1 it is `mcnemar`.
     """
+    from scipy.signal import convolve
     from scipy.stats import binom
 
-    changed = wins + losses
-    middle, width = samples * changed, 10 * math.sqrt(samples * changed) + 10  # leaves out less than 10⁻²⁰
-    m = np.arange(max(0, math.floor(middle - width)), min(samples, math.ceil(middle + width)) + 1)
-    enough = binom.isf(THRESHOLD, m, 0.5)  # the largest count of wins that is not enough
-    return float((binom.pmf(m, samples, changed) * binom.sf(enough, m, wins / changed)).sum())
+    sizes, counts = np.unique(np.abs(totals[totals != 0]), return_counts=True)
+    shares = np.ones(1)  # of the choices of signs in which so many samples count for
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        own = np.zeros(size * count + 1)
+        own[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        shares = convolve(shares, own)
+    tail = float(shares[int(totals[totals > 0].sum()) :].sum())
+    return min(max(tail, 0.5 ** int(counts.sum())), 1.0)

@@ -40,6 +40,12 @@ BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
 
 
+def group_column(options: Settings) -> str | None:
+    """Return the column of the samples' groups, if a command takes one and was given it."""
+    column: str | None = getattr(options, "groups", None)
+    return column
+
+
 def listed(given: Sequence[str] | str, flag: str) -> list[str]:
     """Return a list that may be given as a text with commas, or as the name of a file with one entry per line."""
     parts = split_list(given)

@@ -1,8 +1,8 @@
-"""Split samples into folds, with copies of one input in the same fold."""
+"""Split samples into folds, with copies of one input, and samples of one group, in the same fold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from verifix.model.samples import Samples
 
 
 def split_folds(samples: Samples, folds: int, seed: int) -> list[np.ndarray[Any, Any]]:
-    """Split samples into folds: balanced by label, exact duplicates together.
+    """Split samples into folds: balanced by label, groups together; see `Samples.groups`.
 
     Parameters
     ----------
@@ -31,23 +31,26 @@ def split_folds(samples: Samples, folds: int, seed: int) -> list[np.ndarray[Any,
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = _group_ids(samples.fingerprints)
-    if len(set(groups)) < folds:
+    groups = samples.groups
+    count = int(groups.max()) + 1
+    if count < folds:
+        kind = "independent groups" if samples.declared else "different inputs"
         raise DataError(
-            f"{len(samples)} samples have only {len(set(groups))} different inputs, too few for {folds} folds; "
-            "verify more samples, or give alpha as a number"
+            f"{len(samples)} samples have only {count} {kind}, too few for {folds} folds; verify more samples, or give "
+            "alpha as a number"
         )
     labels = samples.labels.numpy()
     values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     strata = np.where(counts < folds, -1, values)[inverse]  # rare classes are spread evenly as one
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with _quiet_about_rare_classes():
-        return [np.sort(held) for _, held in splitter.split(np.zeros(len(labels)), strata, groups)]
-
-
-def _group_ids(digests: Sequence[bytes]) -> list[int]:
-    first: dict[bytes, int] = {}
-    return [first.setdefault(digest, len(first)) for digest in digests]
+        split = [np.sort(held) for _, held in splitter.split(np.zeros(len(labels)), strata, groups)]
+    if not all(map(len, split)):
+        raise DataError(
+            f"the {count} groups of the {len(samples)} samples are too uneven for {folds} folds, one of which would be "
+            "empty; verify samples of more groups"
+        )
+    return split
 
 
 @contextmanager

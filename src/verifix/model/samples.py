@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from verifix.errors import DataError, VerifixError, one_line
+from verifix.model.groups import Groups, as_groups, joined
 from verifix.model.run import Forward, named_arguments
 from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, remark_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
@@ -48,6 +50,8 @@ class Samples:
         What `digests` were made from, by name, where inputs are dictionaries; else empty.
     outputs
         What the model's outputs mean, once that is known: `forward` then returns logits. See `verifix.model.outputs`.
+    declared
+        The group of each sample, as it was given; empty if none was.
     """
 
     source: Source
@@ -59,6 +63,7 @@ class Samples:
     origin: tuple[Any, Sequence[int]] = (None, ())
     columns: tuple[Mapping[str, bytes], ...] = ()
     outputs: str | None = None
+    declared: tuple[Hashable, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -68,6 +73,11 @@ class Samples:
     def fingerprints(self) -> tuple[bytes, ...]:
         """What tells copies: `prints`, or where there are none `digests`."""
         return self.prints or self.digests
+
+    @cached_property
+    def groups(self) -> Groups:
+        """int64 ``[n]``: which samples are not independent, because their inputs or their declared groups are equal."""
+        return joined(self.prints, self.digests, self.declared)
 
     def where(self, index: int) -> str:
         """Return the file, row or line of a sample; empty if that is not known."""
@@ -96,6 +106,7 @@ class Samples:
             prints=tuple(self.prints[i] for i in indices) if self.prints else (),
             origin=(dataset, [numbers[i] for i in indices] if dataset is not None else ()),
             columns=tuple(self.columns[i] for i in indices) if self.columns else (),
+            declared=tuple(self.declared[i] for i in indices) if self.declared else (),
         )
 
     def reaching(self, model: nn.Module) -> Samples:
@@ -123,12 +134,28 @@ class Samples:
         return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
+def together(first: Samples, second: Samples) -> Samples:
+    """Return two sets of samples as one, of which `groups` are those of both; groups are declared if both have them."""
+    both = first.declared and second.declared
+    return replace(
+        first,
+        source=replace(first.source, dataset=ConcatDataset([first.source.dataset, second.source.dataset])),
+        labels=torch.cat([first.labels, second.labels]),
+        digests=first.digests + second.digests,
+        prints=first.prints + second.prints if first.prints and second.prints else (),
+        origin=(None, ()),
+        columns=(),
+        declared=first.declared + second.declared if both else (),
+    )
+
+
 def read_samples(
     verified: Any,
     batch_size: int | str = "auto",
     show: bool = False,
     forward: Forward | None = None,
     most: int = MOST_SAMPLES,
+    groups: Any = None,
 ) -> Samples:
     """Read all samples once: check them, fingerprint them, and keep them in memory if they are small.
 
@@ -146,6 +173,8 @@ def read_samples(
         As in `Samples`.
     most
         How many samples there may be.
+    groups
+        One value per sample; samples with equal ones are not independent. By default, what the data set knows.
 
     Returns
     -------
@@ -161,7 +190,8 @@ def read_samples(
     """
     if isinstance(verified, Samples):
         own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
-        return replace(verified, batch_size=own_size, forward=forward or verified.forward)
+        declared = verified.declared if groups is None else as_groups(groups, len(verified))
+        return replace(verified, batch_size=own_size, forward=forward or verified.forward, declared=declared)
     source = source_of(verified, most)
     dataset, own_size = source.dataset, source.batch_size
     if batch_size != "auto":
@@ -174,6 +204,7 @@ def read_samples(
             f"there are {count:,} samples, more than max_samples {most:,}; give fewer (--limit draws some), or set "
             "max_samples= (--max-samples) to more"
         )
+    declared = _declared(dataset, count) if groups is None else as_groups(groups, count)
     items: list[Any] = []
     labels: list[Tensor] = []
     digests: list[bytes] = []
@@ -201,7 +232,14 @@ def read_samples(
     if held <= MEMORY_BYTES:
         source = replace(source, dataset=Items(items, known, dataset), batch_size=None, options={})
     origin = dataset, range(count)
-    return Samples(source, own_size, torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns))
+    parts = torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns)
+    return Samples(source, own_size, *parts, declared=declared)
+
+
+def _declared(dataset: Any, count: int) -> tuple[Hashable, ...]:
+    """Return the groups that a data set has been asked to read; none of any other."""
+    found = [ask_dataset(dataset, i, "group") for i in range(count)]
+    return () if None in found else as_groups(found, count)
 
 
 def _alone(source: Source, item: Any, number: int) -> Batch:

@@ -166,6 +166,10 @@ class Items(Dataset[Any]):
         """Return where a sample stands, if the data set says so."""
         return ask_dataset(self.origin, index, "place")
 
+    def group(self, index: int) -> Any:
+        """Return the group of a sample, if the data set has been asked to read it."""
+        return ask_dataset(self.origin, index, "group")
+
     def fingerprint(self, index: int) -> bytes | None:
         """Return the digest of what a sample was before it was prepared, if the data set knows."""
         return self.prints[index] if self.prints else None

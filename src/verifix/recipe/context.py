@@ -14,6 +14,7 @@ from verifix.capture.collect import Collected, collect
 from verifix.capture.layer import Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
+from verifix.model.groups import in_order
 from verifix.model.predict import predict
 from verifix.model.samples import Samples
 from verifix.model.weights import Update, tensors_of, weights_replaced
@@ -103,6 +104,12 @@ class Context:
     def labels(self) -> Tensor:
         """The labels of `indices`, ``[n]``."""
         return self.run.samples.labels[self.indices]
+
+    @property
+    def groups(self) -> Tensor | None:
+        """Which of `indices` are not independent, int64 ``[n]``; None if all are."""
+        own = in_order(self.run.samples.groups[self.indices])
+        return None if own.max() + 1 == len(own) else torch.from_numpy(own)
 
     @property
     def outside(self) -> list[int]:

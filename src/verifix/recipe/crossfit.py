@@ -191,14 +191,14 @@ def choose_strength(
     trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules, watch: Stopwatch
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
-    labels = whole.labels
+    labels, groups = whole.labels, whole.groups
     tried = [trials[part] for part in parts]
 
     def scores(strength: Strength | None) -> Scores:
         logits = _in_order(whole, tried, strength)
         losses = apply_score(rules.loss or tempered_cross_entropy, logits, labels, "loss", per_sample=True)
         values = apply_score(rules.score or correct_or_not, logits, labels, "score", per_sample=False)
-        return Scores(losses, float(values.mean()), values if values.ndim else None)
+        return Scores(losses, float(values.mean()), values if values.ndim else None, groups)
 
     def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
         cross_fit(tried, strengths, rules.options.progress, watch.fitted)

@@ -38,11 +38,14 @@ class Scores:
         The mean score, higher is better.
     values
         Each sample's score ``[n]``, from 0 to 1; None if there is only the mean.
+    groups
+        int64 ``[n]``: which samples are not independent; None if all are.
     """
 
     losses: Tensor
     score: float
     values: Tensor | None = None
+    groups: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Point:
     loss
         Mean cross-fitted loss.
     loss_gain, standard_error
-        Mean of (loss without change − loss), and the paired standard error of that mean.
+        Mean of (loss without change − loss), and the paired standard error of that mean, which counts copies and
+        samples of one group as one (Cochran, *Sampling Techniques*, 1977, chapter 9A: clusters of unequal size).
     score
         Mean cross-fitted score; a fraction right by default.
     score_error
@@ -212,16 +216,27 @@ def _neighbours(
 
 
 def _point(strength: Strength | None, scores: Scores, baseline: Scores) -> Point:
-    gains, score_error = baseline.losses - scores.losses, 0.0
+    gains, score_error, groups = baseline.losses - scores.losses, 0.0, baseline.groups
     if scores.values is not None and baseline.values is not None:
-        score_error = _standard_error(torch.cat([scores.values - baseline.values, scores.values.new_tensor([1, -1])]))
-    return Point(
-        strength, float(scores.losses.mean()), float(gains.mean()), _standard_error(gains), scores.score, score_error
-    )
+        score_error = _standard_error(scores.values - baseline.values, groups, [1.0, -1.0])
+    error = _standard_error(gains, groups)
+    return Point(strength, float(scores.losses.mean()), float(gains.mean()), error, scores.score, score_error)
 
 
-def _standard_error(differences: Tensor) -> float:
-    return float(differences.std(correction=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+def _standard_error(differences: Tensor, groups: Tensor | None, further: Sequence[float] = ()) -> float:
+    """Return the standard error of a mean, by independent groups, with some further samples, or groups of mean size."""
+    more = differences.new_tensor(further)
+    if groups is None:
+        every = torch.cat([differences, more])
+        return float(every.std(correction=1)) / math.sqrt(len(every)) if len(every) > 1 else math.inf
+    count = int(groups.max()) + 1
+    sizes = torch.bincount(groups, minlength=count).to(differences.dtype)
+    size = sizes.mean()
+    sums = torch.cat([torch.zeros_like(sizes).index_add(0, groups, differences), size * more])
+    sizes = torch.cat([sizes, size.expand(len(more))])
+    n, total = len(sums), float(sizes.sum())
+    rest = sums - sizes * (sums.sum() / total)
+    return math.sqrt(float(rest.square().sum()) * n / (n - 1)) / total if n > 1 else math.inf
 
 
 def _decide(points: Sequence[Point]) -> Choice:

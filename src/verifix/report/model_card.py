@@ -80,6 +80,8 @@ def _evaluations(hub: Any, result: Result, task: str, dataset: str | None) -> li
     on_test = result.proof is not None and result.proof.kind == "test"
     if result.comparison is None or (caution(result) is not None and not on_test):
         return []
+    if result.comparison.doubt is not None:
+        return []
     after = result.comparison.after
     measures = (
         ("accuracy", "Accuracy, %", after.accuracy),
@@ -124,6 +126,7 @@ def _figures(result: Result) -> str:
         lines += [f"| {title} | {percent(before)} | {percent(after)} |" for title, before, after in rows]
         lines += ["", f"Fixed: {found.fixed} samples. Broken: {found.broken}."]
         lines += ["", f"Gain: {signed(found.gain.estimate)} points."]
+        lines += ["", *found.independence()] if found.independence() else []
     return "\n".join(lines)
 
 

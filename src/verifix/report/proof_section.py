@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from verifix.evaluation.comparison import ClassChange, Comparison
+from verifix.evaluation.comparison import SECOND_LOOK, ClassChange, Comparison
 from verifix.proof import Fold
 from verifix.recipe.decision import spelled
 from verifix.report import charts
@@ -61,6 +61,13 @@ def _why(result: Result) -> list[str]:
     found = result.comparison
     if found is None:
         return [result.proof.note] if result.proof is not None and result.proof.note else []
+    return [*found.independence(), *_chance(found)]
+
+
+def _chance(found: Comparison) -> list[str]:
+    """Say what p is, and what would decide."""
+    if found.doubt is not None and found.verdict == "not proven":
+        return []
     if found.verdict == "improved":
         p = probability(found.p_better)
         return [f"By chance alone, a gain is rarely this clear: p is {p} (one-sided, exact)."]
@@ -70,7 +77,7 @@ def _why(result: Result) -> list[str]:
     p = probability(found.p_worse if found.gain.estimate < 0 else found.p_better)
     told = f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."
     needed = found.samples_needed
-    more = f"If it is as large as estimated, about {count(needed)} verified samples in all would show it."
+    more = f"If it is as large as estimated, about {count(needed)} verified samples in all would show it. {SECOND_LOOK}"
     return [told, more] if needed else [told]
 
 
@@ -115,11 +122,11 @@ def _accuracies(found: Comparison) -> Markup:
 
 
 def interval(accuracy: float, found: Comparison) -> tuple[float | None, float | None]:
-    """Return Wilson's interval of an accuracy in percent; none where samples are weighted or there are none."""
+    """Return Wilson's interval of an accuracy in percent; none where samples are weighted, grouped or not there."""
     from scipy.stats import binomtest
 
     samples = found.samples
-    if not samples or found.weighted:
+    if not samples or found.weighted or found.groups is not None:
         return None, None
     right = min(max(round(accuracy * samples / 100), 0), samples)
     ends = binomtest(right, samples).proportion_ci(found.gain.level, method="wilson")

@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 
 from verifix.cli.options import CorrectCommand, ScoreCommand
 from verifix.errors import DataError, UsageError
-from verifix.evaluation.comparison import class_weights
 from verifix.evaluation.predictions import as_weights
+from verifix.evaluation.shares import class_weights
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.labels import class_numbers

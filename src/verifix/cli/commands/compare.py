@@ -18,7 +18,7 @@ from verifix.evaluation.input_check import settled
 from verifix.evaluation.predictions import Answers, answers_of, as_answers, as_labels
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
-from verifix.io.data.prediction_files import is_predictions, read_labels, read_predictions
+from verifix.io.data.prediction_files import is_predictions, read_labelled, read_predictions
 from verifix.io.data.preprocessing import prepare
 from verifix.model.samples import Samples, read_samples
 from verifix.progress import notes_kept
@@ -67,12 +67,13 @@ class ComparisonOf(Comparison):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What both answered, the labels, what was compared, and what the first model saw; None if no model ran."""
+    """What both answered, the labels, what was compared, which samples are copies, and what the first model saw."""
 
     before: Answers
     after: Answers
     labels: Any
     compared: Compared
+    groups: Any
     inputs: str | None = None
 
 
@@ -83,7 +84,9 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     weights = weights_of(command, labels, compared.class_names, range(len(labels)))
     remarks = _check_inputs(answers, labels, weights, command)
     compared = replace(compared, notes=(*compared.notes, *remarks))
-    comparison = compare(answers.before, answers.after, labels, weights=weights, seed=command.seed)
+    comparison = compare(
+        answers.before, answers.after, labels, weights=weights, groups=answers.groups, seed=command.seed
+    )
     lines = [comparison.summary(compared.class_names), *compared.notes]
     if compared.preprocessing:
         lines.append(f"Preprocessing of the samples: {compared.preprocessing}.")
@@ -107,9 +110,10 @@ def _answers(command: CompareCommand) -> _Answers:
     paths = (command.before, command.after)
     if all(map(is_predictions, paths)):
         with notes_kept() as noted:
-            labels = as_labels(read_labels(command.data, command))
+            values, groups = read_labelled(command.data, command)
+            labels = as_labels(values)
         before, after = (_in_file(path, command, len(labels)) for path in paths)
-        return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted))
+        return _Answers(before, after, labels, _compared(command, command.class_names, notes=noted), groups)
     return _with_models(command)
 
 
@@ -159,4 +163,5 @@ def _with_models(command: CompareCommand) -> _Answers:
     labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
     compared = _compared(command, names, source.prepared, notes)
     answers |= {what: _in_file(path, command, len(labels)) for what, path in files.items()}
-    return _Answers(answers["before"], answers["after"], labels, compared, inputs)
+    groups = samples.reaching(model).groups  # type: ignore[union-attr]
+    return _Answers(answers["before"], answers["after"], labels, compared, groups, inputs)

@@ -190,7 +190,7 @@ def _prepared(inputs: _Inputs) -> str:
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
-    apart = {"device", "moments"}
+    apart = {"device", "moments", "groups"}  # samples know the groups that were read with them
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
     # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
     expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
@@ -209,7 +209,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         weights = weights_of(command, test.labels, names, inputs.kept)
         _check_weighted(inputs, test, inputs.kept, weights, command)
         correction = correct(model, verified, **settings)
-        return correction, measured("test", model, correction, test, inputs.kept, weights, **shown)
+        return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
         return correct(model, verified, **settings), None
     check_provable(len(verified), kind, command)
@@ -217,9 +217,10 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
         _check_weighted(inputs, verified, proving, weights, command)
-        correction = correct(model, verified.subset(correcting), **settings)
-        judged = verified, proving, weights
-        return correction, measured("split", model, correction, *judged, **shown, drawn=command.drawn)
+        used = verified.subset(correcting)
+        correction = correct(model, used, **settings)
+        shown |= {"used": used, "drawn": command.drawn}
+        return correction, measured("split", model, correction, verified, proving, weights, **shown)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
     _check_weighted(inputs, verified, range(len(verified)), weights, command)
     start = time.perf_counter()
@@ -292,9 +293,10 @@ def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | Non
     kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
     if len(kept) == len(test):
         return kept, []
+    of = " or of a group of theirs" if test.declared else ""
     text = (
-        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from, "
-        "and were left out of the test."
+        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from"
+        f"{of}, and were left out of the test."
     )
     note(text)
     return kept, [text]

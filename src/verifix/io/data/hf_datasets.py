@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
 from verifix.io.data.labels import class_numbers, only_column
@@ -83,14 +84,17 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
     numbers = class_numbers(
         list(data[label_name]), preparation.class_names, f"{path}", place, [own] if own is not None else []
     )
+    names = list(data.features)
     if not is_image:
-        return text_source(as_texts([data[name] for name in columns]), numbers, place, preparation, str(path))
+        texts = text_source(as_texts([data[name] for name in columns]), numbers, place, preparation, str(path))
+        return with_groups(texts, options, names, data.__getitem__, path)
     encoded = data.select_columns([content_name])
     if is_feature:
         encoded = encoded.cast_column(content_name, datasets.Image(decode=False))
     where = partial(_image_of, path)
     read = partial(_bytes_of, encoded, content_name, root_of(options.image_root, path), where)
-    return Source(Images(read, where, numbers, preparation, str(path), upright=True))
+    images = Source(Images(read, where, numbers, preparation, str(path), upright=True))
+    return with_groups(images, options, names, data.__getitem__, path)
 
 
 def _one_split(content: Any, path: Path, split: str | None) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from verifix.errors import DataError, one_line
+from verifix.io.data.groups import Grouped
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
@@ -35,7 +36,7 @@ MOST_LOOKED_AT = 50
 """About how many images are looked at, evenly spread, to tell their size."""
 
 
-class Images(Dataset[tuple[Tensor, int]]):
+class Images(Grouped, Dataset[tuple[Tensor, int]]):
     """Encoded images with labels, decoded when they are read.
 
     Parameters

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
 from verifix.io.data.labels import as_written, class_numbers, only_column
@@ -61,8 +62,16 @@ def read_samples_of(table: Table, options: DataOptions, preparation: Preparation
     numbers = class_numbers(labels, preparation.class_names, f"column {name!r} of {table.path}", place, own)
     if is_text:
         values = as_texts([table.column(each) for each in columns])
-        return text_source([values[i] for i in rows], numbers, place, preparation, str(table.path))
-    return Source(_images(table, options, preparation, content, rows, numbers))
+        source = text_source([values[i] for i in rows], numbers, place, preparation, str(table.path))
+    else:
+        source = Source(_images(table, options, preparation, content, rows, numbers))
+    return with_groups(source, options, table.names, partial(column_of, table, rows), table.path)
+
+
+def column_of(table: Table, rows: Sequence[int], name: str) -> list[Any]:
+    """Return the values of a column in some rows."""
+    values = table.column(name)
+    return [values[i] for i in rows]
 
 
 def _place_of(table: Table, rows: Sequence[int], index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from verifix.errors import DataError, UsageError, one_line
+from verifix.io.data.groups import Grouped, read_groups
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import RESIZING, Preparation, flag, listing
-from verifix.io.options import DataOptions
+from verifix.io.options import DataOptions, group_column
 from verifix.model.labels import broken_label
 from verifix.progress import note
 
@@ -25,7 +27,7 @@ MOST_PACKED = 200
 """Files that unpack to more bytes than `LARGE`, and to more than so many times their own, are refused."""
 
 
-class Arrays(TensorDataset):
+class Arrays(Grouped, TensorDataset):
     """Inputs and labels of a file.
 
     Parameters
@@ -79,7 +81,11 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
             _check_size(arrays, path)
             used = [_pick(arrays, names, path) for names in (INPUT_NAMES, LABEL_NAMES)]
             x, y = _tensor(arrays[used[0]]), _labels(arrays[used[1]], preparation, path)
-            left = [name for name in arrays.files if name not in used]
+            own, row = group_column(options), f"row {{}} of {path}"
+            groups = (
+                () if own is None else read_groups(own, arrays.files, partial(_column, arrays, path), path, row.format)
+            )
+            left = [name for name in arrays.files if name not in (*used, own)]
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own
@@ -95,8 +101,12 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     scaled, normalised = x.dtype == torch.uint8, x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
     _check_finite(x, path)
+    if groups and len(groups) != len(y):
+        raise DataError(f"{path} has {len(groups)} groups for {len(y)} labels; give one group per input")
     prepared = _in_words(x, preparation, scaled=scaled, normalised=normalised)
-    return Arrays(_normalised(x, preparation, path) if normalised else x, y, path, prepared)
+    found = Arrays(_normalised(x, preparation, path) if normalised else x, y, path, prepared)
+    found.groups = groups
+    return found
 
 
 def _in_words(x: Tensor, preparation: Preparation, *, scaled: bool, normalised: bool) -> str:
@@ -105,6 +115,13 @@ def _in_words(x: Tensor, preparation: Preparation, *, scaled: bool, normalised: 
     numbers = "8-bit numbers divided by 255" if scaled else "numbers as they are"
     normal = f"mean {listing(preparation.mean)}, std {listing(preparation.std)}" if preparation.mean else ""
     return f"arrays: {size}{numbers}, {normal if normalised and normal else 'not normalised'}"
+
+
+def _column(arrays: Any, path: Path, name: str) -> list[Any]:
+    values = arrays[name]
+    if values.ndim != 1:
+        raise DataError(f"{path} has the array {name!r} {list(values.shape)}; groups are one value per input, [n]")
+    return list(values.tolist())
 
 
 def _check_size(arrays: Any, path: Path) -> None:

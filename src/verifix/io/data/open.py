@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from verifix.errors import UsageError
 from verifix.io.data.cifar_n import CIFAR10N, CIFAR100N, read_cifar_n
+from verifix.io.data.groups import check_grouped
 from verifix.io.data.hf_datasets import is_saved_dataset, read_saved
 from verifix.io.data.images import Images, files_below, note_small, read_folder
 from verifix.io.data.left_out import note_left_out
@@ -50,7 +51,7 @@ FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
 
 
 def open_data(path: str | Path, options: DataOptions, preparation: Preparation | None = None) -> Source:
-    """Open labelled samples.
+    """Open labelled samples, with their groups if a column of these was named.
 
     Parameters
     ----------
@@ -76,7 +77,7 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
         If it cannot be read, or its labels do not fit the class names.
     """
     preparation = prepare(None, "", options) if preparation is None else preparation
-    source = _opened(path, options, preparation)
+    source = check_grouped(_opened(path, options, preparation), options, path)
     if isinstance(source.dataset, Images):
         note_small(source.dataset, preparation, str(path))
     return source if source.prepared else replace(source, prepared=preparation.description)

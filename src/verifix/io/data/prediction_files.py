@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ import torch
 
 from verifix.errors import DataError, UsageError, one_line
 from verifix.evaluation.predictions import Array
+from verifix.io.data.groups import read_groups
 from verifix.io.data.labels import NUMBER, class_numbers
-from verifix.io.data.manifests import LABEL_COLUMNS, labelled
-from verifix.io.data.npz import LABEL_NAMES
+from verifix.io.data.manifests import LABEL_COLUMNS, column_of, labelled
+from verifix.io.data.npz import INPUT_NAMES, LABEL_NAMES
 from verifix.io.data.open import open_data
 from verifix.io.data.tables import TABLES, Table, read_table
-from verifix.io.options import DataOptions
+from verifix.io.options import DataOptions, group_column
+from verifix.model.groups import Groups, as_groups, joined
 from verifix.model.samples import read_samples
 from verifix.model.sources import Source
 
 PREDICTIONS = (".npy", ".npz", *TABLES)
 """Endings of files of predictions; anything else is a checkpoint."""
+
+SAMPLE_COLUMNS = ("id", "file_name", "text")
+"""Columns that name a sample, so that rows with equal ones are the same sample."""
 
 PREDICTION_NAMES = ("logits", "probabilities", "predictions")
 NO_CLASS = (*LABEL_COLUMNS, "verified_label", "given_label", "index", "id", "")
@@ -63,7 +68,12 @@ def read_predictions(path: str, options: DataOptions) -> Array:
 
 
 def read_labels(path: str, options: DataOptions) -> Array:
-    """Read labels, and nothing else of a set of data if that can be helped.
+    """Read labels alone; see `read_labelled`."""
+    return read_labelled(path, options)[0]
+
+
+def read_labelled(path: str, options: DataOptions) -> tuple[Array, Groups | None]:
+    """Read labels, what tells which samples belong together, and nothing else of a set if that can be helped.
 
     Parameters
     ----------
@@ -75,21 +85,60 @@ def read_labels(path: str, options: DataOptions) -> Array:
 
     Returns
     -------
-    ndarray
+    labels : ndarray
         int64 ``[n]``.
+    groups : ndarray or None
+        int64 ``[n]``: equal for samples of one declared group, and for the same sample in several rows (by the columns
+        `SAMPLE_COLUMNS` of a table, the text, or the inputs of an ``.npz``); None if nothing tells.
 
     Raises
     ------
     DataError
-        If there are no labels, or they do not fit the class names.
+        If there are no labels, or they do not fit the class names; if there is no such column of groups.
     """
-    file = Path(path)
-    if file.suffix.lower() in TABLES:
-        return _table_labels(read_table(_there(path)), options)
-    if file.suffix.lower() in (".npy", ".npz"):
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLES:
+        table = read_table(_there(path))
+        labels, rows = _table_labels(table, options)
+        return labels, _groups_of_rows(table, rows, options)
+    if suffix in (".npy", ".npz"):
         values = _array(_there(path), LABEL_NAMES)
-        return _named(values, options, path) if values.dtype.kind == "U" else values
-    return _labels_of(open_data(path, options))
+        labels = _named(values, options, path) if values.dtype.kind == "U" else values
+        return labels, _groups_in_arrays(path, len(labels) if labels.ndim else 0, options)
+    source = open_data(path, options)
+    dataset: Any = source.dataset
+    texts, groups = getattr(dataset, "texts", ()), getattr(dataset, "groups", ())
+    return _labels_of(source), joined(texts, groups) if len(texts) or len(groups) else None
+
+
+def _groups_of_rows(table: Table, rows: Sequence[int], options: DataOptions) -> Groups | None:
+    """Return which rows of a table are of one group, or the same sample."""
+    column, place = partial(column_of, table, rows), partial(_place, table, rows)
+    known = [[value or object() for value in column(name)] for name in SAMPLE_COLUMNS if name in table.names]
+    known = [values for values in known if all(isinstance(value, Hashable) for value in values)]
+    name = group_column(options)
+    if name is not None:
+        known.append(list(read_groups(name, table.names, column, table.path, place)))
+    return joined(*known) if known else None
+
+
+def _groups_in_arrays(path: str, count: int, options: DataOptions) -> Groups | None:
+    """Return which samples of an ``.npz`` are of one group, or have the same input."""
+    name, known = group_column(options), []
+    if Path(path).suffix.lower() == ".npy":
+        if name is not None:
+            raise UsageError(f"{path} has no columns, so none named {name!r}; give --groups with a table or an .npz")
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        inputs = next((arrays[each] for each in INPUT_NAMES if each in arrays), np.zeros(0))
+        if inputs.ndim and len(inputs) == count:
+            known.append([row.tobytes() for row in inputs])
+        if name is not None:
+            values = read_groups(
+                name, arrays.files, lambda each: arrays[each].tolist(), path, f"row {{}} of {path}".format
+            )
+            known.append(list(as_groups(values, count)))
+    return joined(*known) if known else None
 
 
 def read_numbers(path: str, column: str) -> Array:
@@ -222,9 +271,10 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, bool)
 
 
-def _table_labels(table: Table, options: DataOptions) -> Array:
+def _table_labels(table: Table, options: DataOptions) -> tuple[Array, Sequence[int]]:
     """Read the labels of a table of samples, or of one that has nothing but labels."""
     known = {*LABEL_COLUMNS, "verified_label", options.label_column}
+    rows: Sequence[int]
     if len(table.names) == 1 and not known & set(table.names):
         _named_columns(table)
         name, rows, labels = table.names[0], list(range(table.rows)), list(table.column(table.names[0]))
@@ -232,7 +282,8 @@ def _table_labels(table: Table, options: DataOptions) -> Array:
         name, rows, labels = labelled(table, options, "")
     own = [table.class_names[name]] if name in table.class_names else []
     place: Callable[[int], str] = partial(_place, table, rows)
-    return np.array(class_numbers(labels, options.class_names, f"column {name!r} of {table.path}", place, own))
+    numbers = class_numbers(labels, options.class_names, f"column {name!r} of {table.path}", place, own)
+    return np.array(numbers), rows
 
 
 def _place(table: Table, rows: Sequence[int], index: int) -> str:

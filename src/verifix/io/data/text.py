@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.groups import Grouped
 from verifix.io.data.preparation import Preparation, Text, Tokens
 from verifix.model.sources import Source
 from verifix.options import split_list
@@ -99,7 +100,7 @@ def as_texts(columns: Sequence[Sequence[Any]]) -> list[Any]:
     return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
-class Texts(Dataset[dict[str, Any]]):
+class Texts(Grouped, Dataset[dict[str, Any]]):
     """Texts with labels.
 
     Parameters

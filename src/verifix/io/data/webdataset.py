@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from verifix.errors import DataError, UsageError
+from verifix.io.data.groups import with_groups
 from verifix.io.data.images import Images, image_suffixes
 from verifix.io.data.labels import as_written, class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library
-from verifix.io.options import DataOptions
+from verifix.io.options import DataOptions, group_column
 from verifix.model.sources import Source
 
 
@@ -78,9 +79,16 @@ def read_shards(pattern: str, options: DataOptions, preparation: Preparation) ->
     labels = [_label(sample, options, place(i)) for i, sample in enumerate(samples)]
     numbers = class_numbers(labels, preparation.class_names, pattern, place)
     if key == "txt":
-        texts = [_text(member) for member in contents]
-        return text_source(texts, numbers, place, preparation, pattern)
-    return Source(Images(partial(_bytes_of, contents), place, numbers, preparation, pattern))
+        source = text_source([_text(member) for member in contents], numbers, place, preparation, pattern)
+    else:
+        source = Source(Images(partial(_bytes_of, contents), place, numbers, preparation, pattern))
+    named = [key for key in [group_column(options)] if key is not None]
+    return with_groups(source, options, named, partial(_in_json, samples, place), pattern)
+
+
+def _in_json(samples: Sequence[Mapping[str, Member]], place: Callable[[int], str], name: str) -> list[Any]:
+    """Return what stands under a name in the json of every sample."""
+    return [_json_entry(sample, name, place(i), "group", "--groups") for i, sample in enumerate(samples)]
 
 
 def _samples(path: Path, split_name: Any, left: list[str]) -> dict[str, dict[str, Member]]:
@@ -148,7 +156,7 @@ def _content(sample: Mapping[str, Member], key: str) -> Member:
 def _label(sample: Mapping[str, Member], options: DataOptions, place: str) -> Any:
     wanted = options.label_column
     if "json" in sample and wanted != "cls" and ("cls" not in sample or wanted is not None):
-        return _label_in_json(sample["json"], wanted or "label", place)
+        return _json_entry(sample, wanted or "label", place, "label", "--label-column")
     if "cls" in sample and wanted in (None, "cls"):
         own, other = _text(sample["cls"]).strip(), None if wanted else _label_beside(sample)
         if other is not None and as_written(other) != as_written(own):
@@ -162,13 +170,15 @@ def _label(sample: Mapping[str, Member], options: DataOptions, place: str) -> An
     raise DataError(f"{place} has no label (its sample has {', '.join(sample)}); add cls, or json with a label")
 
 
-def _label_in_json(member: Member, name: str, place: str) -> Any:
+def _json_entry(sample: Mapping[str, Member], name: str, place: str, what: str, flag: str) -> Any:
+    if "json" not in sample:
+        raise DataError(f"{place} has no json beside it to read the {what} {name!r} from; add one")
     try:
-        return json.loads(_text(member))[name]
+        return json.loads(_text(sample["json"]))[name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f'{place} has a json without the label {name!r} ({type(error).__name__}); write {{"{name}": …}}, or '
-            "name it with --label-column"
+            f'{place} has a json without the {what} {name!r} ({type(error).__name__}); write {{"{name}": …}}, or '
+            f"name it with {flag}"
         ) from None
 
 
