@@ -24,7 +24,7 @@ from verifix.model.corrected import remember_corrected
 from verifix.model.gradients import unreached
 from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
-from verifix.options import CorrectArguments, takes
+from verifix.options import CorrectArguments
 from verifix.preflight import begin
 from verifix.progress import tell
 from verifix.recipe.context import Context
@@ -32,6 +32,7 @@ from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
 from verifix.recipe.outcome import LayerReport, LayerStatus
 from verifix.recipe.plan import is_choosing
+from verifix.settings import takes
 
 
 @takes(CorrectArguments)

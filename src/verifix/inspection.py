@@ -25,8 +25,9 @@ from verifix.model.tensors import device_of, model_digest
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import CollectOptions, ForwardArguments, LayerOptions, takes
+from verifix.options import CollectOptions, ForwardArguments, LayerOptions
 from verifix.preflight import check_picked, collect_and_try, working_copy
+from verifix.settings import takes
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
-from verifix.options import CorrectArguments, CorrectOptions, takes
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.candidates import Strength
@@ -36,6 +36,7 @@ from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
 from verifix.recipe.nested import Course, nested
 from verifix.recipe.plan import minimum_samples
+from verifix.settings import takes
 
 OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then

@@ -25,9 +25,10 @@ from verifix import options
 from verifix.cli.main import application, main, parse
 from verifix.cli.options import COMMANDS, CorrectCommand
 from verifix.inspection import CollectArguments, InspectArguments
-from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, declarations
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.proof import ProveArguments
 from verifix.selection.trusted import TrustArguments
+from verifix.settings import HEADINGS, declarations
 
 SOURCE = Path(verifix.__file__).parent
 OF_A_FILE = {"config", "print_config"}

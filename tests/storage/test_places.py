@@ -23,8 +23,8 @@ from tests.checkpoint_cases import arguments, some_net, write_world
 from verifix.cli.main import main
 from verifix.cli.options import COMMANDS
 from verifix.errors import UsageError
-from verifix.options import Role
 from verifix.report.files import write_text
+from verifix.settings import Role
 from verifix.storage.atomic import check_apart, check_output, write_atomically
 
 NO_FILE = ("fifo", "socket", "device", "to-device", "to-fifo", "to-descriptor", "to-stdout")

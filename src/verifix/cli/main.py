@@ -20,7 +20,7 @@ from verifix.cli.options import COMMANDS, Command
 from verifix.cli.streams import nobody_reads, prepare_streams
 from verifix.errors import UsageError, VerifixError, printable
 from verifix.model.threads import wait_passively
-from verifix.options import declarations
+from verifix.settings import declarations
 
 if TYPE_CHECKING:
     from cyclopts import App, Argument, ArgumentCollection, CycloptsError

@@ -18,19 +18,10 @@ from verifix.io.options import (
     numbers,
 )
 from verifix.options import (
-    AS_TEXT,
-    DATA,
     DRAWN,
-    MAIN,
-    OUTPUT,
-    PROOF,
-    READS,
-    READS_DATA,
-    SWITCH,
     TRUST_METHODS,
     TRUSTED_COUNT,
     VERIFIED_FROM,
-    WRITES,
     CorrectOptions,
     ExpectOptions,
     FoldOptions,
@@ -38,9 +29,8 @@ from verifix.options import (
     InputOptions,
     LayerOptions,
     RunOptions,
-    Settings,
-    require,
 )
+from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from verifix.errors import UsageError
-from verifix.options import (
+from verifix.settings import (
     AS_LIST,
     AS_TEXT,
     AS_WORDS,

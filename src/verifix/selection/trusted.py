@@ -26,9 +26,10 @@ from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, one_of, require, takes, whole
+from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions
 from verifix.preflight import working_copy
 from verifix.selection.rankings import RANKINGS
+from verifix.settings import one_of, require, takes, whole
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,18 +12,14 @@ from typing import Any
 from torch import nn
 
 from verifix.algorithm import correct
-from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
 from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
+from verifix.cli.commands.tested import check_weighted, kept_of, read_test
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
-from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
-from verifix.evaluation.duplicates import without_leaks
-from verifix.evaluation.input_check import settled
-from verifix.evaluation.label_order import check_mapping
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -31,14 +27,11 @@ from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
-from verifix.losses import predicted_classes
-from verifix.model.outputs import understood
-from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
-from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, notes_kept, tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, predicted, prove
+from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
@@ -122,12 +115,12 @@ def _read(command: CorrectCommand) -> _Inputs:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
     with notes_kept() as noted_on_test:
-        test = None if command.test is None else _read_test(model, command.test, command, preparation)
+        test = None if command.test is None else read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
     with notes_kept() as noted_on_reading:
         chosen = source if trusted is None else trusted.source
         verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
-    kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
+    kept, notes = ([], []) if test is None else kept_of(test, verified, earlier)
     return _Inputs(
         checkpoint,
         model,
@@ -207,7 +200,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
-        _check_weighted(inputs, test, inputs.kept, weights, command)
+        inputs.notes.extend(check_weighted(model, test, inputs.kept, weights, "test", command))
         correction = correct(model, verified, **settings)
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
@@ -216,13 +209,13 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
-        _check_weighted(inputs, verified, proving, weights, command)
+        inputs.notes.extend(check_weighted(model, verified, proving, weights, "verified", command))
         used = verified.subset(correcting)
         correction = correct(model, used, **settings)
         shown |= {"used": used, "drawn": command.drawn}
         return correction, measured("split", model, correction, verified, proving, weights, **shown)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
-    _check_weighted(inputs, verified, range(len(verified)), weights, command)
+    inputs.notes.extend(check_weighted(model, verified, range(len(verified)), weights, "verified", command))
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
     if not correction.changed:
@@ -233,20 +226,6 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     checked = {"check_labels": False, "check_inputs": False, "expect_accuracy": None}  # by now
     proof = prove(model, verified, weights=weights, **settings | checked)
     return correction, replace(proof, estimated=expected)
-
-
-def _check_weighted(
-    inputs: _Inputs, samples: Samples, indices: Sequence[int], weights: Any, command: CorrectCommand
-) -> None:
-    """Compare the accuracy on weighted samples with the expected one, before the long work begins."""
-    if weights is None or command.expected is None:
-        return
-    chosen, what = list(indices), "verified" if samples is inputs.verified else "test"
-    samples, _ = understood(inputs.model, samples, device_of(inputs.model), command.outputs)
-    classes = predicted_classes(predicted(inputs.model, samples, chosen))
-    found = accuracy_of(classes, samples.labels[chosen], weights[chosen])
-    unexpected = remark_on_expected(found, command.expected, f"weighted {what}")
-    inputs.notes.extend(settled([], unexpected, samples.source.prepared, command.stops, what))
 
 
 def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
@@ -262,23 +241,6 @@ def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     checkpoint.check_outputs(out, [correction_path(out), *further], read_by(command), force=command.force)
 
 
-def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
-    """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
-    test = read_samples(open_data(path, command, preparation), 250, command.progress, most=command.max_samples)
-    test, _ = understood(model, test, device_of(model), command.outputs)
-    with watching_first_norm(model) as seen:
-        logits = predicted(model, test)
-    check_labels(test.labels, logits.shape[1], test.where)
-    if command.check_labels:
-        check_mapping(logits, test.labels, "test", preparation.class_names)
-    classes, expected = predicted_classes(logits), None if command.weighted else command.expected
-    unexpected = remark_on_expected(accuracy_of(classes, test.labels), expected, "test")
-    doubts = [seen.remark(), remark_on_chance(classes, test.labels, max(logits.shape[1], 2), "test")]
-    for remark in settled(doubts, unexpected, test.source.prepared, command.stops, "test"):
-        note(f"test samples: {remark.removesuffix('.')}")
-    return test
-
-
 def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments | None:
     """Read the moments of earlier samples, which must have been prepared as those of now."""
     if command.moments is None:
@@ -286,20 +248,6 @@ def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments 
     earlier = SavedMoments.load(str(command.moments))
     earlier.check_preparation(preparation.steps)
     return earlier
-
-
-def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[list[int], list[str]]:
-    """Leave test samples out that are verified as well, and say so."""
-    kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
-    if len(kept) == len(test):
-        return kept, []
-    of = " or of a group of theirs" if test.declared else ""
-    text = (
-        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from"
-        f"{of}, and were left out of the test."
-    )
-    note(text)
-    return kept, [text]
 
 
 def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:

@@ -11,7 +11,7 @@ from typing import get_type_hints
 
 from verifix.io.data.open import SETS
 from verifix.io.models import model_files
-from verifix.options import Role, Settings
+from verifix.settings import Role, Settings
 
 
 def read_by(command: Settings) -> list[Path]:

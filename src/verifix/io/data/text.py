@@ -13,8 +13,8 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import Grouped
 from verifix.io.data.preparation import Preparation, Text, Tokens
 from verifix.model.sources import Source
-from verifix.options import split_list
 from verifix.progress import note
+from verifix.settings import split_list
 
 PAIRS = (
     *(("text", "text_pair"), ("text1", "text2"), ("text_a", "text_b"), ("sentence1", "sentence2")),
