@@ -390,7 +390,7 @@ def bad_commands() -> dict:
         "npz pair": (with_npz(x=x, y=y[:50]), 5, "inputs [60, 10, 10, 3] and labels [50]"),
         "npz names": (with_npz(x=x, answers=y), 5, "has the arrays x, answers"),
         "npz pickle": (with_npz(x=x, y=np.array([{}] * 60, dtype=object)), 5, "is not a readable .npz"),
-        "npz floats": (with_npz(x=x, y=y.astype(float)), 5, "has labels of float64"),
+        "npz floats": (with_npz(x=x, y=y / 2), 5, "has labels of float64, and label 1 is 0.5"),
         "npz nan": (with_npz(x=np.full((60, 3, 10, 10), np.nan, np.float32), y=y), 5, "sample 0 contains NaN"),
         "no data": (change(verified="nowhere.parquet"), 2, "nowhere.parquet does not exist"),
         "data kind": (with_file("v.txt", b"", verified=...), 2, "v.txt has no known data format"),
