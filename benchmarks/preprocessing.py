@@ -36,13 +36,13 @@ from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.environment import environment
 from verifix.errors import DataError
 from verifix.evaluation.accuracy import DOUBT, accuracy_of, chance_of, remark_on_expected
+from verifix.evaluation.look_over import look_over
 from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import prepare
 from verifix.io.options import DataOptions
 from verifix.losses import predicted_classes
 from verifix.model.samples import Samples, read_samples
 from verifix.options import CorrectArguments
-from verifix.preflight import look_over
 from verifix.proof import predicted
 
 OUT = Path("benchmarks/results/preprocessing.json")

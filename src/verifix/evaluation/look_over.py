@@ -1,4 +1,4 @@
-"""Whether the uncorrected model knows the samples as they are given: in this order, this preprocessing, these colours."""
+"""Whether the uncorrected model knows the samples as they are given: their order, preprocessing and colours."""
 
 from __future__ import annotations
 
