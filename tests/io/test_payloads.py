@@ -263,7 +263,7 @@ PAYLOADS: dict[str, Payload] = {
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),
     "moments of a layer": Payload(
-        {"m.safetensors": own_metadata(format="verifix-moments-3", layers=LAYERS, samples=[], model="")},
+        {"m.safetensors": own_metadata(format="verifix-moments-4", layers=LAYERS, samples=[], model="")},
         ("metadata", "m.safetensors"),
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from verifix.capture.census import Account, Census
 from verifix.capture.interceptor import intercepting
+from verifix.capture.kinds.lags import Geometry, LagSums, Patches
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
@@ -74,6 +75,7 @@ def collect(
     device: torch.device,
     selection: Selection | None = None,
     padding: Padding | None = None,
+    exact: bool = False,
     show: bool = False,
 ) -> Collected:
     """Run a borrowed model once over all folds; batches never cross folds.
@@ -94,6 +96,8 @@ def collect(
         Layers wanted; all by default.
     padding
         How padding is told; as usual by default.
+    exact
+        Whether rows are multiplied in float64 in any case; see `verifix.moments`.
     show
         Whether to show progress.
 
@@ -107,17 +111,28 @@ def collect(
     DataError
         If the rows of a layer are not finite.
     """
-    tables: list[dict[Layer, Moments]] = [{} for _ in folds]
-    current: dict[Layer, Moments] = {}
+    tables: list[dict[Layer, Moments]] = []
+    current = _Fold()
+    sizes = [len(fold) for fold in folds]
+    fewest = sum(sizes) - max(sizes) if len(sizes) > 1 else sum(sizes)  # samples that moments will be wanted of
 
     def sink(layer: Layer, rows: Tensor) -> None:
         if counting:
-            add_rows(current, layer, rows)
+            current.seen[layer] = None
+            add_rows(current.table, layer, rows.double() if exact else rows)
+
+    def patched(layer: Layer, patches: Patches) -> bool:
+        few = fewest * patches.geometry.positions < patches.shape[2]  # too few rows to go without them
+        if few or moments_device(patches.x.device) != patches.x.device or not patches.worthwhile:
+            return False
+        if counting:
+            current.add_(layer, replace(patches, x=patches.x.double()) if exact else patches)
+        return True
 
     counting = False
     padded: tuple[int, ...] = ()
     selection = selection or Selection()
-    watched = intercepting(model, sink, selection, padding=padding)
+    watched = intercepting(model, sink, selection, padding=padding, patched=patched)
     with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
         first, *others = (int(i) for fold in folds for i in fold)
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
@@ -125,15 +140,42 @@ def collect(
         if census.untraced and another is not None:
             _run(model, samples, samples.alone(another), census, device, trial=2)
         counting = True
-        for table, fold in zip(tables, folds, strict=True):
-            current = table
+        for fold in folds:
+            current = _Fold()
             for batch in samples.batches(fold, batch_size):
                 padded = max(padded, _run(model, samples, batch, census, device), key=len)
                 bar.update(len(batch.labels))
+            tables.append(current.moments())
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
     return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers)
+
+
+@dataclass
+class _Fold:
+    """The moments of one fold while they are collected: of rows, and of patches."""
+
+    seen: dict[Layer, None] = field(default_factory=dict)
+    table: dict[Layer, Moments] = field(default_factory=dict)
+    lags: dict[tuple[Layer, Geometry], LagSums] = field(default_factory=dict)
+
+    def add_(self, layer: Layer, patches: Patches) -> None:
+        """Add patches to the moments of their layer; refuse them if they are not finite."""
+        _check(bool(torch.isfinite(patches.x).all()), layer)
+        self.seen[layer] = None
+        key = layer, patches.geometry
+        if key not in self.lags:
+            self.lags[key] = LagSums(patches)
+        self.lags[key].add_(patches)
+
+    def moments(self) -> dict[Layer, Moments]:
+        """Return the moments of every layer, in the order of first use."""
+        for (layer, _), sums in self.lags.items():
+            found = sums.moments()
+            self.table[layer] = self.table[layer] + found if layer in self.table else found
+        self.lags.clear()
+        return {layer: self.table[layer] for layer in self.seen}
 
 
 def _run(
@@ -171,7 +213,11 @@ def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
         table[layer].add_(rows)
     else:
         table[layer] = Moments(rows)
-    if not torch.isfinite(table[layer].trace).all():
+    _check(bool(torch.isfinite(table[layer].trace).all()), layer)
+
+
+def _check(finite: bool, layer: Layer) -> None:
+    if not finite:
         raise DataError(
             f"the input of layer {layer.parameter!r} contains NaN or Inf; check the weights before it and the inputs"
         )
