@@ -1,9 +1,9 @@
 """How long the pass that collects moments takes, compared with a plain forward pass and with its own floor.
 
-Run from the repository's root on a machine that is otherwise quiet: ``python -m benchmarks.speed``. The two passes take
-turns, in the batches and with the threads of a correction, and their least times are compared. The floor is the forward
-take turns, in the batches and with the threads of a correction, and their least times are compared. The floor is a
+Run from the repository's root on a machine that is otherwise quiet: ``python -m benchmarks.speed``. The two passes
+take turns, in the batches and with the threads of a correction, and their least times are compared. The floor is the
 forward pass and the multiplications that XᵀX needs, at the rate of this machine's own product of large matrices. The
+network of ../shared is used if it is there. Writes JSON to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.environment import environment
 from verifix.capture.collect import collect
 from verifix.capture.interceptor import intercepting
@@ -49,8 +50,10 @@ def vgg() -> nn.Module:
 
 def of_torchvision(name: str) -> nn.Module:
     """Return a network of torchvision with random weights: the time does not depend on them."""
+    library = declare_missing_operators()  # kept until torchvision is imported
     import torchvision
 
+    del library
     model: nn.Module = getattr(torchvision.models, name)()
     return model
 
