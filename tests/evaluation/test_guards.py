@@ -545,7 +545,7 @@ def test_what_nobody_knows_of_is_no_origin_of_moments(tmp_path):
     [
         ([-100, *range(11)] * 5, "sample 0 has label -100 (row 0 of "),
         ([*range(11), 12] * 5, "sample 11 has label 12 (row 11 of "),
-        ([[i] for i in range(12)] * 5, "v.npz has labels [60, 1]; give one class index per input"),
+        ([[i, i] for i in range(12)] * 5, "v.npz has labels [60, 2]; give one class index per input"),
         ([i + 0.5 for i in range(12)] * 5, "has labels of float64"),
     ],
 )

@@ -256,7 +256,9 @@ def test_a_frame_with_a_column_of_text_gets_one_line():
     import pandas
 
     frame = pandas.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"]})
-    with pytest.raises(DataError, match=r"^the inputs cannot be converted to a tensor \(.*\); give numbers in one"):
+    with pytest.raises(
+        DataError, match=r"^the inputs are objects, and number 1 of them is 'x'; give numbers in one array"
+    ):
         verifix.correct(small_net(), (frame, [0, 1]), alpha=30.0, **QUICK)
 
 
