@@ -244,11 +244,11 @@ class GroupOptions(Settings):
     """Which samples are not independent."""
 
     groups: Annotated[str | Groups | None, DATA] = None
-    """Which samples belong together (of one patient, video or author, or near-copies), as for GroupKFold of
-    scikit-learn. On the command line, the column of the data that says so, in a table, a manifest, a saved dataset, the
-    json of shards, or an array of .npz; in Python, one value per sample, in their order: an array, a list or a Series
-    of texts or numbers. A group is never split, and counts as one in choices, tests and intervals. Exact copies always
-    share a group."""
+    """Which samples belong together (of one patient, video or author, or copies with small changes), as for
+    sklearn's GroupKFold. On the command line, the column of the data that says so, in a table, a manifest, a saved
+    dataset, the json of shards, or an array of .npz; in Python, one value per sample, in their order: an array, a list
+    or a Series of texts or numbers. A group is never split, and counts as one in choices, tests and intervals. Exact
+    copies always share a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
