@@ -1,7 +1,6 @@
 """Settings. Name, type, default, heading and description of each stand here once, or in the modules that use these.
 
-From here they reach the Python calls (`takes`), the command line, its files of settings and docs/settings.md. No torch
-here: the command line reads the settings for its help.
+From here they reach the Python calls (`takes`), the command line (so no torch here), its files and docs/settings.md.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
 
 from cyclopts import Group, Parameter, Token
 
@@ -24,7 +23,6 @@ from verifix.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import TypeAlias
 
     import torch
     from torch import nn
@@ -113,6 +111,9 @@ def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
 VERIFIED_FROM = ("unseen", "training", "trusted")
 """What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
 
+DRAWN = ("random", "by-class", "suspects")
+"""How verified samples can be drawn; only the first is a sample of the data as it is."""
+
 TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 """Ways to rank samples by how far their given label is to be trusted; see `verifix.trust`."""
 
@@ -182,8 +183,8 @@ class ChoiceOptions(Settings):
     clearly support it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by
     commas, such as project,refit; `verifix.register_stage` adds more."""
     budget: Annotated[str | float | None, CORRECTION] = None
-    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer than
-    what is left is skipped. The first pass over the samples does not count."""
+    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage whose first fold shows
+    that it takes longer than what is left is dropped. The first pass over the samples does not count."""
 
     def __post_init__(self) -> None:
         """Check the strength and the time."""
@@ -244,11 +245,9 @@ class GroupOptions(Settings):
     """Which samples are not independent."""
 
     groups: Annotated[str | Groups | None, DATA] = None
-    """Which samples belong together (of one patient, video or author, or copies with small changes), as for
-    sklearn's GroupKFold. On the command line, the column of the data that says so, in a table, a manifest, a saved
-    dataset, the json of shards, or an array of .npz; in Python, one value per sample, in their order: an array, a list
-    or a Series of texts or numbers. A group is never split, and counts as one in choices, tests and intervals. Exact
-    copies always share a group."""
+    """Which samples belong together (of one patient or video, or copies with small changes), as for sklearn's
+    GroupKFold: a column of the data, an array of .npz, a key of the json of shards, or in Python one text or number per
+    sample. A group is never split, and counts as one. Exact copies always share a group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +260,8 @@ class CollectOptions(RunOptions, LayerOptions):
     another rule picked the samples. If nothing is said, Python assumes "unseen" to correct; on the command line,
     --verified needs this flag."""
     padding: Annotated[bool, DATA] = True
-    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
+    """Require a mask of the padding for token ids that contain the model's pad id, and masks that the answers do not
+    contradict. Turn it off if the ids need no mask, or if a mask means what its name says in any case."""
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -277,6 +277,12 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions):
     moments: Annotated[str | Moments | None, CORRECTION] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
+    drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None
+    """How the verified samples were drawn. "random": at random from the data that the model will meet. "by-class": at
+    random within each class, but not in the classes' natural shares. "suspects": because their label or the model's
+    answer looked wrong. With the last two, the gain on the samples is not that on the data: to prove a gain, say how
+    much each sample counts, or give test samples. If nothing is said, Python assumes "random"; on the command line, a
+    proof on the verified samples needs this flag."""
     check_labels: Annotated[bool, DATA] = True
     """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
     Turn it off if the labels are correct as they are."""
@@ -285,6 +291,7 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions):
         """Check the words."""
         super().__post_init__()
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
+        require(self.drawn in (None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
 
     @property
     def origin(self) -> str:
@@ -351,7 +358,8 @@ def takes(
             return function(*(arguments.pop(each.name) for each in given), settings(**arguments))  # type: ignore[call-arg]
 
         call.__signature__ = signature  # type: ignore[attr-defined]
-        entries = "".join(f"{name}\n{_indented(text)}\n" for name, (_, text) in found.items())
+        fill = textwrap.TextWrapper(116, initial_indent=4 * " ", subsequent_indent=4 * " ").fill
+        entries = "".join(f"{name}\n{fill(text)}\n" for name, (_, text) in found.items())
         call.__doc__ = re.sub(r"(?m)^settings\n(?: +.*\n)+", lambda _: entries, inspect.getdoc(function) or "")
         return call
 
@@ -390,7 +398,3 @@ def _classes(module: str) -> dict[str, list[ast.stmt]]:
     except (OSError, TypeError):
         return {}
     return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def _indented(text: str) -> str:
-    return textwrap.indent(textwrap.fill(text, 112), "    ")

@@ -17,16 +17,17 @@ from verifix.capture.collect import Collected, collect
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
-from verifix.capture.padding_check import check_padding
+from verifix.capture.padding import Padding
+from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
 from verifix.evaluation.channel_order import remark_on_colours
+from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
 from verifix.evaluation.label_order import check_mapping
-from verifix.evaluation.near_copies import remark_on_near_copies
 from verifix.model.batching import with_smaller_batches
-from verifix.model.borrow import borrowed, check_model, seeded
+from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
@@ -65,8 +66,6 @@ class Start:
         The context of all samples.
     provenance
         What goes in, as plain data.
-    doubt
-        Why the folds may not be independent; None if nothing was noticed.
     """
 
     work: nn.Module
@@ -74,7 +73,6 @@ class Start:
     stages: Sequence[type[Stage]]
     whole: Context
     provenance: dict[str, Any]
-    doubt: str | None = None
 
 
 @contextmanager
@@ -118,22 +116,13 @@ def begin(
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            read_as = [remark] if remark else []
+            read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
             provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            doubt = _doubt(whole) if len(members) > 1 and options.origin == "unseen" else None
-            provenance["notes"] += [doubt] * (doubt is not None)
-            yield Start(work, samples, stages, whole, provenance, doubt)
-
-
-def _doubt(whole: Context) -> str | None:
-    """Say that samples of different folds do not seem to be independent."""
-    folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
-    with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
-        sides = [folds[i] for i in whole.indices]
-        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
+            provenance["notes"] += remarks_on_padding(whole.run.padding)
+            yield Start(work, samples, stages, whole, provenance)
 
 
 @contextmanager
@@ -151,18 +140,31 @@ def working_copy(model: nn.Module, options: RunOptions) -> Iterator[tuple[nn.Mod
 
 def collect_and_try(
     work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CollectOptions
-) -> tuple[Collected, int]:
-    """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
-    selection = selection_of(options.include, options.exclude)
-    common: dict[str, Any] = {"device": where, "selection": selection, "padding": options.padding}
+) -> tuple[Collected, int, Padding]:
+    """Run the one pass over all folds, and try its padding; return also the size of its batches and how it is told."""
+    common: dict[str, Any] = {"device": where, "selection": selection_of(options.include, options.exclude)}
 
-    def run(size: int) -> Collected:
-        return collect(work, samples, folds, batch_size=size, show=options.progress, **common)
+    def passed(padding: Padding) -> tuple[Collected, int, Padding]:
+        def run(size: int) -> Collected:
+            return collect(work, samples, folds, batch_size=size, show=options.progress, padding=padding, **common)
 
-    collected, size = with_smaller_batches(run, samples.batch_size, options)
-    if collected.padded and collected.layers:
-        check_padding(work, samples, collected.padded, **common)
-    return collected, size
+        collected, size = with_smaller_batches(run, samples.batch_size, options)
+        if not (collected.padded and collected.layers):
+            return collected, size, padding
+        settled = settle_padding(work, samples, collected.padded, padding=padding, **common)
+        return passed(settled) if settled.inverted != padding.inverted else (collected, size, settled)
+
+    return passed(Padding(options.padding))
+
+
+def remarks_on_padding(padding: Padding) -> list[str]:
+    """Say which masks are read the other way round than models usually mean them."""
+    turned = "{} is read the other way round than usual: only then the answers do not depend on what it hides."
+    seen = "The answers depend on what {} hides; it is read as usual, and what it hides does not count."
+    return [
+        *(turned.format(name) for name in sorted(padding.inverted)),
+        *(seen.format(name) for name in sorted(padding.visible)),
+    ]
 
 
 def prepare(
@@ -206,7 +208,7 @@ def prepare(
     """
     selection = selection_of(options.include, options.exclude)
 
-    collected, size = collect_and_try(work, where, samples, folds, options)
+    collected, size, padding = collect_and_try(work, where, samples, folds, options)
     if len(folds) > 1 and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
         some = range(min(size, len(samples)))
         _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
@@ -216,7 +218,7 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, options.padding, stored_as, options.seed)
+    how = (size, where, selection, padding, stored_as, options.seed)
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
-from verifix.evaluation.near_copies import remark_on_near_copies
+from verifix.evaluation.draw import check_drawn, drawn_note
+from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
 from verifix.losses import correct_or_not
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
@@ -30,7 +31,6 @@ from verifix.model.work import work_of
 from verifix.options import CorrectArguments, CorrectOptions, takes
 from verifix.preflight import begin
 from verifix.progress import progress_bar
-from verifix.recipe.budget import Pace, measure
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
@@ -95,6 +95,8 @@ class Proof:
         The outer folds of a nested proof; else empty.
     estimated, seconds
         What it was expected to take, and what it took; None if that is not known.
+    drawn
+        How the samples were drawn; None if nobody said. Test samples are taken as a random sample.
     """
 
     kind: Kind
@@ -106,6 +108,7 @@ class Proof:
     folds: tuple[Fold, ...] = ()
     estimated: float | None = None
     seconds: float | None = None
+    drawn: str | None = "random"
 
     @property
     def verdict(self) -> str:
@@ -115,7 +118,7 @@ class Proof:
     @property
     def note(self) -> str:
         """What it rests on."""
-        return NOTES[self.kind]
+        return f"{NOTES[self.kind]} {drawn_note(self.drawn, weighted=self.comparison.weighted)}".rstrip()
 
     def summary(self) -> str:
         """Return the verdict, the figures and what they rest on, for reading."""
@@ -168,7 +171,8 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     Raises
     ------
     UsageError
-        If the model was trained on the samples, or nobody verified them: then they prove nothing.
+        If the model was trained on the samples, or nobody verified them: then they prove nothing. If they are no random
+        sample, and nothing says how much each counts.
     DataError
         If there are too few samples.
 
@@ -191,24 +195,20 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.groups)
         check_provable(len(samples), "nested", settings)
+        check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
-            pace, quiet = _pace(start.whole, settings), replace(settings, progress=False)
-            rules = Rules(quiet, pace, settings.score, settings.loss)
+            rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
             pairs = [_judged(start.whole, course) for course in courses]
-            groups, doubt = start.samples.groups, start.doubt
+            groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
     folds = [_fold(course, before, after, samples.labels) for course in courses]
     how: Any = {"weights": settings.weights, "groups": groups, "seed": settings.seed, "outputs": "logits"}
     comparison = compare(before, after, samples.labels, **how).doubted(doubt)
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
-    return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
-
-
-def _pace(context: Context, options: CorrectOptions) -> Pace:
-    """Return what the machine does per second, if anything depends on it."""
-    return measure(context) if options.budget is not None else Pace(math.inf, math.inf)
+    made = (comparison, indices, before, after, samples.labels, tuple(folds))
+    return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
 
 
 def measured(
@@ -222,6 +222,7 @@ def measured(
     used: Samples | None = None,
     seed: int = 0,
     show: bool = False,
+    drawn: str | None = "random",
 ) -> Proof:
     """Measure a correction on samples that it has not seen.
 
@@ -243,6 +244,8 @@ def measured(
         Seed of the bootstrap.
     show
         Whether to show progress.
+    drawn
+        How the samples were drawn.
 
     Returns
     -------
@@ -258,7 +261,8 @@ def measured(
     held = samples.reaching(model).subset(indices)
     comparison = compare(before, after, labels, weights=chosen, groups=held.groups, seed=seed, outputs="logits")
     comparison = comparison.doubted(None if used is None else _doubt(model, held, before, used))
-    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=seconds, drawn=drawn)
 
 
 def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:

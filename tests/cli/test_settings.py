@@ -32,7 +32,7 @@ from verifix.selection.trusted import TrustArguments
 SOURCE = Path(verifix.__file__).parent
 OF_A_FILE = {"config", "print_config"}
 LEAST = ["correct", "--model", "py:m.py:f", "--checkpoint", "a.pt", "--verified", "v", "--out", "b.pt"]
-LEAST += ["--verified-from", "unseen"]
+LEAST += ["--verified-from", "unseen", "--drawn", "random"]
 
 
 def help_of(name: str, monkeypatch, capsys) -> str:

@@ -176,24 +176,24 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
     """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
-    kind, seed, show = command.proves_by, command.seed, command.progress
+    kind = command.proves_by
+    shown: dict[str, Any] = {"seed": command.seed, "show": command.progress}
     model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
         correction = correct(model, verified, **settings)
-        how: Any = {"used": verified, "seed": seed, "show": show}
-        return correction, measured("test", model, correction, test, inputs.kept, weights, **how)
+        return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
         return correct(model, verified, **settings), None
     check_provable(len(verified), kind, command)
     if kind == "split":
-        correcting, proving = halves(verified, seed)
+        correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
         used = verified.subset(correcting)
         correction = correct(model, used, **settings)
-        how = {"used": used, "seed": seed, "show": show}
-        return correction, measured("split", model, correction, verified, proving, weights, **how)
+        judged = verified, proving, weights
+        return correction, measured("split", model, correction, *judged, used=used, **shown, drawn=command.drawn)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
@@ -201,7 +201,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         return correction, None
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
     about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
-    tell(f"proof: {about}", show)
+    tell(f"proof: {about}", command.progress)
     proof = prove(model, verified, weights=weights, **settings | {"check_labels": False})  # labels are checked by now
     return correction, replace(proof, estimated=expected)
 
