@@ -266,10 +266,10 @@ def measured(
 
 
 def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:
-    """Say that samples do not seem to be independent of those that the correction was made from."""
+    """Say that samples do not seem to be independent, of each other or of those that the correction was made from."""
     used, _ = understood(model, used, device_of(model), held.outputs or "auto")
     both = together(used.reaching(model), held)
-    sides = [0] * len(used) + [1] * len(held)
+    sides = [0] * len(used) + list(range(1, len(held) + 1))
     return remark_on_near_copies(both, sides, lambda: torch.cat([predicted(model, used), logits]))
 
 

@@ -428,6 +428,9 @@ def test_near_copies_of_verified_samples_in_the_test_set_or_the_other_half_are_f
     assert measured("test", net(), fixed, test, range(100), used=verified).comparison.doubt is not None
     fresh = read_samples(copied(100, 1, 0.0, 9)[:2])
     assert measured("test", net(), fixed, fresh, range(100), used=verified).comparison.doubt is None
+    frames = read_samples(copied(25, 4, 0.05, 3)[:2])  # of each other, and of no verified sample
+    apart = read_samples(copied(100, 1, 0.0, 9)[:2])
+    assert measured("test", net(), fixed, frames, range(100), used=apart).comparison.doubt is not None
     both = read_samples((x, y))
     correcting, proving = halves(both, 0)
     found = measured("split", net(), fixed, both, proving, used=both.subset(correcting))

@@ -123,7 +123,7 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     samples
         The samples.
     sides
-        The fold of each, or whether it corrects or proves.
+        What must not share near-copies: the fold of each, or 0 if it corrects, and a number of its own if it proves.
     logits
         Returns what the model says to them ``[n, outputs]``: looked at where inputs are no float tensors of one shape,
         or too large.
@@ -141,10 +141,10 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     if len(found) < max(LEAST, SHARE * len(samples)):
         return None
     return (
-        f"{len(found)} of the {len(samples)} samples seem to have near-copies where they must not: others of their "
-        "class lie far closer than chance would put them, in another fold or in the other set. Frames of one video, "
-        "images of one patient and augmented copies are not independent, and the gain is not proven. Declare what "
-        "belongs together with groups= (--groups); if all samples are independent, give each a group of its own."
+        f"{len(found)} of the {len(samples)} samples seem to have near-copies among the others: some of their class lie "
+        "far closer than chance would put them. Frames of one video, images of one patient and augmented copies are "
+        "not independent, and prove no gain as if they were. Declare what belongs together with groups= (--groups); "
+        "if all samples are independent, give each a group of its own."
     )
 
 
