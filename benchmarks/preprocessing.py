@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.environment import environment
+from verifix.capture.input_statistics import watching_first_norm
 from verifix.errors import DataError
 from verifix.evaluation.accuracy import DOUBT, accuracy_of, chance_of, remark_on_expected
 from verifix.evaluation.look_over import look_over
@@ -232,11 +233,13 @@ def seen(case: Case, flags: Flags, order: str) -> Samples:
 def stopped(case: Case, samples: Samples) -> tuple[bool, bool, bool]:
     """Tell whether samples are stopped without an expected accuracy, whether with one, and whether that is due."""
     right, of = case.measured
-    found = accuracy_of(predicted_classes(predicted(case.model, samples)), samples.labels)
+    with watching_first_norm(case.model) as seen:
+        logits = predicted(case.model, samples)
+    found = accuracy_of(predicted_classes(logits), samples.labels)
     beyond = bool(remark_on_expected(found, (right / of, of)))
     options = CorrectArguments(check_inputs=True, progress=False)
     try:
-        look_over(case.model, torch.device("cpu"), samples, options)
+        look_over(logits, seen.remark(), case.model, torch.device("cpu"), samples, options)
     except DataError:
         return True, True, beyond
     return False, beyond, beyond

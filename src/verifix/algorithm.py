@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from verifix.correction import Correction
 from verifix.errors import DataError
+from verifix.evaluation.near_copies import remark_between_folds
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
 from verifix.model.gradients import unreached
@@ -93,6 +94,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
+            doubt = remark_between_folds(whole) if choosing and settings.origin == "unseen" else None
+            start.provenance["notes"] += [doubt] * (doubt is not None)
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
             rules, begun = Rules(settings, settings.score, settings.loss), time.perf_counter()
             choices: dict[str, Choice] = {}

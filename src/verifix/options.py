@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from verifix.errors import UsageError
 from verifix.settings import (
@@ -28,7 +28,6 @@ from verifix.settings import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import TypeAlias
 
     import torch
     from torch import nn
@@ -185,11 +184,9 @@ class GroupOptions(Settings):
     """Which samples are not independent."""
 
     groups: Annotated[str | Groups | None, DATA] = None
-    """Which samples belong together (of one patient, video or author, or near-copies), as for GroupKFold of
-    scikit-learn. On the command line, the column of the data that says so, in a table, a manifest, a saved dataset, the
-    json of shards, or an array of .npz; in Python, one value per sample, in their order: an array, a list or a Series
-    of texts or numbers. A group is never split, and counts as one in choices, tests and intervals. Exact copies always
-    share a group."""
+    """Which samples belong together (of one patient or video, or copies with small changes), as for sklearn's
+    GroupKFold: a column of the data, an array of .npz, a key of the json of shards, or in Python one text or number per
+    sample. A group is never split, and counts as one. Exact copies always share a group."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from verifix.capture.collect import Collected, collect
 from verifix.capture.first_runs import check_runs
+from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.layer import Layer
 from verifix.capture.padding import Padding
 from verifix.capture.padding_check import settle_padding
@@ -24,9 +25,8 @@ from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
 from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.look_over import look_over
-from verifix.evaluation.near_copies import remark_on_near_copies
 from verifix.model.batching import with_smaller_batches
-from verifix.model.borrow import borrowed, check_model, seeded
+from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
@@ -68,8 +68,6 @@ class Start:
         The context of all samples.
     provenance
         What goes in, as plain data.
-    doubt
-        Why the folds may not be independent; None if nothing was noticed.
     """
 
     work: nn.Module
@@ -77,7 +75,6 @@ class Start:
     stages: Sequence[type[Stage]]
     whole: Context
     provenance: dict[str, Any]
-    doubt: str | None = None
 
 
 @contextmanager
@@ -122,24 +119,16 @@ def begin(
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
             read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
-            provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
-            whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            provenance["notes"] += remarks_on_padding(whole.run.padding)
+            with watching_first_norm(work) as seen:
+                whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            looks = look_over(whole.run.collected.logits, seen.remark(), work, where, samples, options)
+            provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
             training = [stage.name for stage in stages if stage.trains]
-            doubt = _doubt(whole) if len(members) > 1 and options.origin == "unseen" else None
-            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected), doubt
+            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
             provenance["notes"] += [remark for remark in further if remark]
-            yield Start(work, samples, stages, whole, provenance, doubt)
-
-
-def _doubt(whole: Context) -> str | None:
-    """Say that samples of different folds do not seem to be independent."""
-    folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
-    with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
-        sides = [folds[i] for i in whole.indices]
-        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
+            yield Start(work, samples, stages, whole, provenance)
 
 
 @contextmanager

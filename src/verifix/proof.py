@@ -17,7 +17,7 @@ from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.draw import check_drawn, drawn_note
-from verifix.evaluation.near_copies import remark_on_near_copies
+from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
 from verifix.losses import correct_or_not
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
@@ -204,7 +204,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
             rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
             pairs = [_judged(start.whole, course) for course in courses]
-            groups, doubt = start.samples.groups, start.doubt
+            groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
     folds = [_fold(course, before, after, samples.labels) for course in courses]
@@ -270,10 +270,10 @@ def measured(
 
 
 def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:
-    """Say that samples do not seem to be independent of those that the correction was made from."""
+    """Say that samples do not seem to be independent, of each other or of those that the correction was made from."""
     used, _ = understood(model, used, device_of(model), held.outputs or "auto")
     both = together(used.reaching(model), held)
-    sides = [0] * len(used) + [1] * len(held)
+    sides = [0] * len(used) + list(range(1, len(held) + 1))
     return remark_on_near_copies(both, sides, lambda: torch.cat([predicted(model, used), logits]))
 
 

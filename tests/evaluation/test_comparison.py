@@ -205,7 +205,7 @@ def test_the_plain_data_is_json_and_has_the_documented_keys(pair):
     assert set(data) == {
         *("samples", "classes", "weighted", "before", "after", "gain", "fixed", "broken", "changed", "p_better"),
         *("p_worse", "threshold", "verdict", "samples_needed", "per_class", "confusion_before", "confusion_after"),
-        *("reliability_before", "reliability_after", "outputs"),
+        *("reliability_before", "reliability_after", "outputs", "groups", "doubt"),
     }
     assert set(data["gain"]) == {"estimate", "low", "high", "level"}
     assert set(data["per_class"][0]) == {"class", "samples", "before", "after", "fixed", "broken"}
@@ -554,7 +554,7 @@ def compared(files, capsys, before, after, data, *more) -> dict:
 
 
 def test_checkpoints_and_all_files_of_predictions_give_the_same_comparison(files, capsys):
-    model = ["--model", f"py:{files / 'net.py'}:build", "--no-progress"]
+    model = ["--model", f"py:{files / 'net.py'}:build", "--no-progress", "--no-check-inputs"]
     found = compared(files, capsys, "a.safetensors", "b.pt", "data.parquet", *model)
     assert found["verdict"] == "improved"
     assert found["compared"]["before"] == str(files / "a.safetensors")

@@ -110,7 +110,8 @@ def test_an_accuracy_that_is_not_the_expected_one_is_told_with_both_figures():
     assert remark_on_expected(found, None) == remark_on_expected(found, (0.14, None)) == ""
     assert remark_on_expected(found, (0.58, None)) == (
         "The model is right on 13.8% of the 1000 verified samples, but 58.0% are expected (expect_accuracy), which "
-        "sampling error does not explain: p is 5e-185."
+        "sampling error does not explain: p is 5e-185. If the samples were drawn because they looked wrong, say so "
+        "(drawn='suspects')."
     )
     assert "58.0% of 500 samples are expected" in remark_on_expected(found, (0.58, 500))
     near = [k for k in range(201) if not remark_on_expected(Accuracy(k, 200), (0.77, None))]
@@ -330,7 +331,7 @@ def test_picked_samples_are_not_compared(trained, capsys):
 def test_weights_are_counted_by_the_command(trained, capsys):
     case, root = trained["conv_plain"]
     shares = ",".join(["0.1"] * 10)
-    more = ("--proof", "split", "--class-shares", shares, "--expect-accuracy")
+    more = ("--proof", "split", "--drawn", "by-class", "--class-shares", shares, "--expect-accuracy")
     assert main(words(case, root, *more, "30")) == 5
     assert "weighted verified samples, but 30.0% are expected" in capsys.readouterr().err
     assert main(words(case, root, *more, "{}/{}".format(*case.measured))) in (0, 3)
@@ -366,7 +367,19 @@ def test_score_and_compare_are_checked_too(trained, tmp_path, capsys):
 def test_the_preprocessing_stands_beside_the_verdict(trained, tmp_path, capsys):
     case, root = trained["timm_resnet"]
     report, result = root / "r.html", root / "r.json"
-    more = ["--proof", "split", "--recipe", "verifix", "--report", report, "--result", result, "--force"]
+    more = [
+        "--proof",
+        "split",
+        "--drawn",
+        "random",
+        "--recipe",
+        "verifix",
+        "--report",
+        report,
+        "--result",
+        result,
+        "--force",
+    ]
     assert main(words(case, root, *more)) == 0
     out = capsys.readouterr().out
     line = (

@@ -16,7 +16,8 @@ from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.errors import AmbiguousBatchError, DataError
-from verifix.model.nonfinite import check_finite, first_tensor
+from verifix.model.nonfinite import check_finite
+from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
@@ -42,6 +43,8 @@ class Collected:
         The bias of each layer that has one of its own.
     buffers
         Sizes of the buffers that multiply activations, by name.
+    logits
+        What the model answers, ``[n, outputs]``, float64 on the CPU, in the order of the samples' indices.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -50,6 +53,7 @@ class Collected:
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
 
     @property
     def layers(self) -> list[Layer]:
@@ -131,6 +135,7 @@ def collect(
 
     counting = False
     padded: tuple[int, ...] = ()
+    answers: list[tuple[Sequence[int], Tensor]] = []
     selection = selection or Selection()
     watched = intercepting(model, sink, selection, padding=padding, patched=patched)
     with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
@@ -143,13 +148,15 @@ def collect(
         for fold in folds:
             current = _Fold()
             for batch in samples.batches(fold, batch_size):
-                padded = max(padded, _run(model, samples, batch, census, device), key=len)
+                padded = max(padded, _run(model, samples, batch, census, device, answers=answers), key=len)
                 bar.update(len(batch.labels))
             tables.append(current.moments())
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
-    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers)
+    order = torch.tensor([int(i) for indices, _ in answers for i in indices]).argsort()
+    logits = torch.cat([part for _, part in answers])[order]
+    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits)
 
 
 @dataclass
@@ -179,21 +186,29 @@ class _Fold:
 
 
 def _run(
-    model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device, trial: int = 0
+    model: nn.Module,
+    samples: Samples,
+    batch: Batch,
+    census: Census,
+    device: torch.device,
+    trial: int = 0,
+    answers: list[tuple[Sequence[int], Tensor]] | None = None,
 ) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels), trial)
     try:
-        logits = first_tensor(run_model(model, to_device(batch.inputs, device), samples.forward))
-        if isinstance(logits, Tensor) and not logits.is_nested:
+        output = run_model(model, to_device(batch.inputs, device), samples.forward)
+        if answers is not None:
+            logits = logits_in(output, len(batch.labels)).detach()
             check_finite(logits, batch.indices)
+            answers.append((batch.indices, logits.to("cpu", torch.float64, copy=True)))
     except AmbiguousBatchError:
         if census.batch.counted:
             raise
         half = len(batch.indices) // 2
         halves = (batch.indices[:half], batch.indices[half:])
         parts = [part for half in halves for part in samples.batches(half, len(half))]
-        return max((_run(model, samples, part, census, device) for part in parts), key=len)
+        return max((_run(model, samples, part, census, device, trial, answers) for part in parts), key=len)
     return tuple(batch.indices) if census.batch.padded is not None else ()
 
 

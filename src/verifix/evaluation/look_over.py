@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from verifix.capture.input_statistics import watching_first_norm
 from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.channel_order import remark_on_colours
 from verifix.evaluation.draw import remark_on_draw
@@ -22,13 +21,24 @@ from verifix.model.samples import Samples
 from verifix.options import CorrectOptions
 
 
-def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:
-    """Run the uncorrected model once over the samples, and see whether it knows them as they are given.
+def look_over(
+    logits: Tensor,
+    inputs: str,
+    work: nn.Module,
+    where: torch.device,
+    samples: Samples,
+    options: CorrectOptions,
+) -> list[str]:
+    """See whether the uncorrected model knows the samples as they are given.
 
     Parameters
     ----------
+    logits
+        What it answers, ``[n, outputs]``.
+    inputs
+        What was noticed about the inputs of its first BatchNorm; may be empty.
     work, where
-        The working copy, and its device.
+        The working copy, and its device: images of three colours are run once more.
     samples
         The verified samples.
     options
@@ -52,18 +62,10 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
         if copies:
             remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
 
-    if not (options.check_labels or options.expected) and options.check_inputs is False:
-        return remarks  # nothing wants the predictions
-
-    def run(size: int) -> tuple[Tensor, str]:
-        with watching_first_norm(work) as seen:
-            return predict(work, samples, range(len(samples)), size, where), seen.remark()
-
-    (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
     if options.check_labels:
         check_mapping(logits, samples.labels)
     predicted, weights = predicted_classes(logits), getattr(options, "weights", None)
-    doubts = [remark, _remark_on_colours(work, where, samples, logits, size)]
+    doubts = [inputs, _remark_on_colours(work, where, samples, logits, options)]
     if options.drawn != "suspects":  # whose labels a model is to be wrong about
         what = "trusted" if picked else "verified"
         doubts.append(remark_on_chance(predicted, samples.labels, max(logits.shape[1], 2), what))
@@ -73,7 +75,9 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     return remarks + settled(doubts, unexpected, samples.source.prepared, options.check_inputs)
 
 
-def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:
+def _remark_on_colours(
+    work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, options: CorrectOptions
+) -> str:
     """Try images of three colours with red and blue exchanged."""
     inputs = next(samples.batches([0], 1)).inputs
     if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
@@ -82,5 +86,8 @@ def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, l
     def forward(model: nn.Module, images: Tensor) -> object:
         return run_model(model, images.flip(1), samples.forward)
 
-    exchanged = predict(work, replace(samples, forward=forward), range(len(samples)), size, where)
+    other = replace(samples, forward=forward)
+    exchanged, _ = with_smaller_batches(
+        lambda size: predict(work, other, range(len(samples)), size, where), samples.batch_size, options
+    )
     return remark_on_colours(logits, exchanged, samples.labels)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verifix.evaluation.predictions import Array
+from verifix.model.borrow import seeded
 from verifix.model.samples import Samples
+from verifix.recipe.context import Context
 
 CLOSER = 0.5
 """Near-copies are no more than so many times as far from a sample as the next one of its class."""
@@ -120,7 +123,7 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     samples
         The samples.
     sides
-        The fold of each, or whether it corrects or proves.
+        What must not share near-copies: the fold of each, or 0 if it corrects, and a number of its own if it proves.
     logits
         Returns what the model says to them ``[n, outputs]``: looked at where inputs are no float tensors of one shape,
         or too large.
@@ -138,11 +141,19 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     if len(found) < max(LEAST, SHARE * len(samples)):
         return None
     return (
-        f"{len(found)} of the {len(samples)} samples seem to have near-copies where they must not: others of their "
-        "class lie far closer than chance would put them, in another fold or in the other set. Frames of one video, "
-        "images of one patient and augmented copies are not independent, and the gain is not proven. Declare what "
-        "belongs together with groups= (--groups); if all samples are independent, give each a group of its own."
+        f"{len(found)} of the {len(samples)} samples seem to have near-copies among the others: some of their class "
+        "lie far closer than chance would put them. Frames of one video, images of one patient and augmented copies are "
+        "not independent, and prove no gain as if they were. Declare what belongs together with groups= (--groups); "
+        "if all samples are independent, give each a group of its own."
     )
+
+
+def remark_between_folds(whole: Context) -> str | None:
+    """Say that samples of different folds do not seem to be independent; see `remark_on_near_copies`."""
+    folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
+    with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
+        sides = [folds[i] for i in whole.indices]
+        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
 
 
 def _inputs(samples: Samples, pairs: float) -> Tensor | None:

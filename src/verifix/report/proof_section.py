@@ -68,12 +68,13 @@ def _chance(found: Comparison) -> list[str]:
     """Say what p is, and what would decide."""
     if found.doubt is not None and found.verdict == "not proven":
         return []
+    kind = "one-sided" if found.weighted or found.groups is not None else "one-sided, exact"
     if found.verdict == "improved":
         p = probability(found.p_better)
-        return [f"By chance alone, a gain is rarely this clear: p is {p} (one-sided, exact)."]
+        return [f"By chance alone, a gain is rarely this clear: p is {p} ({kind})."]
     if found.verdict == "harmful":
         p = probability(found.p_worse)
-        return [f"By chance alone, a loss is rarely this clear: p is {p} (one-sided, exact)."]
+        return [f"By chance alone, a loss is rarely this clear: p is {p} ({kind})."]
     p = probability(found.p_worse if found.gain.estimate < 0 else found.p_better)
     told = f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."
     needed = found.samples_needed
