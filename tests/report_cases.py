@@ -371,8 +371,8 @@ def about_digits(found: dict[str, Any]) -> dict[str, Any]:
             "verified": {"path": "data/verified.parquet", "sha256": SHA[::-1]},
         },
         "command": "verifix correct --model py:net.py:build --checkpoint runs/2026-11-20/digits-mlp.safetensors "
-        "--verified data/verified.parquet --verified-from unseen --proof nested --out fixed.safetensors --report "
-        "report.html",
+        "--verified data/verified.parquet --verified-from unseen --drawn random --proof nested --out fixed.safetensors "
+        "--report report.html",
         "memory_bytes": 1_310_000_000,
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "numpy": "2.4.6", "verifix": "0.1.0"},
         "seed": 0,

@@ -21,6 +21,7 @@ ORDER = [
     "losses",
     "storage",
     "moments",
+    "declarations",
     "options",
     "progress",
     "model",

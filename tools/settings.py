@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from verifix.cli.options import COMMANDS
+from verifix.declarations import declarations
 from verifix.inspection import CollectArguments, InspectArguments
 from verifix.options import (
     HEADINGS,
@@ -20,7 +21,6 @@ from verifix.options import (
     CorrectOptions,
     LayerOptions,
     RunOptions,
-    declarations,
 )
 from verifix.proof import ProveArguments
 from verifix.selection.trusted import TrustArguments

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from verifix.algorithm import correct
 from verifix.capture.collect import collect
+from verifix.capture.padding import Padding
 from verifix.capture.selection import selection_of
 from verifix.losses import correct_or_not, tempered_cross_entropy
 from verifix.model.borrow import borrowed
@@ -215,10 +216,11 @@ def contexts(case: Case, model: nn.Module, folds: int = FOLDS) -> tuple[Context,
     samples, device, selection = case.verified, device_of(model), selection_of(None, None)
     members = [list(map(int, fold)) for fold in split_folds(samples, folds, case.seed)]
     few = [range(min(2, len(samples)))]  # layers and biases; no moments
-    found = collect(model, samples, few, batch_size=2, device=device, selection=selection, show=False, padding=False)
+    padding = Padding(required=False)
+    found = collect(model, samples, few, batch_size=2, device=device, selection=selection, padding=padding)
     size = samples.batch_size or DEFAULT_BATCH_SIZE
     numbers = range(folds)
-    run = Run(model, samples, members, found, {}, size, device, selection, padding=False, seed=case.seed)
+    run = Run(model, samples, members, found, {}, size, device, selection, padding, seed=case.seed)
     whole = Context(run, numbers)
     return whole, [whole.without(fold) for fold in numbers]
 

@@ -22,7 +22,6 @@ from .proof import prove as prove
 from .recipe.candidates import Grid as Grid
 from .recipe.candidates import Listed as Listed
 from .recipe.outcome import LayerReport as LayerReport
-from .recipe.stages import Cost as Cost
 from .recipe.stages import Stage as Stage
 from .recipe.stages import register_stage as register_stage
 from .selection.trusted import Trusted as Trusted

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from verifix.correction import Correction
+from verifix.declarations import takes
 from verifix.errors import DataError
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
 from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
-from verifix.options import CorrectArguments, takes
+from verifix.options import CorrectArguments
 from verifix.preflight import begin
 from verifix.progress import tell
-from verifix.recipe.budget import Pace, measure
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
@@ -89,8 +88,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
-            pace = measure(whole) if choosing else Pace(math.inf, math.inf)
-            rules, begun = Rules(settings, pace, settings.score, settings.loss), time.perf_counter()
+            rules, begun = Rules(settings, settings.score, settings.loss), time.perf_counter()
             choices: dict[str, Choice] = {}
             for stage in start.stages:
                 left, last = settings.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]

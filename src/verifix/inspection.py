@@ -16,6 +16,7 @@ from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
+from verifix.declarations import takes
 from verifix.errors import UsageError
 from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
@@ -25,7 +26,7 @@ from verifix.model.tensors import device_of, model_digest
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import CollectOptions, ForwardArguments, LayerOptions, takes
+from verifix.options import CollectOptions, ForwardArguments, LayerOptions
 from verifix.preflight import check_picked, collect_and_try, working_copy
 
 
@@ -190,5 +191,5 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
         check_picked(samples, origin)
         with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):
             digest = model_digest(work)
-            collected, _ = collect_and_try(work, where, samples, [range(len(samples))], settings)
+            collected, *_ = collect_and_try(work, where, samples, [range(len(samples))], settings)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

@@ -1,22 +1,16 @@
 """Settings. Name, type, default, heading and description of each stand here once, or in the modules that use these.
 
-From here they reach the Python calls (`takes`), the command line, its files of settings and docs/settings.md. No torch
-here: the command line reads the settings for its help.
+From here they reach the Python calls (`verifix.declarations`), the command line, its files of settings and
+docs/settings.md. No torch here: the command line reads the settings for its help.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
 import math
 import re
-import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
 
@@ -36,10 +30,6 @@ if TYPE_CHECKING:
     Moments: TypeAlias = Path | verifix.SavedMoments
 else:
     Device = Moments = str  # what the command line gives, which starts without torch
-
-P = ParamSpec("P")
-S = TypeVar("S")
-R = TypeVar("R")
 
 HEADINGS = {
     heading: Parameter(group=Group.create_ordered(heading))
@@ -111,6 +101,9 @@ def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
 
 VERIFIED_FROM = ("unseen", "training", "trusted")
 """What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
+
+DRAWN = ("random", "by-class", "suspects")
+"""How verified samples can be drawn; only the first is a sample of the data as it is."""
 
 TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 """Ways to rank samples by how far their given label is to be trusted; see `verifix.trust`."""
@@ -184,8 +177,8 @@ class ChoiceOptions(Settings):
     clearly support it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by
     commas, such as project,refit; `verifix.register_stage` adds more."""
     budget: Annotated[str | float | None, CORRECTION] = None
-    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage that is expected to take longer than
-    what is left is skipped. The first pass over the samples does not count."""
+    """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage whose first fold shows
+    that it takes longer than what is left is dropped. The first pass over the samples does not count."""
 
     def __post_init__(self) -> None:
         """Check the strength and the time."""
@@ -251,7 +244,8 @@ class CollectOptions(RunOptions, LayerOptions):
     another rule picked the samples. If nothing is said, Python assumes "unseen" to correct; on the command line,
     --verified needs this flag."""
     padding: Annotated[bool, DATA] = True
-    """Require a mask of the padding for token ids that contain the model's pad id. Turn it off if they need none."""
+    """Require a mask of the padding for token ids that contain the model's pad id, and masks that the answers do not
+    contradict. Turn it off if the ids need no mask, or if a mask means what its name says in any case."""
 
     def __post_init__(self) -> None:
         """Check the words."""
@@ -313,6 +307,12 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
     moments: Annotated[str | Moments | None, CORRECTION] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
+    drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None
+    """How the verified samples were drawn. "random": at random from the data that the model will meet. "by-class": at
+    random within each class, but not in the classes' natural shares. "suspects": because their label or the model's
+    answer looked wrong. With the last two, the gain on the samples is not that on the data: to prove a gain, say how
+    much each sample counts, or give test samples. If nothing is said, Python assumes "random"; on the command line, a
+    proof on the verified samples needs this flag."""
     check_labels: Annotated[bool, DATA] = True
     """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
     Turn it off if the labels are correct as they are."""
@@ -321,6 +321,7 @@ class CorrectOptions(CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
         """Check the words."""
         super().__post_init__()
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
+        require(self.drawn in (None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
 
     @property
     def origin(self) -> str:
@@ -356,77 +357,3 @@ class CorrectArguments(ForwardArguments, CorrectOptions):
     stored_as: Mapping[str, torch.dtype] | None = None
     """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
     Corrected weights are rounded to them once, before anything is scored."""
-
-
-def takes(
-    settings: Callable[P, S],
-) -> Callable[[Callable[[nn.Module, Any, S], R]], Callable[Concatenate[nn.Module, Any, P], R]]:
-    """Let a call take settings as keyword arguments, as they are declared: for editors, type checkers and `help`.
-
-    Parameters
-    ----------
-    settings
-        The class of the settings.
-
-    Returns
-    -------
-    Callable
-        A decorator. It turns a function of a model, samples and settings into one of a model, samples and keyword
-        arguments; the entry "settings" of its docstring gives way to their descriptions.
-    """
-
-    def decorate(function: Callable[[nn.Module, Any, S], R]) -> Callable[Concatenate[nn.Module, Any, P], R]:
-        *given, _ = inspect.signature(function).parameters.values()
-        found = declarations(settings)  # type: ignore[arg-type]  # it is a class
-        named = [p.replace(annotation=found[name][0]) for name, p in inspect.signature(settings).parameters.items()]
-        signature = inspect.Signature([*given, *named])
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> R:
-            arguments = signature.bind(*args, **kwargs).arguments
-            return function(*(arguments.pop(each.name) for each in given), settings(**arguments))  # type: ignore[call-arg]
-
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        entries = "".join(f"{name}\n{_indented(text)}\n" for name, (_, text) in found.items())
-        call.__doc__ = re.sub(r"(?m)^settings\n(?: +.*\n)+", lambda _: entries, inspect.getdoc(function) or "")
-        return call
-
-    return decorate
-
-
-def declarations(settings: type[Any]) -> dict[str, tuple[str, str]]:
-    """Return the type and the description of each setting of a class, as they stand in the source, if it is there.
-
-    Parameters
-    ----------
-    settings
-        The class.
-
-    Returns
-    -------
-    dict
-        By name: the type, and the text below the declaration, in one line.
-    """
-    found = {field.name: (str(field.type), "") for field in fields(settings)}
-    for cls in reversed(settings.__mro__):
-        for entry, text in pairwise(_classes(cls.__module__).get(cls.__name__, ())):
-            if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                kind = entry.annotation
-                if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Annotated":
-                    kind = kind.slice.elts[0]  # type: ignore[attr-defined]
-                found[ast.unparse(entry.target)] = ast.unparse(kind), " ".join(str(text.value.value).split())
-    return found
-
-
-@functools.cache
-def _classes(module: str) -> dict[str, list[ast.stmt]]:
-    """Return what stands in each class of a module; nothing if its source is not there."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):
-        return {}
-    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
-
-
-def _indented(text: str) -> str:
-    return textwrap.indent(textwrap.fill(text, 112), "    ")

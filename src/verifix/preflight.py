@@ -17,16 +17,16 @@ from verifix.capture.collect import Collected, collect
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
-from verifix.capture.padding_check import check_padding
+from verifix.capture.padding import Padding
+from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
-from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.channel_order import remark_on_colours
+from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
-from verifix.evaluation.input_check import settled
+from verifix.evaluation.input_check import judged
 from verifix.evaluation.label_order import check_mapping
-from verifix.losses import predicted_classes
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
@@ -116,11 +116,12 @@ def begin(
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            read_as = [remark] if remark else []
+            read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
             provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            provenance["notes"] += remarks_on_padding(whole.run.padding)
             yield Start(work, samples, stages, whole, provenance)
 
 
@@ -139,18 +140,31 @@ def working_copy(model: nn.Module, options: RunOptions) -> Iterator[tuple[nn.Mod
 
 def collect_and_try(
     work: nn.Module, where: torch.device, samples: Samples, folds: Sequence[Sequence[int]], options: CollectOptions
-) -> tuple[Collected, int]:
-    """Run the one pass over all folds, and try whether padding was left out; return the batch size it took as well."""
-    selection = selection_of(options.include, options.exclude)
-    common: dict[str, Any] = {"device": where, "selection": selection, "padding": options.padding}
+) -> tuple[Collected, int, Padding]:
+    """Run the one pass over all folds, and try its padding; return also the size of its batches and how it is told."""
+    common: dict[str, Any] = {"device": where, "selection": selection_of(options.include, options.exclude)}
 
-    def run(size: int) -> Collected:
-        return collect(work, samples, folds, batch_size=size, show=options.progress, **common)
+    def passed(padding: Padding) -> tuple[Collected, int, Padding]:
+        def run(size: int) -> Collected:
+            return collect(work, samples, folds, batch_size=size, show=options.progress, padding=padding, **common)
 
-    collected, size = with_smaller_batches(run, samples.batch_size, options)
-    if collected.padded and collected.layers:
-        check_padding(work, samples, collected.padded, **common)
-    return collected, size
+        collected, size = with_smaller_batches(run, samples.batch_size, options)
+        if not (collected.padded and collected.layers):
+            return collected, size, padding
+        settled = settle_padding(work, samples, collected.padded, padding=padding, **common)
+        return passed(settled) if settled.inverted != padding.inverted else (collected, size, settled)
+
+    return passed(Padding(options.padding))
+
+
+def remarks_on_padding(padding: Padding) -> list[str]:
+    """Say which masks are read the other way round than models usually mean them."""
+    turned = "{} is read the other way round than usual: only then the answers do not depend on what it hides."
+    seen = "The answers depend on what {} hides; it is read as usual, and what it hides does not count."
+    return [
+        *(turned.format(name) for name in sorted(padding.inverted)),
+        *(seen.format(name) for name in sorted(padding.visible)),
+    ]
 
 
 def prepare(
@@ -194,7 +208,7 @@ def prepare(
     """
     selection = selection_of(options.include, options.exclude)
 
-    collected, size = collect_and_try(work, where, samples, folds, options)
+    collected, size, padding = collect_and_try(work, where, samples, folds, options)
     if len(folds) > 1 and size > max(map(len, folds)):  # batches of the pass never cross folds, and those of stages do
         some = range(min(size, len(samples)))
         _, size = with_smaller_batches(lambda n: predict(work, samples, some, n, where), size, options)
@@ -204,7 +218,7 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, options.padding, stored_as, options.seed)
+    how = (size, where, selection, padding, stored_as, options.seed)
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 
@@ -212,11 +226,6 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
     picked, needed, choosing = options.origin == "trusted", minimum_samples(options), is_choosing(options)
     check_picked(samples, options.origin)
-    if options.origin == "trusted" and options.expect_accuracy is not None:
-        raise UsageError(
-            "expect_accuracy is for samples that the model meets, but verified_from is 'trusted': samples that were "
-            "picked by their labels are right more often; give --test, or omit expect_accuracy"
-        )
     if len(samples) < needed:
         more = "pick more" if picked else "verify more"
         alternative = f"{more}, or give alpha as a number" if choosing else more
@@ -286,8 +295,7 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     Raises
     ------
     DataError
-        If the predictions fit another mapping of labels to outputs far better, or one input has two labels; if the
-        samples do not look as in training, and `check_inputs` is on; if the accuracy is not the expected one.
+        If the predictions fit another mapping of labels to outputs far better; if one input has two labels; `judged`.
     """
     remarks: list[str] = []
     picked = options.origin == "trusted"
@@ -303,15 +311,8 @@ def look_over(work: nn.Module, where: torch.device, samples: Samples, options: C
     (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
     if options.check_labels:
         check_mapping(logits, samples.labels)
-    predicted = predicted_classes(logits)
-    doubts = [
-        remark,
-        _remark_on_colours(work, where, samples, logits, size),
-        remark_on_chance(predicted, samples.labels, max(logits.shape[1], 2), "trusted" if picked else "verified"),
-    ]
-    found = accuracy_of(predicted, samples.labels, getattr(options, "weights", None))
-    unexpected = remark_on_expected(found, options.expected)
-    return remarks + settled(doubts, unexpected, samples.source.prepared, options.check_inputs)
+    seen = [remark, _remark_on_colours(work, where, samples, logits, size)]
+    return remarks + judged(logits, samples.labels, seen, samples.source.prepared, options)
 
 
 def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from verifix.correction import Correction
+from verifix.declarations import takes
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
+from verifix.evaluation.draw import check_drawn, drawn_note
 from verifix.losses import correct_or_not
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
@@ -26,10 +28,9 @@ from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
-from verifix.options import CorrectArguments, CorrectOptions, takes
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.preflight import begin
 from verifix.progress import progress_bar
-from verifix.recipe.budget import Pace, measure
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
@@ -93,6 +94,8 @@ class Proof:
         The outer folds of a nested proof; else empty.
     estimated, seconds
         What it was expected to take, and what it took; None if that is not known.
+    drawn
+        How the samples were drawn; None if nobody said. Test samples are taken as a random sample.
     """
 
     kind: Kind
@@ -104,6 +107,7 @@ class Proof:
     folds: tuple[Fold, ...] = ()
     estimated: float | None = None
     seconds: float | None = None
+    drawn: str | None = "random"
 
     @property
     def verdict(self) -> str:
@@ -113,7 +117,7 @@ class Proof:
     @property
     def note(self) -> str:
         """What it rests on."""
-        return NOTES[self.kind]
+        return f"{NOTES[self.kind]} {drawn_note(self.drawn, weighted=self.comparison.weighted)}".rstrip()
 
     def summary(self) -> str:
         """Return the verdict, the figures and what they rest on, for reading."""
@@ -166,7 +170,8 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     Raises
     ------
     UsageError
-        If the model was trained on the samples, or nobody verified them: then they prove nothing.
+        If the model was trained on the samples, or nobody verified them: then they prove nothing. If they are no random
+        sample, and nothing says how much each counts.
     DataError
         If there are too few samples.
 
@@ -191,9 +196,9 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
         check_provable(len(samples), "nested", settings)
+        check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
-            pace, quiet = _pace(start.whole, settings), replace(settings, progress=False)
-            rules = Rules(quiet, pace, settings.score, settings.loss)
+            rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
             pairs = [_judged(start.whole, course) for course in courses]
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
@@ -201,12 +206,8 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     folds = [_fold(course, before, after, samples.labels) for course in courses]
     comparison = compare(before, after, samples.labels, weights=settings.weights, seed=settings.seed, outputs="logits")
     indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
-    return Proof("nested", comparison, indices, before, after, samples.labels, tuple(folds), seconds=seconds)
-
-
-def _pace(context: Context, options: CorrectOptions) -> Pace:
-    """Return what the machine does per second, if anything depends on it."""
-    return measure(context) if options.budget is not None else Pace(math.inf, math.inf)
+    made = (comparison, indices, before, after, samples.labels, tuple(folds))
+    return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
 
 
 def measured(
@@ -219,6 +220,7 @@ def measured(
     *,
     seed: int = 0,
     show: bool = False,
+    drawn: str | None = "random",
 ) -> Proof:
     """Measure a correction on samples that it has not seen.
 
@@ -238,6 +240,8 @@ def measured(
         Seed of the bootstrap.
     show
         Whether to show progress.
+    drawn
+        How the samples were drawn.
 
     Returns
     -------
@@ -251,7 +255,8 @@ def measured(
         after = predicted(correction.model, samples, indices, bar.update) if correction.changed else before
     chosen = None if weights is None else np.asarray(weights)[list(indices)]
     comparison = compare(before, after, labels, weights=chosen, seed=seed, outputs="logits")
-    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=seconds, drawn=drawn)
 
 
 def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:

@@ -50,6 +50,8 @@ def run(world: Path, out: Path, capsys, *more: str, verified: str = "verified") 
     else:
         given += ["--verified", samples]
         given += [] if "--verified-from" in more else ["--verified-from", "unseen"]
+        unsaid = "--drawn" in more or "none" in more or "--test" in more
+        given += [] if unsaid else ["--drawn", "random"]
     code = main(["correct", *given, *more])
     return code, *capsys.readouterr()
 

@@ -21,18 +21,19 @@ import yaml
 from tools.settings import PAGE, page
 
 import verifix
-from verifix import options
+from verifix import declarations as in_source
 from verifix.cli.main import application, main, parse
 from verifix.cli.options import COMMANDS, CorrectCommand
+from verifix.declarations import declarations
 from verifix.inspection import CollectArguments, InspectArguments
-from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, declarations
+from verifix.options import HEADINGS, CorrectArguments, CorrectOptions
 from verifix.proof import ProveArguments
 from verifix.selection.trusted import TrustArguments
 
 SOURCE = Path(verifix.__file__).parent
 OF_A_FILE = {"config", "print_config"}
 LEAST = ["correct", "--model", "py:m.py:f", "--checkpoint", "a.pt", "--verified", "v", "--out", "b.pt"]
-LEAST += ["--verified-from", "unseen"]
+LEAST += ["--verified-from", "unseen", "--drawn", "random"]
 
 
 def help_of(name: str, monkeypatch, capsys) -> str:
@@ -142,14 +143,14 @@ def test_without_the_source_there_are_no_descriptions_and_all_else_works(monkeyp
     def missing(_: object) -> str:
         raise OSError("could not get source code")
 
-    options._classes.cache_clear()
-    monkeypatch.setattr(options.inspect, "getsource", missing)
+    in_source._classes.cache_clear()
+    monkeypatch.setattr(in_source.inspect, "getsource", missing)
     try:
         assert "--batch-size" in help_of("score", monkeypatch, capsys)
-        call = options.takes(CorrectArguments)(lambda model, verified, settings: settings.alpha)
+        call = in_source.takes(CorrectArguments)(lambda model, verified, settings: settings.alpha)
         assert call(None, None, alpha=3) == 3
     finally:
-        options._classes.cache_clear()
+        in_source._classes.cache_clear()
 
 
 def test_the_page_of_settings_is_up_to_date():

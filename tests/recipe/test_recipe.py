@@ -236,12 +236,6 @@ def test_a_given_strength_alone_is_the_projection_alone_and_with_a_recipe_the_re
     assert both.choices["refit"].points
 
 
-def test_nothing_is_timed_where_nothing_is_chosen(monkeypatch):
-    monkeypatch.setattr("verifix.algorithm.measure", None)
-    model, x, y = noisy_case()
-    assert verifix.correct(model, (x, y), alpha=30, progress=False).alpha == 30
-
-
 def verified(data):
     return data.inputs[data.verified], data.labels[data.verified]
 

@@ -134,17 +134,6 @@ def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
     assert fitter.obstacle() == ""
 
 
-def test_cost_counts_the_multiplications_of_each_layer():
-    model, (x, y) = small_net().double().eval(), small_data()
-    cost = Project(context_of(model, x.double(), y)).cost()
-    layers = [(16, 8), (16, 16), (3, 16)]
-    products = [2 * outputs * width**2 for outputs, width in layers]
-    again = sum(width**3 / 3 + 2 * p for (_, width), p in zip(layers, products, strict=True))
-    assert cost.flops_again == pytest.approx(again)
-    assert cost.flops == pytest.approx(again + sum(products))
-    assert cost.nbytes == sum(8 * (w**2 + 2 * o * w) for o, w in layers)
-
-
 def test_recipes_name_stages():
     assert [s.name for s in stages_of("verifix")] == ["project"]
     assert [s.name for s in stages_of("auto")] == list(STAGES)
@@ -195,7 +184,7 @@ def test_a_stage_takes_one_class_and_one_call(registry):
         verifix.correct(model, (x, y), recipe="magic", progress=False)
     with pytest.raises(verifix.DataError, match="a nested proof needs at least 63"):
         verifix.prove(model, (x[:62], y[:62]), recipe="scale", progress=False)
-    assert len(verifix.prove(model, (x, y), recipe="scale", progress=False).folds) == 5
+    assert len(verifix.prove(model, (x, y), recipe="scale", check_inputs=False, progress=False).folds) == 5
 
 
 def test_a_stage_runs_in_auto_only_if_its_class_says_so(registry):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from verifix.capture.census import Account, Census
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Bias, Layer
+from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.errors import AmbiguousBatchError, DataError
 from verifix.model.nonfinite import check_finite, first_tensor
@@ -69,7 +70,7 @@ def collect(
     batch_size: int,
     device: torch.device,
     selection: Selection | None = None,
-    padding: bool = True,
+    padding: Padding | None = None,
     show: bool = False,
 ) -> Collected:
     """Run a borrowed model once over all folds; batches never cross folds.
@@ -89,7 +90,7 @@ def collect(
     selection
         Layers wanted; all by default.
     padding
-        Whether token ids that contain the model's pad id need a mask.
+        How padding is told; as usual by default.
     show
         Whether to show progress.
 

@@ -23,7 +23,7 @@ from verifix.capture.batch_invariant import Constants
 from verifix.capture.census import Census
 from verifix.capture.kinds import KINDS, LayerKind, Product
 from verifix.capture.layer import Bias, Layer
-from verifix.capture.padding import watching_padding
+from verifix.capture.padding import Padding, watching_padding
 from verifix.capture.parameters import ParameterIndex, of_weight_norm
 from verifix.capture.selection import Selection
 from verifix.errors import DataError, VerifixError
@@ -219,7 +219,12 @@ def _function_name(function: Callable[..., Any]) -> str:
 
 @contextmanager
 def intercepting(
-    model: nn.Module, sink: Sink, selection: Selection | None = None, *, padding: bool = True, masked: bool = True
+    model: nn.Module,
+    sink: Sink,
+    selection: Selection | None = None,
+    *,
+    padding: Padding | None = None,
+    masked: bool = True,
 ) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
@@ -232,7 +237,7 @@ def intercepting(
     selection
         Layers to hand on; all of them by default. The census lists the others too.
     padding
-        Whether token ids that contain the model's pad id need a mask.
+        How padding is told; as usual by default.
     masked
         Whether rows of padding are left out.
 
@@ -244,6 +249,6 @@ def intercepting(
     index = ParameterIndex(model)
     census = Census(index=index)
     interceptor = _Interceptor(index, census, selection or Selection(), sink)
-    watching = watching_padding(model, census.batch, padding=padding) if masked else nullcontext()
+    watching = watching_padding(model, census.batch, padding or Padding()) if masked else nullcontext()
     with watching, interceptor, _Witness(interceptor):
         yield census

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,25 @@ NOT_IDS = {"token_type_ids", "position_ids", "labels", "head_mask", "bbox", *OF_
 """Integer arguments that are no token ids."""
 
 
+@dataclass(frozen=True)
+class Padding:
+    """How padding is told from tokens.
+
+    Attributes
+    ----------
+    required
+        Whether token ids that contain the model's pad id need a mask, and no mask may be contradicted by the logits.
+    inverted
+        Names of masks of 0 and 1 that mean the opposite of what models usually mean by this name.
+    visible
+        Names of masks of 0 and 1 that do not hide everything that they mark from the answers.
+    """
+
+    required: bool = True
+    inverted: frozenset[str] = frozenset()
+    visible: frozenset[str] = frozenset()
+
+
 class RunningBatch:
     """Which rows of the batch that runs count.
 
@@ -43,6 +63,8 @@ class RunningBatch:
         Whether rows have been counted already.
     padded
         The first mask with padding in the batch.
+    flags
+        Names of the masks of 0 and 1 in the batch; only their name says which of the two is padding.
     """
 
     def __init__(self) -> None:
@@ -51,6 +73,7 @@ class RunningBatch:
         self.pad: int | None = None
         self.counted = False
         self.padded: RowMask | None = None
+        self.flags: set[str] = set()
         self._outer: list[RowMask | None] = []
         self._last: RowMask | None = None
 
@@ -58,6 +81,7 @@ class RunningBatch:
         """Forget the last batch."""
         self.samples, self.keep, self.pad, self.counted = samples, None, None, False
         self.padded = self._last = None
+        self.flags = set()
         self._outer.clear()
 
     def enter(self, mask: Tensor | None, *, unmasked: bool = False) -> None:
@@ -106,12 +130,11 @@ class RunningBatch:
 
     def _known(self, mask: Tensor) -> RowMask | None:
         """Return the mask in force if it is this one: a module often hands it on to the next."""
-        same = self.keep.by_tokens.get(mask.shape[1]) if self.keep is not None else None
-        return self.keep if same is not None and torch.equal(same, mask) else None
+        return self.keep if self.keep is not None and self.keep.is_of(mask) else None
 
 
 @contextmanager
-def watching_padding(model: nn.Module, batch: RunningBatch, *, padding: bool) -> Iterator[None]:
+def watching_padding(model: nn.Module, batch: RunningBatch, padding: Padding) -> Iterator[None]:
     """Keep a running batch informed of the masks that modules receive.
 
     Parameters
@@ -121,13 +144,13 @@ def watching_padding(model: nn.Module, batch: RunningBatch, *, padding: bool) ->
     batch
         Is told.
     padding
-        Whether ids that contain the model's pad id need a mask.
+        How padding is told.
 
     Yields
     ------
     None
     """
-    pads = pad_ids(model) if padding else frozenset()
+    pads = pad_ids(model) if padding.required else frozenset()
     with ExitStack() as stack:
         for module in dict.fromkeys((model, *model.modules())):
             signature = _signature(module)
@@ -137,7 +160,12 @@ def watching_padding(model: nn.Module, batch: RunningBatch, *, padding: bool) ->
 
             def enter(module: nn.Module, args: Any, kwargs: Any, signature: inspect.Signature = signature) -> None:
                 given = _named(signature, args, kwargs)
-                mask = _mask_in(given, batch.samples, outermost=module is model)
+                own = type(module).__module__.startswith("torch.nn.")  # its documentation says what its masks mean
+                inverted = frozenset[str]() if own else padding.inverted
+                mask, flag = _mask_in(given, batch.samples, inverted, outermost=module is model)
+                if own and mask is not None and batch.keep is not None and batch.keep.is_of(mask):
+                    batch.flags.clear()  # it is handed on to where its meaning is certain
+                batch.flags |= {flag} if flag and not own else set()
                 if module is model:
                     _check_decoder(given, mask)
                     batch.pad = _pad_in(given, pads) if mask is None else None
@@ -188,36 +216,38 @@ def _named(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, An
     return given
 
 
-def _mask_in(given: Mapping[str, Any], samples: int | None, *, outermost: bool) -> Tensor | None:
-    """Return the first mask ``[samples, tokens]`` among named arguments, True for what counts."""
+def _mask_in(
+    given: Mapping[str, Any], samples: int | None, inverted: frozenset[str], *, outermost: bool
+) -> tuple[Tensor | None, str]:
+    """Return the first mask ``[samples, tokens]``, True for what counts, and its name if that decides what it means."""
     for name in (*OF_TOKENS, *OF_PADDING):
         mask = given.get(name)
         if not isinstance(mask, Tensor):
             continue
-        real = _real_tokens(mask, inverted=name in OF_PADDING)
+        real, certain = _real_tokens(mask, inverted=(name in OF_PADDING) != (name in inverted))
         if real is not None and (len(mask) == samples or _fits(real, samples)):
-            return real
+            return real, "" if certain else name
         if outermost:
             raise DataError(
                 f"{name} has shape {list(mask.shape)} and {mask.dtype}, which is not a token mask of {samples} "
                 "samples; give it as [samples, tokens] of 0 and 1"
             )
-    return None
+    return None, ""
 
 
-def _real_tokens(mask: Tensor, *, inverted: bool) -> Tensor | None:
-    """Read a mask in any of its forms as bool ``[samples, tokens]``; None if it is of another kind."""
+def _real_tokens(mask: Tensor, *, inverted: bool) -> tuple[Tensor | None, bool]:
+    """Read a mask in any of its forms as bool ``[samples, tokens]``, None if it is none; tell whether it is certain."""
     if mask.ndim == 4 and mask.shape[1] == mask.shape[2] == 1:
         mask = mask[:, 0, 0]
     if mask.ndim < 2 or mask.ndim > 3:
-        return None
+        return None, False
     flat = mask.flatten(0, -2)  # [samples, choices, tokens] are as many texts
     additive = flat.is_floating_point() and bool((flat <= 0).all()) and not (inverted and bool((flat == 0).all()))
     if additive:
-        return flat > -1
+        return flat > -1, bool((flat < 0).any())
     if not bool(((flat == 0) | (flat == 1)).all()):
-        return None
-    return flat == 0 if inverted else flat == 1
+        return None, False
+    return flat == 0 if inverted else flat == 1, False
 
 
 def _fits(mask: Tensor, samples: int | None) -> bool:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 from cyclopts import Parameter
 
 from verifix.cli.options import COMMANDS, Command
+from verifix.declarations import declarations
 from verifix.errors import UsageError, VerifixError
 from verifix.model.threads import wait_passively
-from verifix.options import declarations
 
 if TYPE_CHECKING:
     from cyclopts import App, Argument, ArgumentCollection, CycloptsError

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from verifix.errors import UsageError
+from verifix.evaluation.draw import check_drawn
 from verifix.io.options import (
     CheckpointOptions,
     DataOptions,
@@ -19,6 +20,7 @@ from verifix.io.options import (
 from verifix.options import (
     AS_TEXT,
     DATA,
+    DRAWN,
     MAIN,
     OUTPUT,
     PROOF,
@@ -131,7 +133,7 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
     """Correct a checkpoint from a verified set.
 
     Example: verifix correct --model py:net.py:build --checkpoint net.safetensors --verified verified/
-    --verified-from unseen --out fixed.safetensors --report report.html
+    --verified-from unseen --drawn random --out fixed.safetensors --report report.html
     """
 
     needs: ClassVar[tuple[str, ...]] = ("model", "out")
@@ -149,6 +151,8 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
                 raise UsageError(
                     f"--verified-from {self.verified_from} contradicts --trusted, whose labels nobody verified"
                 )
+            if self.drawn is not None:
+                raise UsageError("--drawn says how verified samples were drawn, but nobody verified those of --trusted")
             self.settle(verified_from="trusted")
             if self.expect_accuracy is not None and self.test is None:
                 raise UsageError(
@@ -166,6 +170,13 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             raise UsageError(
                 f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
             )
+        if self.proves_by in ("nested", "split") and self.drawn is None:
+            raise UsageError(
+                f"--proof {self.proves_by} needs --drawn, one of {', '.join(DRAWN)}: how the verified samples were "
+                "drawn; or give test samples with --test, or --proof none to write without a proof"
+            )
+        if self.proves_by in ("nested", "split"):
+            check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
         if self.proves_by == "none" and self.weighted:
             raise UsageError(
                 "--class-shares and --weights-file weight the samples on which the gain is measured, but --proof none "

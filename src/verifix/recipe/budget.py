@@ -1,82 +1,54 @@
-"""How long a stage will take, estimated from the pace of this machine, and whether that is within the budget."""
+"""What is left of a budget while a stage's strength is chosen: measured on the stage itself, not foreseen."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
-
-from verifix.capture.collect import moments_device
-from verifix.recipe.candidates import Candidates
-from verifix.recipe.context import Context
-from verifix.recipe.stages import Stage
-
-SIDE = 1024
-"""Side of the matrices whose product is timed."""
-
-TIMED = 64
-"""Samples on which the model is timed."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What this machine does per second: floating-point operations in float64, and samples run forward."""
+class OutOfTimeError(Exception):
+    """A stage takes longer than what is left; `seconds` is what it was expected to take."""
 
-    flops: float
-    runs: float
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
-def measure(context: Context) -> Pace:
-    """Time a matrix product and a batch, each once to warm up and once to measure.
+class Stopwatch:
+    """Times the fits of a stage, and stops them once it is clear that they take too long.
 
     Parameters
     ----------
-    context
-        The model, and samples to run.
+    left
+        Seconds that choosing may take.
+    fits
+        How many fits choosing needs.
+    first
+        After how many of them what it takes is foreseen: those of the first fold, which hold a share of what all
+        strengths have in common.
 
-    Returns
-    -------
-    Pace
-        Of linear algebra where moments live, and of the model where it is.
-    """
-    square = torch.rand(SIDE, SIDE, dtype=torch.float64, device=moments_device(context.run.device))
-    batch = context.indices[:TIMED]
-    product = min(_timed(lambda: float((square @ square)[0, 0])) for _ in range(2))
-    run = min(_timed(lambda: context.predict(batch, {})) for _ in range(2))
-    return Pace(2 * SIDE**3 / product, len(batch) / run)
-
-
-def _timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return max(time.perf_counter() - start, 1e-9)
-
-
-def estimate(whole: Stage, parts: Sequence[Stage], candidates: Candidates, pace: Pace) -> float:
-    """Estimate the seconds that cross-fitting a stage and fitting it on all samples takes.
-
-    Parameters
+    Attributes
     ----------
-    whole, parts
-        Its fitters, of all samples and of those without each fold.
-    candidates
-        The strengths it will try.
-    pace
-        What the machine does.
-
-    Returns
-    -------
-    float
-        Seconds.
+    expected
+        Seconds that choosing was expected to take then; None before.
     """
-    flops = runs = 0.0
-    for fitter, rounds in [(whole, [1]), *((part, candidates.rounds) for part in parts)]:
-        cost, context = fitter.cost(), fitter.context
-        further = sum(rounds) - len(rounds)
-        flops += len(rounds) * cost.flops + further * cost.flops_again
-        runs += len(rounds) * cost.runs + further * cost.runs_again
-        held_out = sum(map(len, context.run.members)) - len(context.indices)
-        runs += sum(rounds) * held_out
-    return flops / pace.flops + runs / pace.runs
+
+    def __init__(self, left: float, fits: int, first: int) -> None:
+        self.left, self.fits, self.first = left, fits, first
+        self.expected: float | None = None
+        self._begun, self._done = time.perf_counter(), 0
+
+    def fitted(self) -> None:
+        """Note one more fit.
+
+        Raises
+        ------
+        OutOfTimeError
+            If nothing is left, or what is left will not suffice by the time that the first fold took.
+        """
+        self._done += 1
+        elapsed = time.perf_counter() - self._begun
+        expected = elapsed * max(self.fits / self._done, 1.0)
+        if self._done == self.first:
+            self.expected = expected
+        if (expected if self._done == self.first else elapsed) > self.left:
+            raise OutOfTimeError(expected)

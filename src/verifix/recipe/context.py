@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from verifix.capture.collect import Collected, collect
 from verifix.capture.layer import Layer
+from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.model.predict import predict
 from verifix.model.samples import Samples
@@ -52,7 +53,7 @@ class Run:
     batch_size: int
     device: torch.device
     selection: Selection
-    padding: bool = True
+    padding: Padding = field(default_factory=Padding)
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     seed: int = 0
 
@@ -78,7 +79,7 @@ class Context:
     strengths
         Strengths of the stages so far, by name.
     logits
-        What the current weights predict for the samples outside, by index, ``[outputs]`` each; None if not known yet.
+        What the current weights predict for the samples outside, ``[n, outputs]``; None if not known yet.
     """
 
     run: Run
@@ -86,7 +87,7 @@ class Context:
     asked: Sequence[int] | None = None
     update: Update = field(default_factory=dict)
     strengths: Mapping[str, Strength] = field(default_factory=dict)
-    logits: Mapping[int, Tensor] | None = None
+    logits: Tensor | None = None
 
     @property
     def indices(self) -> list[int]:
@@ -113,6 +114,14 @@ class Context:
     def without(self, fold: int) -> Context:
         """Return the context of all of these folds but one."""
         return replace(self, folds=[k for k in self.folds if k != fold], logits=None)
+
+    def asking(self, folds: Sequence[int]) -> Context:
+        """Return the same context, to be scored on the samples of some folds alone, which it was scored on before."""
+        other = replace(self, asked=folds)
+        if self.logits is not None:
+            kept = set(other.outside)
+            other = replace(other, logits=self.logits[[k for k, i in enumerate(self.outside) if i in kept]])
+        return other
 
     def samples_of(self, folds: Sequence[int]) -> list[int]:
         """Return the indices of the samples of some folds, ascending."""
@@ -159,9 +168,7 @@ class Context:
         copy = torch.empty_strided(value.shape, value.stride(), dtype=dtype, device=value.device)
         return copy.copy_(value)
 
-    def after(
-        self, stage: str, strength: Strength, update: Update, logits: Mapping[int, Tensor] | None = None
-    ) -> Context:
+    def after(self, stage: str, strength: Strength, update: Update, logits: Tensor | None = None) -> Context:
         """Return the context that the next stage works with; `logits` are those of its weights, if they are known."""
         strengths = {**self.strengths, stage: strength}
         return replace(self, update={**self.update, **update}, strengths=strengths, logits=logits)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from verifix.losses import Score, apply_score, correct_or_not, tempered_cross_entropy
 from verifix.options import CorrectOptions
 from verifix.progress import duration, progress_bar
-from verifix.recipe.budget import Pace, estimate
+from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Strength
 from verifix.recipe.context import Context
 from verifix.recipe.decision import Choice, Scores, choose, given, not_tried
@@ -28,14 +28,11 @@ class Rules:
     ----------
     options
         The settings of the correction.
-    pace
-        What the machine does per second, to foresee what a stage will take.
     score, loss
         The user's own, or None; see `verifix.correct`.
     """
 
     options: CorrectOptions
-    pace: Pace
     score: Score | None = None
     loss: Score | None = None
 
@@ -49,13 +46,13 @@ class Trial:
     fitter
         The stage at work there.
     logits
-        By strength, what the fit predicts for each sample outside, ``[outputs]``; None is no change.
+        By strength, what the fit predicts for the samples outside ``[n, outputs]``; None is no change.
     following
         By strength, the context of the next stage.
     """
 
     fitter: Stage
-    logits: dict[Strength | None, Mapping[int, Tensor]] = field(default_factory=dict)
+    logits: dict[Strength | None, Tensor] = field(default_factory=dict)
     following: dict[Strength | None, Context] = field(default_factory=dict)
 
     @property
@@ -63,11 +60,11 @@ class Trial:
         """The context."""
         return self.fitter.context
 
-    def predicted(self, strength: Strength | None) -> Mapping[int, Tensor]:
-        """Return the logits of the samples outside under one strength, fitted once."""
+    def predicted(self, strength: Strength | None) -> Tensor:
+        """Return the logits ``[n, outputs]`` of the samples outside under one strength, fitted once."""
         if strength not in self.logits:
-            update, outside = {} if strength is None else self.fitter.fit(strength), self.context.outside
-            self.logits[strength] = dict(zip(outside, self.context.predict(outside, update), strict=True))
+            update = {} if strength is None else self.fitter.fit(strength)
+            self.logits[strength] = self.context.predict(self.context.outside, update)
         return self.logits[strength]
 
     def after(self, strength: Strength | None) -> Context:
@@ -76,7 +73,7 @@ class Trial:
             self.following[strength] = self._after(strength, self.logits.get(strength))
         return self.following[strength]
 
-    def _after(self, strength: Strength | None, logits: Mapping[int, Tensor] | None) -> Context:
+    def _after(self, strength: Strength | None, logits: Tensor | None) -> Context:
         if strength is None:
             return replace(self.context, logits=logits)
         with self.fitter.round():
@@ -176,18 +173,22 @@ def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rul
     obstacle = trials[whole].fitter.obstacle()
     if obstacle:
         return not_tried(obstacle)
-    fitters = [trials[part].fitter for part in parts]
-    candidates = fitters[0].candidates()
-    seconds = estimate(trials[whole].fitter, fitters, candidates, rules.pace)
-    if seconds > left:
+    if left <= 0:
+        return not_tried("nothing of the budget remains")
+    candidates = trials[parts[0]].fitter.candidates()
+    watch = Stopwatch(left, len(parts) * sum(candidates.rounds), candidates.rounds[0])
+    try:
+        choice = choose_strength(trials, candidates, whole, parts, rules, watch)
+    except OutOfTimeError as late:
         return not_tried(
-            f"it would take about {duration(seconds)}, but only {duration(max(left, 0))} of the budget remain", seconds
+            f"it would take about {duration(late.seconds)}, but only {duration(left)} of the budget remained",
+            late.seconds,
         )
-    return replace(choose_strength(trials, candidates, whole, parts, rules), estimated=seconds)
+    return replace(choice, estimated=watch.expected)
 
 
 def choose_strength(
-    trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules
+    trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules, watch: Stopwatch
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
     labels = whole.labels
@@ -200,13 +201,13 @@ def choose_strength(
         return Scores(losses, float(values.mean()), values if values.ndim else None)
 
     def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
-        cross_fit(tried, strengths, rules.options.progress)
+        cross_fit(tried, strengths, rules.options.progress, watch.fitted)
         return [scores(strength) for strength in strengths]
 
     return choose(scores(None), cross_fitted, candidates)
 
 
-def cross_fit(parts: Sequence[Trial], strengths: Sequence[Strength], show: bool) -> None:
+def cross_fit(parts: Sequence[Trial], strengths: Sequence[Strength], show: bool, fitted: Callable[[], object]) -> None:
     """Fit a stage with some strengths in every part, one round each, and predict the samples outside."""
     what = f"strength of {parts[0].fitter.name}"
     with progress_bar(what, len(parts) * len(strengths), show, unit="fit") as bar:
@@ -215,10 +216,11 @@ def cross_fit(parts: Sequence[Trial], strengths: Sequence[Strength], show: bool)
                 for strength in strengths:
                     part.predicted(strength)
                     bar.update()
+                    fitted()
 
 
 def _in_order(whole: Context, parts: Sequence[Trial], strength: Strength | None) -> Tensor:
     """Put together what the parts predict for the samples of `whole` that they lack, in the order of the samples."""
-    own = set(whole.indices)
-    rows = {i: row for part in parts for i, row in part.predicted(strength).items() if i in own}
-    return torch.stack([rows[i] for i in whole.indices])
+    place = {i: row for row, i in enumerate(i for part in parts for i in part.context.outside)}
+    logits = torch.cat([part.predicted(strength) for part in parts])
+    return logits[[place[i] for i in whole.indices]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 
 from verifix.progress import progress_bar
@@ -84,6 +84,6 @@ def _ask_less(courses: Sequence[Course]) -> None:
     owners = Counter(id(part) for course in courses for part in course.parts)
     for course in courses:
         course.parts = [
-            part if owners[id(part)] > 1 else replace(part, asked=sorted(set(course.whole.folds) - set(part.folds)))
+            part if owners[id(part)] > 1 else part.asking(sorted(set(course.whole.folds) - set(part.folds)))
             for part in course.parts
         ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from verifix.declarations import takes
 from verifix.errors import DataError, UsageError
 from verifix.model.borrow import check_model, seeded
 from verifix.model.outputs import understood
@@ -25,7 +26,7 @@ from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, takes, whole
+from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, whole
 from verifix.preflight import check_runs, working_copy
 from verifix.selection.rankings import RANKINGS
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -178,4 +177,3 @@ def test_it_says_when_there_is_nothing_to_recalibrate(lend):
     context = lend(small_net(bn=False).eval(), *small_data())
     assert Recalibrate(context).obstacle() == "the model has no BatchNorm with running statistics"
     assert Recalibrate(lend(pictures(8)[0], *pictures(8)[1:])).obstacle() == ""
-    assert np.isclose(Recalibrate(context).cost().runs, 80)

@@ -39,6 +39,11 @@ class RowMask:
         """Add the same samples' mask ``[samples, tokens]`` at another number of tokens, such as after a convolution."""
         self.by_tokens.setdefault(mask.shape[1], mask)
 
+    def is_of(self, mask: Tensor) -> bool:
+        """Whether it was made from, or has learned, exactly this mask ``[samples, tokens]``."""
+        same = self.by_tokens.get(mask.shape[1])
+        return same is not None and torch.equal(same, mask)
+
     def for_constants(self) -> RowMask:
         """Return a mask for inputs that no sample has a part in: what has other axes counts in full."""
         other = copy.copy(self)

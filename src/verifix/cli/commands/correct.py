@@ -190,23 +190,25 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
     """Correct, and measure the gain on samples that the correction has not seen, if there are any."""
-    kind, seed, show = command.proves_by, command.seed, command.progress
+    kind = command.proves_by
+    shown: dict[str, Any] = {"seed": command.seed, "show": command.progress}
     model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
         _check_weighted(inputs, test, inputs.kept, weights, command)
         correction = correct(model, verified, **settings)
-        return correction, measured("test", model, correction, test, inputs.kept, weights, seed=seed, show=show)
+        return correction, measured("test", model, correction, test, inputs.kept, weights, **shown)
     if kind == "none":
         return correct(model, verified, **settings), None
     check_provable(len(verified), kind, command)
     if kind == "split":
-        correcting, proving = halves(verified, seed)
+        correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
         _check_weighted(inputs, verified, proving, weights, command)
         correction = correct(model, verified.subset(correcting), **settings)
-        return correction, measured("split", model, correction, verified, proving, weights, seed=seed, show=show)
+        judged = verified, proving, weights
+        return correction, measured("split", model, correction, *judged, **shown, drawn=command.drawn)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
     _check_weighted(inputs, verified, range(len(verified)), weights, command)
     start = time.perf_counter()
@@ -215,7 +217,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         return correction, None
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
     about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
-    tell(f"proof: {about}", show)
+    tell(f"proof: {about}", command.progress)
     checked = {"check_labels": False, "check_inputs": False, "expect_accuracy": None}  # by now
     proof = prove(model, verified, weights=weights, **settings | checked)
     return correction, replace(proof, estimated=expected)

@@ -12,7 +12,7 @@ from typing import Any
 
 from verifix.errors import UsageError
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.finetune import FineTune
 from verifix.recipe.stages.layerwise import Layerwise
 from verifix.recipe.stages.linear_probe import LinearProbe
@@ -77,4 +77,4 @@ def _place(stage: type[Any]) -> tuple[str, str]:
     return stage.__module__, stage.__qualname__
 
 
-__all__ = ["STAGES", "Context", "Cost", "Project", "Stage", "projection_among", "recipes", "register_stage"]
+__all__ = ["STAGES", "Context", "Project", "Stage", "projection_among", "recipes", "register_stage"]

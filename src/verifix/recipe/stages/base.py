@@ -5,37 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.recipe.candidates import Candidates, Strength
 from verifix.recipe.context import Context
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one `fit` takes, for choosing and for telling the user.
-
-    Attributes
-    ----------
-    flops
-        Floating-point operations of the first strength, in float64.
-    flops_again
-        Of each further strength in the same context.
-    nbytes
-        Memory that a fitter holds meanwhile, in bytes.
-    runs, runs_again
-        Samples that the model is run on for the first strength, and for each further one; a backward pass counts as
-        two runs.
-    """
-
-    flops: float
-    flops_again: float
-    nbytes: int
-    runs: float = 0.0
-    runs_again: float = 0.0
 
 
 class Stage(ABC):
@@ -102,11 +77,6 @@ class Stage(ABC):
     def layers(self, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002 - none, unless it says so
         """Say what a strength that has been fitted means for each layer, by parameter name; nothing by default."""
         return {}
-
-    def cost(self) -> Cost:
-        """Estimate what `fit` takes, before running it; by default one run over the samples per strength."""
-        runs = float(len(self.context.indices))
-        return Cost(0.0, 0.0, 0, runs, runs)
 
     def release(self) -> None:  # noqa: B027 - most keep nothing large
         """Let go of what is large; called after each round of strengths, and `fit` may follow again."""

@@ -13,7 +13,7 @@ from verifix.model.gradients import gradients
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 
 RATES = (1e-3, 1e-2)
 """Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
@@ -77,14 +77,6 @@ class FineTune(Stage):
         if rate not in self.trainings:
             self.trainings[rate] = Training(_epochs(self.context, rate))
         return self.trainings[rate].after(int(epochs))
-
-    def cost(self) -> Cost:
-        """Estimate the mean training of the candidates: a run forward and two backward per sample and epoch."""
-        context, longest = self.context, _longest(self.context)
-        runs = 3.0 * longest * len(context.indices)
-        weights = sum(context.original(name).numel() for name in trainable(context))
-        # Of the candidates of one rate the longest is all that is run.
-        return Cost(0.0, 0.0, 16 * weights, runs, runs / 3)
 
     def release(self) -> None:
         """Let go of the trainings, whose optimizers hold as much as the model thrice."""

@@ -26,7 +26,7 @@ from verifix.model.weights import Update
 from verifix.projection import ALPHA_RANGE, Factors, prepare
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.project import Project
 
 KNOTS = tuple(math.log(10) * decade for decade in (-2, -4 / 3, -2 / 3, 0, 2 / 3))
@@ -161,19 +161,6 @@ class Layerwise(Stage):
         """Return α and the gate of every layer."""
         learned = zip(self.context.layers, self.after(strength), strict=True)
         return {layer.parameter: {"alpha": alpha, "gate": gate} for layer, (alpha, gate) in learned}
-
-    def cost(self) -> Cost:
-        """Estimate the knots of both halves, the steps, and one exact projection per strength."""
-        context = self.context
-        prepared = projected = nbytes = 0.0
-        for layer in context.layers:
-            groups, outputs, width = read_matrix(layer, context.original).shape
-            prepared += 2 * groups * outputs * width**2
-            projected += groups * width**3 / 3 + 4 * groups * outputs * width**2
-            nbytes += 2 * len(KNOTS) * 4 * groups * outputs * width
-        halves = prepared + len(KNOTS) * projected  # two, each of which another context has as well
-        runs = 3.0 * max(STEPS) * sum(min(len(half), HALF_BATCH) for half in _halves(context))
-        return Cost(halves + prepared + projected, projected, int(nbytes), runs)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from verifix.capture.layer import Bias, Layer, read_matrix, write_bias, write_ma
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
 
 
@@ -69,11 +69,6 @@ class LinearProbe(Stage):
     def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the layers that the probe takes."""
         return {} if self.site is None else {layer.parameter: {"pull": strength} for layer, _ in self.site.chain}
-
-    def cost(self) -> Cost:
-        """Estimate a hundred evaluations of the objective, and two runs for the features."""
-        size = 0 if self.site is None else self.site.features.numel() * self.site.outputs
-        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=2.0 * len(self.context.indices))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from verifix.options import CorrectOptions
 from verifix.projection import Factors, check_alpha, prepare
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 
 
 class Project(Stage):
@@ -74,18 +74,6 @@ class Project(Stage):
     def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return α for every layer."""
         return {layer.parameter: {"alpha": strength} for layer in self.context.layers}
-
-    def cost(self) -> Cost:
-        """Estimate the primal form's multiplications; the dual is chosen only where it takes fewer."""
-        first = again = 0.0
-        nbytes = 0
-        for layer in self.context.layers:
-            groups, outputs, width = read_matrix(layer, self.context.parameter).shape
-            product = 2 * groups * outputs * width**2
-            again += groups * width**3 / 3 + 2 * product
-            first += product
-            nbytes += 8 * groups * (width**2 + 2 * outputs * width)
-        return Cost(first + again, again, nbytes)
 
     def release(self) -> None:
         """Let go of the factors."""

@@ -14,7 +14,7 @@ from verifix.model.run import run_model, to_device
 from verifix.model.weights import Update, tensors_of
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 
 SHARES = (0.25, 0.5, 1.0)
 """How far the statistics go from the trained ones to those of the verified inputs."""
@@ -69,10 +69,6 @@ class Recalibrate(Stage):
     def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return the share for every BatchNorm."""
         return {name: {"share": strength} for name in _norms(self.context.run.model)}
-
-    def cost(self) -> Cost:
-        """Estimate one run over the samples."""
-        return Cost(0.0, 0.0, 0, runs=float(len(self.context.indices)))
 
     def release(self) -> None:
         """Let go of the statistics."""

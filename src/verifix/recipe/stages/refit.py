@@ -12,7 +12,7 @@ from verifix.losses import best_sharpness
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Cost, Stage
+from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.heads import PULLS, Head, find_head, fit_logistic
 
 
@@ -68,11 +68,6 @@ class Refit(Stage):
     def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the head."""
         return {} if self.head is None else {self.head.layer.parameter: {"pull": strength}}
-
-    def cost(self) -> Cost:
-        """Estimate a hundred evaluations of the objective, and one run for the features."""
-        size = 0 if self.head is None else self.head.features.numel() * len(self.head.offset)
-        return Cost(100 * 4.0 * size, 100 * 4.0 * size, 0, runs=float(len(self.context.indices)))
 
 
 def written(context: Context, head: Head, weight: Tensor, bias: Tensor) -> Update:
