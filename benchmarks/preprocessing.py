@@ -304,7 +304,7 @@ def grid(root: Path) -> dict[str, Any]:
 
 
 def real(root: Path) -> dict[str, Any]:
-    """Measure the real network beside the checkout, which is right on 7298 of 10,000 test images, and takes one size."""
+    """Measure the real network beside the checkout: right on 7298 of 10,000 test images, and of one size."""
     import pyarrow.parquet
 
     from verifix.io.checkpoints.read import read_checkpoint
