@@ -239,11 +239,6 @@ def check_enough(samples: Samples, options: CorrectOptions) -> None:
     """Refuse fewer samples than the settings need, and samples that were picked but pass for verified."""
     picked, needed, choosing = options.origin == "trusted", minimum_samples(options), is_choosing(options)
     check_picked(samples, options.origin)
-    if options.origin == "trusted" and options.expect_accuracy is not None:
-        raise UsageError(
-            "expect_accuracy is for samples that the model meets, but verified_from is 'trusted': samples that were "
-            "picked by their labels are right more often; give --test, or omit expect_accuracy"
-        )
     if len(samples) < needed:
         more = "pick more" if picked else "verify more"
         alternative = f"{more}, or give alpha as a number" if choosing else more

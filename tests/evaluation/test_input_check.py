@@ -213,6 +213,24 @@ def test_a_weighted_proof_is_compared_by_its_weights(known):
         verifix.prove(model, (half, y), expect_accuracy=heavy, **about)
 
 
+def test_samples_that_are_no_random_sample_are_not_compared_unless_they_are_weighted(known):
+    model, x, y = known
+    about = {"check_labels": False, "expect_accuracy": 99.9, **ABOUT}
+    half = torch.where(torch.arange(400)[:, None] % 2 > 0, x, x.flip(1)), y
+    for drawn in ("by-class", "suspects"):
+        notes = verifix.correct(model, half, drawn=drawn, **about).notes
+        assert f"expect_accuracy was not compared on the verified samples, because drawn is {drawn!r}." in notes
+    for more in ({}, {"drawn": "random"}, {"drawn": "suspects", "weights": torch.arange(400) + 1.0}):
+        with pytest.raises(DataError, match=r"but 99\.9% are expected"):
+            verifix.prove(model, half, **about | more)
+    suspects = model(x).argmax(1) != y  # on which the model is wrong
+    few = x[suspects].repeat(6, 1) + 0.001 * torch.randn(6 * int(suspects.sum()), 8), y[suspects].repeat(6)
+    assert "near chance" not in "".join(
+        verifix.correct(model, few, drawn="suspects", check_labels=False, **ABOUT).notes
+    )
+    assert "near chance" in "".join(verifix.correct(model, few, check_labels=False, **ABOUT).notes)
+
+
 class Scaling(nn.Module):
     """A model that takes pixels of every dtype, as models with a first `x.float()` do."""
 
@@ -292,7 +310,7 @@ def words(case: grid.Case, root: Path, *more: object, data: str = "rgb") -> list
     flags = [part for name, value in case.right.items() for part in (f"--{name.replace('_', '-')}", value)]
     named = ["--model", case.name, "--num-classes", 10] if case.name.startswith("timm") else ["--model", case.name]
     given = ["--checkpoint", root / "net.pt", "--verified", case.folders[data], "--verified-from", "unseen"]
-    out = ["--out", root / "out.pt", "--alpha", "1e4", "--no-progress", "--limit", "120"]
+    out = ["--out", root / "out.pt", "--alpha", "1e4", "--no-progress", "--limit", "120", "--drawn", "random"]
     return [str(word) for word in ("correct", *named, *given, *flags, *out, *more)]
 
 
@@ -324,6 +342,7 @@ def test_picked_samples_are_not_compared(trained, capsys):
     argv = words(case, root, "--proof", "none", "--expect-accuracy", "80", "--trusted-count", "100")
     argv[argv.index("--verified")] = "--trusted"
     argv[argv.index("--verified-from") + 1] = "trusted"
+    del argv[argv.index("--drawn") : argv.index("--drawn") + 2]
     assert main(argv) == 2
     assert "--expect-accuracy says nothing on samples that --trusted picks" in capsys.readouterr().err
 
@@ -443,3 +462,20 @@ def test_arrays_of_0_to_255_are_stopped_and_8_bit_ones_are_divided(trained, tmp_
     err = capsys.readouterr().err
     assert "differ from those that the model was trained on" in err
     assert "Preprocessing in force: arrays: 32×32, numbers as they are, mean 0.491" in err
+
+
+# What the page says
+
+
+def test_the_rates_of_the_page_are_those_measured():
+    root = Path(__file__).resolve().parents[2]
+    found = json.loads((root / "benchmarks" / "results" / "preprocessing.json").read_text())
+    page = (root / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    for what in ("right", "stopped", "stopped_with_expected"):
+        assert grid.table(found, what) in page
+    assert (found["written_beyond_sampling_error"], found["commands_beyond_sampling_error"]) == (0, 33)
+    assert (found["right_runs"], found["right_stopped"], found["right_stopped_with_expected"]) == (80, 0, 0)
+    text = " ".join(page.split())
+    assert "wrote 0 checkpoints in the 33 cells" in text
+    assert "80 runs on twenty networks" in text
+    assert len({row["seed"] for row in found["right"]}) == 20

@@ -153,7 +153,10 @@ def test_other_models_need_a_checkpoint():
         with pytest.raises(UsageError, match="verifix score CHECKPOINT"):
             ScoreCommand(model=model, data="v")
     for model in ("hf:d", "hf-hub:a/b", "local-dir:d"):
-        assert CorrectCommand(model=model, verified="v", out="o", verified_from="unseen").checkpoint is None
+        assert (
+            CorrectCommand(model=model, verified="v", out="o", verified_from="unseen", drawn="random").checkpoint
+            is None
+        )
 
 
 def test_the_hub_is_asked_as_timm_asks_it(vision, folders, tmp_path, monkeypatch):

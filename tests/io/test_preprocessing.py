@@ -267,7 +267,7 @@ def test_the_command_that_is_told_says_the_same_again():
     words = (
         "correct --model timm:test_vit --checkpoint n.pt --verified v --verified-from unseen --out o.pt --crop-pct 1.0 "
         "--crop-mode border --interpolation nearest --in-chans 3 --model-kwargs img_size=32 'pos_embed=a b' "
-        "--expect-accuracy 769/1000 --no-check-inputs"
+        "--expect-accuracy 769/1000 --no-check-inputs --drawn random"
     )
     command = parse(shlex.split(words))
     assert parse(shlex.split(spelled_command(command))[1:]) == command
@@ -279,14 +279,14 @@ def test_the_command_that_is_told_says_the_same_again():
     [("", True), ("--force", False), ("--no-check-inputs", False), ("--force --check-inputs", True)],
 )
 def test_force_goes_on_unless_inputs_are_to_be_checked(flags, stops):
-    words = "correct --model py:m.py:f --checkpoint n.pt --verified v --verified-from unseen --out o.pt"
+    words = "correct --model py:m.py:f --checkpoint n.pt --verified v --verified-from unseen --out o.pt --drawn random"
     assert parse(f"{words} {flags}".split()).stops == stops
 
 
 def test_files_of_settings_have_the_words_too(tmp_path):
     (tmp_path / "c.yaml").write_text("check_inputs: off\nmodel_kwargs: [img_size=32, depth=2]\nexpect_accuracy: 76.9\n")
-    words = "correct --model py:m.py:f --checkpoint n.pt --verified v --verified-from unseen --out o.pt --config"
-    command = parse([*words.split(), str(tmp_path / "c.yaml")])
+    words = "correct --model py:m.py:f --checkpoint n.pt --verified v --verified-from unseen --out o.pt --drawn random"
+    command = parse([*words.split(), "--config", str(tmp_path / "c.yaml")])
     assert (command.check_inputs, command.further) == (False, {"img_size": 32, "depth": 2})
     assert command.expected == (pytest.approx(0.769), None)
 
@@ -297,7 +297,8 @@ def test_digits_of_32_pixels_without_a_size_are_told_and_stopped(vision, tmp_pat
     case = grid.train("timm_resnet", 0, 0.2, tmp_path, epochs=8)
     argv = ["correct", "--model", case.name, "--num-classes", "10", "--checkpoint", tmp_path / "net.pt"]
     argv += ["--verified", case.folders["rgb"], "--verified-from", "unseen", "--out", tmp_path / "o.pt"]
-    argv += ["--no-progress", "--no-check-labels", "--limit", "120", "--recipe", "recalibrate", "--proof", "split"]
+    argv += ["--no-progress", "--no-check-labels", "--limit", "120", "--recipe", "recalibrate"]
+    argv += ["--proof", "split", "--drawn", "random"]
     expected = ["--expect-accuracy", "{}/{}".format(*case.measured)]
     assert main([str(word) for word in (*argv, *expected)]) == 5
     err = capsys.readouterr().err

@@ -4,10 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from verifix.capture.input_statistics import ADVICE
-from verifix.errors import DataError
+from verifix.errors import DataError, UsageError
+from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
+from verifix.losses import predicted_classes
+from verifix.options import CorrectOptions
 
 WAY_ON = "pass --force or --no-check-inputs (check_inputs=False)"
+
+
+def judged(logits: Tensor, labels: Tensor, seen: Sequence[str], prepared: str, options: CorrectOptions) -> list[str]:
+    """Judge the verified samples by the accuracy of the uncorrected model, and stop where that is to be; see `settled`.
+
+    Parameters
+    ----------
+    logits
+        Of the uncorrected model, ``[n, outputs]``.
+    labels
+        int64 ``[n]``.
+    seen
+        What was remarked on their inputs.
+    prepared
+        The preprocessing in force.
+    options
+        The settings; `weights` may be among them.
+
+    Returns
+    -------
+    list of str
+        The remarks, where it goes on.
+
+    Raises
+    ------
+    UsageError
+        If an accuracy is expected of samples that were picked by their labels.
+    """
+    if options.origin == "trusted" and options.expect_accuracy is not None:
+        raise UsageError(
+            "expect_accuracy is for samples that the model meets, but verified_from is 'trusted': samples that were "
+            "picked by their labels are right more often; give --test, or omit expect_accuracy"
+        )
+    predicted, weights = predicted_classes(logits), getattr(options, "weights", None)
+    told, expected, doubts = [], options.expected, list(seen)
+    if options.drawn != "suspects":  # on which a model is wrong
+        what = "trusted" if options.origin == "trusted" else "verified"
+        doubts.append(remark_on_chance(predicted, labels, max(logits.shape[1], 2), what))
+    if expected is not None and options.drawn not in (None, "random") and weights is None:
+        told.append(f"expect_accuracy was not compared on the verified samples, because drawn is {options.drawn!r}.")
+        expected = None
+    unexpected = remark_on_expected(accuracy_of(predicted, labels, weights), expected)
+    return told + settled(doubts, unexpected, prepared, options.check_inputs)
 
 
 def settled(

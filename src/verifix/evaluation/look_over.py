@@ -7,13 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.channel_order import remark_on_colours
-from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.duplicates import check_contradictions
-from verifix.evaluation.input_check import settled
+from verifix.evaluation.input_check import judged
 from verifix.evaluation.label_order import check_mapping
-from verifix.losses import predicted_classes
 from verifix.model.batching import with_smaller_batches
 from verifix.model.predict import predict
 from verifix.model.run import run_model
@@ -56,23 +53,15 @@ def look_over(
         samples do not look as in training, and `check_inputs` is on; if the accuracy is not the expected one.
     """
     remarks: list[str] = []
-    picked = options.origin == "trusted"
-    if options.check_labels and not picked:
+    if options.check_labels and options.origin != "trusted":
         copies = check_contradictions(samples)
         if copies:
             remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
 
     if options.check_labels:
         check_mapping(logits, samples.labels)
-    predicted, weights = predicted_classes(logits), getattr(options, "weights", None)
-    doubts = [inputs, _remark_on_colours(work, where, samples, logits, options)]
-    if options.drawn != "suspects":  # whose labels a model is to be wrong about
-        what = "trusted" if picked else "verified"
-        doubts.append(remark_on_chance(predicted, samples.labels, max(logits.shape[1], 2), what))
-    comparable = weights is not None or not remark_on_draw(options.drawn)
-    found = accuracy_of(predicted, samples.labels, weights)
-    unexpected = remark_on_expected(found, options.expected if comparable else None)
-    return remarks + settled(doubts, unexpected, samples.source.prepared, options.check_inputs)
+    seen = [inputs, _remark_on_colours(work, where, samples, logits, options)]
+    return remarks + judged(logits, samples.labels, seen, samples.source.prepared, options)
 
 
 def _remark_on_colours(
