@@ -161,9 +161,10 @@ def test_a_dataset_too_large_for_memory_is_read_again_by_index(monkeypatch):
     model, (x, y) = small_net().eval(), small_data()
     items = Items(x, y)
     again = verifix.correct(model, items, alpha=30, progress=False)
-    tried = [*(0, 1), *(0, 1), 0, 1, *(0, 40), *(0, 40)]  # as a copy, together, each alone, for what outputs mean
-    # Checked, tried, looked over, looked at for colours, tried alone, captured.
-    assert items.reads == [*range(80), *tried, *range(80), 0, 0, *range(80)]
+    tried = [0, 1, 0, 1, 78, 79, 0, 1]  # by the original and by the copy, before and after others
+    tried += [0, 40, 0, 40, 0, 1, 0]  # for what outputs mean, for the threads, alone
+    # Checked, tried, captured, looked at for colours.
+    assert items.reads == [*range(80), *tried, *range(80), 0]
     held = verifix.correct(model, (x, y), alpha=30, progress=False)
     assert torch.equal(again.corrected["0.weight"], held.corrected["0.weight"])
 
@@ -537,3 +538,24 @@ def test_progress_goes_to_stderr_and_can_be_turned_off(capsys):
     assert out == ""
     assert "moments" in err
     assert "strength of project" in err
+
+
+@pytest.mark.parametrize("check_labels", [True, False])
+@pytest.mark.parametrize("call", ["correct", "prove"])
+def test_a_given_strength_takes_one_run_per_sample_beside_a_few_samples(call, check_labels):
+    class Counting(nn.Module):
+        seen = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            Counting.seen += len(x)
+            return self.net(x)
+
+    x, y = small_data(400)
+    settings = {"alpha": 30.0, "progress": False, "check_labels": check_labels, "check_inputs": False}
+    getattr(verifix, call)(Counting().eval(), (x, y), **settings)
+    predicted = {"correct": 0, "prove": 2 * 400}[call]  # before and after, of every fold
+    assert 400 + predicted <= Counting.seen <= 400 + predicted + 30
