@@ -143,8 +143,8 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     return (
         f"{len(found)} of the {len(samples)} samples seem to have near-copies among the others: some of their class "
         "lie far closer than chance would put them. Frames of one video, images of one patient and augmented copies "
-        "are not independent, and prove no gain as if they were. Declare what belongs together with groups= (--groups); "
-        "if all samples are independent, give each a group of its own."
+        "are not independent, and prove no gain as if they were. Declare what belongs together with groups= "
+        "(--groups); if all samples are independent, give each a group of its own."
     )
 
 
