@@ -156,7 +156,17 @@ def world(tmp_path_factory) -> Path:
 
 def corrected(world: Path, out: Path, capsys, *more: object) -> tuple[int, dict, str]:
     model = ["--model", f"py:{world / 'net.py'}:build", "--checkpoint", world / "net.safetensors", "--no-progress"]
-    samples = ["--verified-from", "unseen", "--no-check-labels", "--json", "--force", "--out", out / "o.safetensors"]
+    samples = [
+        "--verified-from",
+        "unseen",
+        "--drawn",
+        "random",
+        "--no-check-labels",
+        "--json",
+        "--force",
+        "--out",
+        out / "o.safetensors",
+    ]
     code, text, err = run(["correct", *model, *samples, *more], capsys)
     return code, json.loads(text) if text else {}, err
 
