@@ -100,6 +100,7 @@ def arguments(checkpoint: object, out: object, *more: str, factory: str = "build
         "--out",
         out,
         "--no-progress",
+        "--no-check-inputs",  # the networks are not trained
     ]
     return [*map(str, words), *more]
 

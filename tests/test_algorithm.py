@@ -71,7 +71,8 @@ def test_batch_size_does_not_change_the_result(batch_size):
     whole = verifix.correct(model, (x, y), alpha=30, batch_size=80, progress=False)
     parts = verifix.correct(model, (x, y), alpha=30, batch_size=batch_size, progress=False)
     for name, value in whole.corrected.items():
-        assert float((parts.corrected[name] - value).norm() / value.norm()) <= 1e-7, name
+        # Chunks of rows in float32 are those of batches, and α multiplies what they round away.
+        assert float((parts.corrected[name] - value).norm() / value.norm()) <= 1e-7 * 30, name
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
@@ -160,9 +161,10 @@ def test_a_dataset_too_large_for_memory_is_read_again_by_index(monkeypatch):
     model, (x, y) = small_net().eval(), small_data()
     items = Items(x, y)
     again = verifix.correct(model, items, alpha=30, progress=False)
-    tried = [*(0, 1), *(0, 1), 0, 1, *(0, 40), *(0, 40)]  # as a copy, together, each alone, for what outputs mean
-    # Checked, tried, looked over, looked at for colours, tried alone, captured.
-    assert items.reads == [*range(80), *tried, *range(80), 0, 0, *range(80)]
+    tried = [0, 1, 0, 1, 78, 79, 0, 1]  # by the original and by the copy, before and after others
+    tried += [0, 40, 0, 40, 0, 1, 0]  # for what outputs mean, for the threads, alone
+    # Checked, tried, captured, looked at for colours.
+    assert items.reads == [*range(80), *tried, *range(80), 0]
     held = verifix.correct(model, (x, y), alpha=30, progress=False)
     assert torch.equal(again.corrected["0.weight"], held.corrected["0.weight"])
 
@@ -317,10 +319,10 @@ def test_moments_of_an_older_format_are_refused_in_one_line(tmp_path):
     x = x.double()
     file = verifix.collect_moments(model, (x[:30], y[:30]), progress=False).save(tmp_path / "m.safetensors")
     tensors, metadata = read_safetensors(file)
-    assert {name.partition(".")[2] for name in tensors} == {"scatter", "mean"}
-    metadata["verifix"] = metadata["verifix"].replace("verifix-moments-3", "verifix-moments-2")
+    assert {name.partition(".")[2] for name in tensors} == {"gram"}
+    metadata["verifix"] = metadata["verifix"].replace("verifix-moments-4", "verifix-moments-3")
     write_safetensors(file, tensors, metadata, force=True)
-    with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-2") as caught:
+    with pytest.raises(CheckpointError, match=r"not a verifix moments file .*verifix-moments-3") as caught:
         verifix.correct(model, (x[30:], y[30:]), alpha=40, moments=file, progress=False)
     assert "\n" not in str(caught.value)
 
@@ -407,8 +409,8 @@ def bad_inputs() -> dict:
         "empty stream": (net(), Stream(x[:0], y[:0]), {}, DataError, "is empty"),
         "label too high": (net(), (x, y + 1), {}, DataError, "sample 2 has label 3, but the model has 3 outputs"),
         "label -100": (net(), (x, y - 100), {}, DataError, "label -100"),
-        "float labels": (net(), (x, y.float()), {}, DataError, "labels are torch.float32"),
-        "labels (n, 1)": (net(), (x, y[:, None]), {}, DataError, r"labels have shape \[80, 1\]"),
+        "float labels": (net(), (x, y.float() / 2), {}, DataError, "labels are torch.float32"),
+        "labels (n, 2)": (net(), (x, torch.stack([y, y], 1)), {}, DataError, r"labels have shape \[80, 2\]"),
         "fewer labels": (net(), (x, y[:-1]), {}, DataError, "do not match; give one label"),
         "nan input": (net(), (x_nan, y), {}, DataError, "input of sample 7 contains NaN or Inf"),
         "nan weight": (poisoned(float("nan")), (x, y), {}, DataError, "'3.weight' of the model contains NaN"),
@@ -536,3 +538,24 @@ def test_progress_goes_to_stderr_and_can_be_turned_off(capsys):
     assert out == ""
     assert "moments" in err
     assert "strength of project" in err
+
+
+@pytest.mark.parametrize("check_labels", [True, False])
+@pytest.mark.parametrize("call", ["correct", "prove"])
+def test_a_given_strength_takes_one_run_per_sample_beside_a_few_samples(call, check_labels):
+    class Counting(nn.Module):
+        seen = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            Counting.seen += len(x)
+            return self.net(x)
+
+    x, y = small_data(400)
+    settings = {"alpha": 30.0, "progress": False, "check_labels": check_labels, "check_inputs": False}
+    getattr(verifix, call)(Counting().eval(), (x, y), **settings)
+    predicted = {"correct": 0, "prove": 2 * 400}[call]  # before and after, of every fold
+    assert 400 + predicted <= Counting.seen <= 400 + predicted + 30

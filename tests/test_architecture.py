@@ -21,6 +21,7 @@ ORDER = [
     "losses",
     "storage",
     "moments",
+    "settings",
     "options",
     "progress",
     "model",

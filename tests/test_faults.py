@@ -175,7 +175,7 @@ def test_a_label_that_is_not_finite_is_named(value):
     assert f"number 7 of them is {said}; they must be class indices" in refused(model, (x, labels), alpha=9)
     for samples in (DataLoader(TensorDataset(x, labels)), list(zip(x, labels.tolist(), strict=True))):
         line = refused(model, samples, alpha=9)
-        assert line.startswith("sample 0: labels are torch.float")  # they all are, and the first one is told
+        assert line.startswith("sample 7: labels are torch.float")
     mixed = [(row, math.nan if i == 7 else int(label)) for i, (row, label) in enumerate(zip(x, y, strict=True))]
     assert "sample 7: labels are torch.float64, and number 0 of them is nan" in refused(model, mixed, alpha=9)
 

@@ -98,7 +98,7 @@ def test_moments_merge_to_the_same_in_any_order(parts, width, seed, data):
     assert torch.isfinite(found.gram).all()
     assert float((found.gram - whole.mT @ whole).abs().max()) <= 1e-12 * size
     assert float((found.trace - size).abs()) <= 1e-12 * size
-    assert float(torch.linalg.eigvalsh(found.scatter).min()) >= -1e-12 * size
+    assert float(torch.linalg.eigvalsh(found.gram).min()) >= -1e-12 * size
 
 
 numbers = st.floats(-1e6, 1e6, width=32)

@@ -13,17 +13,10 @@ from typing import Any, get_type_hints
 
 from verifix.cli.options import COMMANDS
 from verifix.inspection import CollectArguments, InspectArguments
-from verifix.options import (
-    HEADINGS,
-    CollectOptions,
-    CorrectArguments,
-    CorrectOptions,
-    LayerOptions,
-    RunOptions,
-    declarations,
-)
+from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, LayerOptions, RunOptions
 from verifix.proof import ProveArguments
 from verifix.selection.trusted import TrustArguments
+from verifix.settings import HEADINGS, declarations
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 

@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from verifix.capture.parameters import shared_in_part
 from verifix.errors import CheckpointError, UsageError
 from verifix.model.corrected import remember_corrected
 from verifix.model.tensors import sealed, tensor_digest, unsealed
 from verifix.model.weights import tensors_of
 from verifix.model.wrappers import unwrapped
+from verifix.model.writing import obstacles, write_all
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
 from verifix.recipe.outcome import LayerReport, stage_lines
@@ -175,7 +176,8 @@ class Correction:
         Raises
         ------
         CheckpointError
-            If a weight is not the original one, for example because it is corrected already; nothing is changed.
+            If a weight is not the original one, for example because it is corrected already, or cannot be written to;
+            nothing is changed.
         """
         return self._swap(model, self.original, self.blended(blend), "apply")
 
@@ -197,7 +199,7 @@ class Correction:
         Raises
         ------
         CheckpointError
-            If a weight is not the corrected one; nothing is changed.
+            If a weight is not the corrected one, or cannot be written to; nothing is changed.
         """
         return self._swap(model, self.blended(blend), self.original, "undo")
 
@@ -205,9 +207,13 @@ class Correction:
         self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
     ) -> nn.Module:
         tensors = tensors_of(unwrapped(model), every_name=True)
+        shared = {name: f"{why}; part them first" for name, why in shared_in_part(unwrapped(model)).items()}
+        reasons = shared | obstacles({name: tensors[name] for name in expected if name in tensors})
         for name, value in expected.items():
             if name not in tensors:
                 raise CheckpointError(f"cannot {verb}: the model has no {name!r}; give the model that was corrected")
+            if name in reasons:
+                raise CheckpointError(f"cannot {verb}: {name!r} {reasons[name]}")
             found = tensor_digest(tensors[name])
             if found != tensor_digest(value):
                 wanted, result = ("original", "corrected") if verb == "apply" else ("corrected", "original")
@@ -215,9 +221,10 @@ class Correction:
                 raise CheckpointError(
                     f"cannot {verb}: {name!r} {has} weights (SHA-256 {found[:12]}…); give the {wanted} model"
                 )
-        for name, value in new.items():
-            with torch.inference_mode(tensors[name].is_inference()):  # such tensors are written in no other mode
-                tensors[name].data.copy_(value)
+        if lost := write_all(tensors, new, expected):
+            raise CheckpointError(
+                f"cannot {verb}: {lost[0]!r} shares memory with another weight that gets other values; part them first"
+            )
         if verb == "apply":
             remember_corrected(unwrapped(model), expected, new)
         return model

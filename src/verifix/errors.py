@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+"""Control characters, and the signs that picture them."""
+
+_STEERING = re.compile("[\x80-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Further control characters, those that turn the direction of text or break lines, and halves of characters."""
+
 
 class VerifixError(ValueError):
     """Base of every error a user can cause; its text says what came, what is allowed and what to do next."""
@@ -44,3 +52,22 @@ class AmbiguousBatchError(DataError):
 def one_line(error: BaseException | str, most: int | None = None) -> str:
     """Return the text of an error on one line, cut after `most` characters; its type if it has no text."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def printable(text: object, *, one_line: bool = False) -> str:
+    """Return a text that a terminal shows as it is, whatever names from files stand in it.
+
+    Parameters
+    ----------
+    text
+        The text.
+    one_line
+        Whether line breaks are replaced as well: for a name, which could otherwise begin a line of its own.
+
+    Returns
+    -------
+    str
+        Control characters are pictured (␛), what only steers is replaced.
+    """
+    shown = _STEERING.sub("\ufffd", str(text).translate(CONTROLS))
+    return shown.replace("\n", "␊") if one_line else shown

@@ -25,8 +25,9 @@ from verifix.model.tensors import device_of, model_digest
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import CollectOptions, ForwardArguments, LayerOptions, takes
+from verifix.options import CollectOptions, ForwardArguments, LayerOptions
 from verifix.preflight import check_picked, collect_and_try, working_copy
+from verifix.settings import takes
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)
         with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):

@@ -1,25 +1,30 @@
 """Settings. Name, type, default, heading and description of each stand here once, or in the modules that use these.
 
-From here they reach the Python calls (`takes`), the command line (so no torch here), its files and docs/settings.md.
+No torch here: the command line reads the settings for its help.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
 import math
 import re
-import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Literal, ParamSpec, TypeAlias, TypeVar
-
-from cyclopts import Group, Parameter, Token
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from verifix.errors import UsageError
+from verifix.settings import (
+    AS_LIST,
+    COMPUTING,
+    CORRECTION,
+    DATA,
+    MAIN,
+    MODEL,
+    READS,
+    Settings,
+    one_of,
+    require,
+    whole,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,56 +41,6 @@ if TYPE_CHECKING:
 else:
     Device = Moments = Groups = str  # what the command line gives, which starts without torch
 
-P = ParamSpec("P")
-S = TypeVar("S")
-R = TypeVar("R")
-
-HEADINGS = {
-    heading: Parameter(group=Group.create_ordered(heading))
-    for heading in ("Main options", "Model", "Data", "Correction", "Proof", "Output", "Computing")
-}
-"""Headings of the help, in its order: what people need first, then the rest by topic."""
-
-MAIN, MODEL, DATA, CORRECTION, PROOF, OUTPUT, COMPUTING = HEADINGS.values()
-
-
-class Settings:
-    """Base of all settings: each class checks its own fields when an object is made."""
-
-    def __post_init__(self) -> None:
-        """Check the fields; a class calls that of its bases first."""
-
-    def settle(self, **values: Any) -> None:
-        """Put values in their final form, while the object is being made."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-
-def require(ok: bool, name: str, value: object, allowed: str) -> None:
-    """Refuse a value that is not allowed.
-
-    Parameters
-    ----------
-    ok
-        Whether it is.
-    name, value
-        The setting, and what it was given.
-    allowed
-        What may be given, to complete "it must be".
-
-    Raises
-    ------
-    UsageError
-        If it is not.
-    """
-    if not ok:
-        raise UsageError(f"{name} is {value!r}; it must be {allowed}")
-
-
-def whole(value: object, least: int = 0) -> bool:
-    """Whether a value is a whole number, which True and False are not, and not below the least one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
 
 def check_seed(seed: Any) -> None:
     """Refuse what is no whole number of 32 bits."""
@@ -94,18 +49,7 @@ def check_seed(seed: Any) -> None:
 
 def check_outputs(outputs: Any) -> None:
     """Refuse what outputs cannot be."""
-    require(outputs in OUTPUTS, "outputs", outputs, f"one of {', '.join(map(repr, OUTPUTS))}")
-
-
-def split_list(value: Sequence[str] | str) -> list[str]:
-    """Split a text at its commas; a list stays as it is."""
-    return [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
-
-
-def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
-    """Return the text with commas that the command line gave last, and a list in a file of settings as a list."""
-    values = [token.value for token in tokens]
-    return values[-1] if len(values) == 1 or tokens[0].source == "cli" else values
+    require(one_of(outputs, *OUTPUTS), "outputs", outputs, f"one of {', '.join(map(repr, OUTPUTS))}")
 
 
 VERIFIED_FROM = ("unseen", "training", "trusted")
@@ -120,23 +64,14 @@ TRUST_METHODS = ("low-loss", "low-curvature", "confident")
 TRUSTED_COUNT = 1000
 """How many samples are trusted unless the user says."""
 
+MOST_SAMPLES = 1_000_000
+"""How many samples are read unless the user says; a stream that goes on has no end."""
+
 OUTPUTS = ("auto", "logits", "log-probabilities", "probabilities", "percent")
 """What a model's outputs can be said to be."""
 
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""
-
-AS_TEXT = Parameter(converter=text_or_list, allow_leading_hyphen=True)
-"""For a list that may be given as a text, which its class reads."""
-
-AS_LIST = Parameter(converter=lambda hint, tokens: split_list(text_or_list(hint, tokens)))
-"""For a list of texts, which commas separate on the command line."""
-
-SWITCH = Parameter(negative="", show_default=False)
-"""For what is off unless it is asked for."""
-
-NEEDED = Parameter(show_default=False)
-"""For what has no default, but is checked later, because not every command needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +87,8 @@ class RunOptions(Settings):
     score and compare use 250."""
     progress: Annotated[bool, COMPUTING] = True
     """Show progress on stderr."""
+    max_samples: Annotated[int, DATA] = MOST_SAMPLES
+    """Refuse a set with more samples than this, and a stream that goes on after as many items."""
     outputs: Annotated[Literal["auto", "logits", "log-probabilities", "probabilities", "percent"], MODEL] = "auto"
     """What the model's outputs are, or the numbers in a file of predictions. "auto" finds it out from the values and
     from the model's last operation, and refuses what is not clear. A single output is that of class 1."""
@@ -160,8 +97,9 @@ class RunOptions(Settings):
         """Check the numbers."""
         super().__post_init__()
         check_seed(self.seed)
-        ok = self.batch_size == "auto" or whole(self.batch_size, 1)
+        ok = one_of(self.batch_size, "auto") or whole(self.batch_size, 1)
         require(ok, "batch_size", self.batch_size, "a whole number of 1 or more, or 'auto'")
+        require(whole(self.max_samples, 1), "max_samples", self.max_samples, "a whole number of samples, 1 or more")
         check_outputs(self.outputs)
 
     @property
@@ -190,7 +128,8 @@ class ChoiceOptions(Settings):
         """Check the strength and the time."""
         super().__post_init__()
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool) and 0 < self.alpha < math.inf
-        require(self.alpha == "auto" or number, "alpha", self.alpha, "a finite number above 0, or 'auto'")
+        require(one_of(self.alpha, "auto") or number, "alpha", self.alpha, "a finite number above 0, or 'auto'")
+        require(isinstance(self.recipe, str), "recipe", self.recipe, "'auto', 'verifix' or names of stages")
         require(self.budget_seconds > 0, "budget", self.budget, "a time above 0, such as 5min")
 
     @property
@@ -266,15 +205,61 @@ class CollectOptions(RunOptions, LayerOptions):
     def __post_init__(self) -> None:
         """Check the words."""
         super().__post_init__()
-        ok = self.verified_from in (None, *VERIFIED_FROM)
+        ok = one_of(self.verified_from, None, *VERIFIED_FROM)
         require(ok, "verified_from", self.verified_from, "'unseen', 'training' or 'trusted'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions):
+class ExpectOptions(Settings):
+    """What is known of the uncorrected model."""
+
+    expect_accuracy: Annotated[str | float | None, DATA] = None
+    """Accuracy in percent that the uncorrected model has in your own pipeline, such as 76.9; or 769/1000, right of
+    samples, if it was measured on so many. Stop if the accuracy found here differs by more than sampling error."""
+
+    def __post_init__(self) -> None:
+        """Check the accuracy."""
+        super().__post_init__()
+        _ = self.expected
+
+    @property
+    def expected(self) -> tuple[float, int | None] | None:
+        """The accuracy, 0 to 1, and the number of samples that it was measured on; None for what is not known."""
+        given = self.expect_accuracy
+        if given is None:
+            return None
+        right, _, of = str(given).strip("% ").partition("/")
+        try:
+            share, count = (float(right) / float(of), int(of)) if of else (float(right) / 100, None)
+        except (ValueError, ZeroDivisionError):
+            share, count = math.nan, None
+        ok = not isinstance(given, bool) and 0 <= share <= 1 and (share > 0.01 or count is not None)
+        allowed = "a percentage above 1, such as 76.9, or right/samples, such as 769/1000"
+        require(ok, "expect_accuracy", given, allowed)
+        return share, count
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(ExpectOptions):
+    """How it is checked that the samples are prepared as in training."""
+
+    check_inputs: Annotated[bool | None, DATA] = None
+    """Stop if the samples do not look as in training: accuracy near chance, other statistics before the first
+    BatchNorm, or red and blue exchanged. By default, the command line and `verifix.prove` stop, and `verifix.correct`
+    only notes it. Turn it off (--force does too) if the samples are right as they are."""
+
+    def __post_init__(self) -> None:
+        """Check the word."""
+        super().__post_init__()
+        ok = self.check_inputs is None or isinstance(self.check_inputs, bool)
+        require(ok, "check_inputs", self.check_inputs, "True, False or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
     """How a model is corrected: what Python and the command line can both give."""
 
-    moments: Annotated[str | Moments | None, CORRECTION] = None
+    moments: Annotated[str | Moments | None, CORRECTION, READS] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
     drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None
@@ -300,7 +285,7 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
-        apart = {"progress", "moments", "groups"}  # what is in the last two is told elsewhere
+        apart = {"progress", "moments", "max_samples", "groups"}  # what is in these is told elsewhere
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
         return plain | {"device": str(self.device), "verified_from": self.origin}
 
@@ -327,74 +312,3 @@ class CorrectArguments(ForwardArguments, CorrectOptions):
     stored_as: Mapping[str, torch.dtype] | None = None
     """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
     Corrected weights are rounded to them once, before anything is scored."""
-
-
-def takes(
-    settings: Callable[P, S],
-) -> Callable[[Callable[[nn.Module, Any, S], R]], Callable[Concatenate[nn.Module, Any, P], R]]:
-    """Let a call take settings as keyword arguments, as they are declared: for editors, type checkers and `help`.
-
-    Parameters
-    ----------
-    settings
-        The class of the settings.
-
-    Returns
-    -------
-    Callable
-        A decorator. It turns a function of a model, samples and settings into one of a model, samples and keyword
-        arguments; the entry "settings" of its docstring gives way to their descriptions.
-    """
-
-    def decorate(function: Callable[[nn.Module, Any, S], R]) -> Callable[Concatenate[nn.Module, Any, P], R]:
-        *given, _ = inspect.signature(function).parameters.values()
-        found = declarations(settings)  # type: ignore[arg-type]  # it is a class
-        named = [p.replace(annotation=found[name][0]) for name, p in inspect.signature(settings).parameters.items()]
-        signature = inspect.Signature([*given, *named])
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> R:
-            arguments = signature.bind(*args, **kwargs).arguments
-            return function(*(arguments.pop(each.name) for each in given), settings(**arguments))  # type: ignore[call-arg]
-
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        fill = textwrap.TextWrapper(116, initial_indent=4 * " ", subsequent_indent=4 * " ").fill
-        entries = "".join(f"{name}\n{fill(text)}\n" for name, (_, text) in found.items())
-        call.__doc__ = re.sub(r"(?m)^settings\n(?: +.*\n)+", lambda _: entries, inspect.getdoc(function) or "")
-        return call
-
-    return decorate
-
-
-def declarations(settings: type[Any]) -> dict[str, tuple[str, str]]:
-    """Return the type and the description of each setting of a class, as they stand in the source, if it is there.
-
-    Parameters
-    ----------
-    settings
-        The class.
-
-    Returns
-    -------
-    dict
-        By name: the type, and the text below the declaration, in one line.
-    """
-    found = {field.name: (str(field.type), "") for field in fields(settings)}
-    for cls in reversed(settings.__mro__):
-        for entry, text in pairwise(_classes(cls.__module__).get(cls.__name__, ())):
-            if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-                kind = entry.annotation
-                if isinstance(kind, ast.Subscript) and ast.unparse(kind.value) == "Annotated":
-                    kind = kind.slice.elts[0]  # type: ignore[attr-defined]
-                found[ast.unparse(entry.target)] = ast.unparse(kind), " ".join(str(text.value.value).split())
-    return found
-
-
-@functools.cache
-def _classes(module: str) -> dict[str, list[ast.stmt]]:
-    """Return what stands in each class of a module; nothing if its source is not there."""
-    try:
-        tree = ast.parse(inspect.getsource(sys.modules[module]))
-    except (OSError, TypeError):
-        return {}
-    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from verifix.capture.collect import Collected, collect
+from verifix.capture.first_runs import check_runs
 from verifix.capture.input_statistics import watching_first_norm
-from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
 from verifix.capture.padding import Padding
 from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
-from verifix.evaluation.channel_order import remark_on_colours
 from verifix.evaluation.draw import remark_on_draw
-from verifix.evaluation.duplicates import check_contradictions
-from verifix.evaluation.label_order import check_mapping
+from verifix.evaluation.look_over import look_over
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
 from verifix.model.outputs import understood
-from verifix.model.predict import logits_of, predict
-from verifix.model.run import run_model, to_device
-from verifix.model.samples import Samples, check_labels, read_samples
-from verifix.model.steady import check_steady, containers_kept
+from verifix.model.predict import predict
+from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
 from verifix.model.weights import tensors_of
@@ -43,11 +40,16 @@ from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, RunOptions
+from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.context import Context, Run
+from verifix.recipe.frozen import remark_on_frozen
 from verifix.recipe.plan import is_choosing, minimum_samples, planned
 from verifix.recipe.stages import Stage
 
 T = TypeVar("T")
+
+LARGE_SHARE = 0.1
+"""Share of the multiplied numbers above which buffers are told; `verifix.inspect` warns below 90% corrected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,22 +108,26 @@ def begin(
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
-    read = read_samples(verified, options.batch_size, options.progress, options.forward, options.groups)
-    samples = read.reaching(model)
+    how = options.batch_size, options.progress, options.forward, options.max_samples, options.groups
+    samples = read_samples(verified, *how).reaching(model)
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
-        outputs, steady = check_runs(model, work, where, samples)
+        samples, outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
             read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
-            provenance["notes"] = [*read_as, *steady, *look_over(work, where, samples, options)]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
-            whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            provenance["notes"] += remarks_on_padding(whole.run.padding)
+            with watching_first_norm(work) as seen:
+                whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            looks = look_over(whole.run.collected.logits, seen.remark(), work, where, samples, options)
+            provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
+            training = [stage.name for stage in stages if stage.trains]
+            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
+            provenance["notes"] += [remark for remark in further if remark]
             yield Start(work, samples, stages, whole, provenance)
 
 
@@ -146,7 +152,8 @@ def collect_and_try(
 
     def passed(padding: Padding) -> tuple[Collected, int, Padding]:
         def run(size: int) -> Collected:
-            return collect(work, samples, folds, batch_size=size, show=options.progress, padding=padding, **common)
+            how = common | {"padding": padding, "exact": is_exact(options)}
+            return collect(work, samples, folds, batch_size=size, show=options.progress, **how)
 
         collected, size = with_smaller_batches(run, samples.batch_size, options)
         if not (collected.padded and collected.layers):
@@ -155,6 +162,12 @@ def collect_and_try(
         return passed(settled) if settled.inverted != padding.inverted else (collected, size, settled)
 
     return passed(Padding(options.padding))
+
+
+def is_exact(options: CollectOptions) -> bool:
+    """Whether moments need products in float64: for a strength that multiplies rounding, or for later use with any."""
+    strength = getattr(options, "alpha", math.inf)
+    return strength != "auto" and float(strength) > FLOAT32_ALPHA
 
 
 def remarks_on_padding(padding: Padding) -> list[str]:
@@ -218,7 +231,7 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, padding, stored_as, options.seed)
+    how = (size, where, selection, padding, stored_as, options.seed, is_exact(options))
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
 
 
@@ -242,88 +255,6 @@ def check_picked(samples: Samples, verified_from: str | None) -> None:
             f"verified_from is {verified_from!r}, but these samples were picked by {samples.source.picked_by} "
             "and nobody verified them; it must be 'trusted'"
         )
-
-
-def check_runs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> tuple[int, list[str]]:
-    """Run the copy on a few samples; return the number of its outputs, and what is to be known of its answers."""
-    with containers_kept(model):
-        try:
-            outputs = check_outputs(model, work, where, samples)
-        except DataError:
-            check_steady(model, work, where, samples)  # which says so if the copy alone is at fault
-            raise
-    return outputs, check_steady(model, work, where, samples)
-
-
-def check_outputs(model: nn.Module, work: nn.Module, where: torch.device, samples: Samples) -> int:
-    """Run the copy on a small batch, which must leave the original alone; return the number of its outputs."""
-    count = min(2, samples.batch_size or 2)
-    batch = next(samples.batches(range(count), count))
-
-    def ignore(layer: Layer, rows: Tensor) -> None:
-        """Rows are not needed."""
-
-    with borrowed(model), intercepting(model, ignore, masked=False) as original:
-        logits = logits_of(work, to_device(batch.inputs, where), batch, samples.forward)
-    used = [layer.parameter for layer in original.layers] + list(original.used_by)
-    if used:
-        raise UsageError(
-            f"a copy of the model still uses {used[0]!r} of the original, because a forward was replaced by a closure; "
-            "define forward in the module's class instead"
-        )
-    check_labels(samples.labels, logits.shape[1], samples.where)
-    return logits.shape[1]
-
-
-def look_over(work: nn.Module, where: torch.device, samples: Samples, options: CorrectOptions) -> list[str]:
-    """Run the uncorrected model once over the samples, and see whether it knows them as they are given.
-
-    Parameters
-    ----------
-    work, where
-        The working copy, and its device.
-    samples
-        The verified samples.
-    options
-        The settings.
-
-    Returns
-    -------
-    list of str
-        What the user should know, a sentence or two each.
-
-    Raises
-    ------
-    DataError
-        If the predictions fit another mapping of labels to outputs far better, or one input has two labels.
-    """
-    remarks: list[str] = []
-    if options.check_labels and options.origin != "trusted":
-        copies = check_contradictions(samples)
-        if copies:
-            remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
-
-    def run(size: int) -> tuple[Tensor, str]:
-        with watching_first_norm(work) as seen:
-            return predict(work, samples, range(len(samples)), size, where), seen.remark()
-
-    (logits, remark), size = with_smaller_batches(run, samples.batch_size, options)
-    if options.check_labels:
-        check_mapping(logits, samples.labels)
-    return [x for x in (*remarks, remark, _remark_on_colours(work, where, samples, logits, size)) if x]
-
-
-def _remark_on_colours(work: nn.Module, where: torch.device, samples: Samples, logits: Tensor, size: int) -> str:
-    """Try images of three colours with red and blue exchanged."""
-    inputs = next(samples.batches([0], 1)).inputs
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] != 3 or not inputs.is_floating_point():
-        return ""
-
-    def forward(model: nn.Module, images: Tensor) -> object:
-        return run_model(model, images.flip(1), samples.forward)
-
-    exchanged = predict(work, replace(samples, forward=forward), range(len(samples)), size, where)
-    return remark_on_colours(logits, exchanged, samples.labels)
 
 
 def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:
@@ -355,6 +286,19 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
             "would favour it; verify samples of every class"
         )
     return [label for label in range(max(outputs, 2)) if label not in there]
+
+
+def remark_on_buffers(collected: Collected) -> str:
+    """Say how much of what multiplies activations are buffers, if that is more than some fixed filters."""
+    buffers = sum(collected.buffers.values())
+    total = buffers + sum(account.size for account in collected.accounts if account.multiplies)
+    if buffers <= LARGE_SHARE * total:
+        return ""
+    few = ", ".join(map(repr, list(collected.buffers)[:3])) + (", …" if len(collected.buffers) > 3 else "")
+    return (
+        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({few}), which no stage "
+        "changes; make them parameters (nn.Parameter) if they are weights."
+    )
 
 
 def _nothing_to_correct(collected: Collected) -> str:

@@ -9,13 +9,15 @@ from contextvars import ContextVar
 
 from tqdm import tqdm
 
+from verifix.errors import printable
+
 _KEPT: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 
 
 def tell(line: str, show: bool) -> None:
     """Write a line on stderr, between bars, if anything is to be shown."""
     if show:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def note(text: str) -> None:
     kept = _KEPT.get()
     if kept is not None:
         kept.append(f"{line}.")
-    sys.stderr.write(f"verifix: note: {line}\n")
+    sys.stderr.write(f"verifix: note: {printable(line)}\n")
 
 
 @contextmanager

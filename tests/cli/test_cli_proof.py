@@ -124,7 +124,11 @@ def test_without_a_proof_the_choice_is_written_and_no_verdict_is_claimed(world, 
 
 def test_no_change_needs_no_proof(world, tmp_path, capsys):
     code, text, _ = run(
-        world, tmp_path, capsys, "--recipe", "verifix", "--no-check-labels", "--json", verified="shuffled"
+        world,
+        tmp_path,
+        capsys,
+        *("--recipe", "verifix", "--no-check-labels", "--no-check-inputs", "--json"),
+        verified="shuffled",
     )
     assert code == 3
     assert json.loads(text)["proof"]["kind"] == "none"

@@ -44,7 +44,7 @@ def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
             assert len(picture.convert("L").getcolors()) > 20
     assert f"pictures in {tmp_path / 'new' / 'out'}" in err
     assert main(["demo", "--seed", "1", "--out", str(tmp_path / "new" / "out")]) == 2
-    assert "exists already; choose another --out, or pass --force" in capsys.readouterr().err
+    assert "exists already; choose another name, or pass --force" in capsys.readouterr().err
 
 
 def test_the_demo_makes_a_fresh_folder_each_time(tmp_path, monkeypatch, capsys):

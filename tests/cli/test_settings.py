@@ -21,13 +21,14 @@ import yaml
 from tools.settings import PAGE, page
 
 import verifix
-from verifix import options
+from verifix import settings
 from verifix.cli.main import application, main, parse
 from verifix.cli.options import COMMANDS, CorrectCommand
 from verifix.inspection import CollectArguments, InspectArguments
-from verifix.options import HEADINGS, CorrectArguments, CorrectOptions, declarations
+from verifix.options import CorrectArguments, CorrectOptions
 from verifix.proof import ProveArguments
 from verifix.selection.trusted import TrustArguments
+from verifix.settings import HEADINGS, declarations
 
 SOURCE = Path(verifix.__file__).parent
 OF_A_FILE = {"config", "print_config"}
@@ -142,14 +143,14 @@ def test_without_the_source_there_are_no_descriptions_and_all_else_works(monkeyp
     def missing(_: object) -> str:
         raise OSError("could not get source code")
 
-    options._classes.cache_clear()
-    monkeypatch.setattr(options.inspect, "getsource", missing)
+    settings._classes.cache_clear()
+    monkeypatch.setattr(settings.inspect, "getsource", missing)
     try:
         assert "--batch-size" in help_of("score", monkeypatch, capsys)
-        call = options.takes(CorrectArguments)(lambda model, verified, settings: settings.alpha)
+        call = settings.takes(CorrectArguments)(lambda model, verified, settings: settings.alpha)
         assert call(None, None, alpha=3) == 3
     finally:
-        options._classes.cache_clear()
+        settings._classes.cache_clear()
 
 
 def test_the_page_of_settings_is_up_to_date():

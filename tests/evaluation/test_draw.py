@@ -61,7 +61,7 @@ def test_a_proof_says_what_it_assumes_of_the_draw(drawn, weights, words):
         small_net(), small_data(100), alpha=100.0, drawn=drawn, progress=False, check_labels=False, **given
     )
     assert proof.drawn == drawn
-    assert proof.note.endswith("moments, strengths and stages.") if words is None else words in proof.note
+    assert proof.note.endswith("correction that is made from all.") if words is None else words in proof.note
     assert proof.note in proof.summary()
 
 

@@ -37,6 +37,7 @@ from verifix.report.proof_section import interval
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = {"progress": False, "check_labels": False}
+PROOF = {**QUIET, "check_inputs": False}
 
 
 def paired(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -280,14 +281,14 @@ def test_no_group_stands_on_both_sides_of_anything():
         assert sorted(np.concatenate(split).tolist()) == list(range(200))
     correcting, proving = halves(samples, 0)
     assert set(g[correcting].tolist()).isdisjoint(g[proving].tolist())
-    found = verifix.prove(net(), (x, y), alpha=10.0, groups=g, **QUIET)
+    found = verifix.prove(net(), (x, y), alpha=10.0, groups=g, **PROOF)
     assert found.comparison.groups == 40
 
 
 def test_too_few_or_too_uneven_groups_are_refused():
     x, y, g = copied(40, 5, 0.05, 0)
     with pytest.raises(DataError, match="200 samples have only 4 independent groups, too few for 5 folds"):
-        verifix.prove(net(), (x, y), alpha=10.0, groups=g % 4, **QUIET)
+        verifix.prove(net(), (x, y), alpha=10.0, groups=g % 4, **PROOF)
     with pytest.raises(DataError, match="all 3 samples are of one group"):
         compare([0, 1, 0], [1, 1, 0], [0, 1, 1], groups=["a"] * 3)
     with pytest.raises(DataError, match="groups have 199 values for 200 samples"):
@@ -336,7 +337,7 @@ def test_labels_without_meaning_are_not_proved_by_copies(bases, copies):
         x, y, _ = copied(bases, copies, 0.0, 100 + seed)
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-        verdicts.append(verifix.prove(model, (x, y), alpha=10.0, **QUIET).verdict)
+        verdicts.append(verifix.prove(model, (x, y), alpha=10.0, **PROOF).verdict)
     assert verdicts.count("improved") <= 4
 
 
@@ -411,13 +412,13 @@ def test_points_of_no_spread_are_no_near_copies():
 
 def test_no_verdict_improved_on_near_copies_without_a_word():
     x, y, _ = copied(40, 5, 0.05, 0)
-    found = verifix.prove(net(), (x, y), recipe="refit", **QUIET)
+    found = verifix.prove(net(), (x, y), recipe="refit", **PROOF)
     assert found.comparison.p_better < 1e-4
     assert found.verdict == "not proven"
     assert "seem to have near-copies" in found.comparison.doubt
     assert "groups=" in found.summary()
     assert found.as_dict()["comparison"]["doubt"] == found.comparison.doubt
-    alone = verifix.prove(net(), (x, y), recipe="refit", groups=range(200), **QUIET)
+    alone = verifix.prove(net(), (x, y), recipe="refit", groups=range(200), **PROOF)
     assert (alone.verdict, alone.comparison.doubt) == ("improved", None)  # who says so is believed
 
 
@@ -459,10 +460,10 @@ def test_near_copies_of_tokens_are_looked_for_among_logits():
     near[torch.arange(180), torch.randint(20, (180,), generator=generator)] = 7
     y = torch.randint(3, (60,), generator=generator)
     model = Words().eval()
-    copies = verifix.prove(model, (near, y.repeat_interleave(3)), alpha=10.0, **QUIET)
+    copies = verifix.prove(model, (near, y.repeat_interleave(3)), alpha=10.0, **PROOF)
     assert copies.comparison.doubt is not None
     fresh = torch.randint(50, (180, 20), generator=generator)
-    apart = verifix.prove(model, (fresh, torch.randint(3, (180,), generator=generator)), alpha=10.0, **QUIET)
+    apart = verifix.prove(model, (fresh, torch.randint(3, (180,), generator=generator)), alpha=10.0, **PROOF)
     assert apart.comparison.doubt is None
 
 

@@ -194,8 +194,9 @@ def test_what_is_left_out_stands_in_the_notes_of_a_result(tmp_path, capsys, monk
     further = {
         "score": ["n.pt", "--data", "set"],
         "correct": ["--checkpoint", "n.pt", "--verified", "set", "--verified-from", "unseen", "--alpha", "10",
-                    "--proof", "none", "--out", "o.pt", "--no-check-labels"],
-        "compare": ["n.pt", "n.pt", "--data", "set"],
+                    "--proof", "none", "--out", "o.pt", "--no-check-labels",
+                    "--no-check-inputs"],
+        "compare": ["n.pt", "n.pt", "--data", "set", "--no-check-inputs"],
     }  # fmt: skip
     code = main([command, *further[command], *flags])
     out, err = capsys.readouterr()

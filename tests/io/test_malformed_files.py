@@ -457,6 +457,7 @@ def words(checkpoint: str = "good.safetensors", verified: str = "good.npz", *mor
         "--proof",
         "none",
         "--no-progress",
+        "--no-check-inputs",  # the networks are not trained
     ]
     return ["correct", *fixed, "--checkpoint", checkpoint, "--verified", verified, "--out", out, *more]
 

@@ -159,6 +159,7 @@ def words(
     out = "fixed.pt" if checkpoint.endswith((".pt", ".ckpt", ".bin", ".pth")) else "fixed.safetensors"
     out = "fixed" if checkpoint in ("", "set") else out
     fixed = ["--verified-from", "unseen", "--alpha", "10", "--proof", "none", "--no-progress", "--out", out]
+    fixed.append("--no-check-inputs")  # the networks are not trained
     given = ["--checkpoint", checkpoint] if checkpoint else []
     return ["correct", "--model", model, *given, "--verified", verified, *fixed, *more]
 
@@ -262,7 +263,7 @@ PAYLOADS: dict[str, Payload] = {
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),
     "moments of a layer": Payload(
-        {"m.safetensors": own_metadata(format="verifix-moments-3", layers=LAYERS, samples=[], model="")},
+        {"m.safetensors": own_metadata(format="verifix-moments-4", layers=LAYERS, samples=[], model="")},
         ("metadata", "m.safetensors"),
         words("good.safetensors", "good.npz", "--moments", "m.safetensors"),
     ),

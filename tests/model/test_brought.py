@@ -15,6 +15,7 @@ import verifix
 from tests.cases import small_data, small_net
 from tests.stage_cases import CPU, memorised
 from verifix import DataError, UsageError
+from verifix.cli.main import main
 from verifix.model.borrow import borrowed
 from verifix.model.folds import split_folds
 from verifix.model.gradients import gradients
@@ -255,7 +256,9 @@ def test_a_frame_with_a_column_of_text_gets_one_line():
     import pandas
 
     frame = pandas.DataFrame({"a": [1.0, 2.0], "name": ["x", "y"]})
-    with pytest.raises(DataError, match=r"^the inputs cannot be converted to a tensor \(.*\); give numbers in one"):
+    with pytest.raises(
+        DataError, match=r"^the inputs are objects, and number 1 of them is 'x'; give numbers in one array"
+    ):
         verifix.correct(small_net(), (frame, [0, 1]), alpha=30.0, **QUICK)
 
 
@@ -275,11 +278,94 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("form", STREAMS.values(), ids=STREAMS)
-def test_a_stream_without_end_is_refused_with_the_remedy(form, monkeypatch):
-    monkeypatch.setattr("verifix.model.sources.LONGEST_STREAM", 60)
+def test_a_stream_without_end_is_refused_with_the_remedy(form):
     x, y = small_data(60)
     net = memorised(small_net(), x, y)
     items = list(zip(x, y.tolist(), strict=True))
-    assert verifix.correct(net, form(lambda: items), alpha=30.0, **QUICK).changed
-    with pytest.raises(DataError, match=r"the stream goes on after 60 items, .* by itertools.islice"):
-        verifix.correct(net, form(lambda: itertools.cycle(items)), alpha=30.0, **QUICK)
+    assert verifix.correct(net, form(lambda: items), alpha=30.0, max_samples=60, **QUICK).changed
+    with pytest.raises(
+        DataError, match=r"goes on after 60 items, .* itertools.islice, or set max_samples= \(--max-sam"
+    ):
+        verifix.correct(net, form(lambda: itertools.cycle(items)), alpha=30.0, max_samples=60, **QUICK)
+
+
+CALLS = {
+    "correct": lambda net, data, **settings: verifix.correct(net, data, alpha=30.0, check_labels=False, **settings),
+    "prove": lambda net, data, **settings: verifix.prove(net, data, alpha=30.0, check_labels=False, **settings),
+    "trust": lambda net, data, **settings: verifix.trust(net, data, count=30, **settings),
+    "collect_moments": verifix.collect_moments,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("form", ["tensors", "list", "loader", "stream"])
+def test_every_call_refuses_more_samples_than_the_setting_in_every_form(call, form):
+    x, y = small_data(60)
+    items = list(zip(x, y.tolist(), strict=True))
+    forms = {
+        "tensors": (x, y),
+        "list": items,
+        "loader": DataLoader(items, batch_size=16),
+        "stream": Stream(lambda: items),
+    }
+    call(memorised(small_net(), x, y), forms[form], progress=False, max_samples=60)
+    with pytest.raises(DataError, match=r"(60 samples, more than max_samples 59|after 59 items).*set max_samples="):
+        call(small_net().eval(), forms[form], progress=False, max_samples=59)
+
+
+def test_the_command_line_sets_how_many_samples_there_may_be(tmp_path, capsys):
+    x, y = small_data(60)
+    (tmp_path / "net.py").write_text("from tests.cases import small_net as build\n")
+    torch.save(small_net().state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=y.numpy())
+    given = ["score", f"{tmp_path}/net.pt", "--model", f"py:{tmp_path}/net.py:build", "--data", f"{tmp_path}/d.npz"]
+    assert main([*given, "--max-samples", "60"]) == 0
+    assert main([*given, "--max-samples", "59"]) == 5
+    assert "there are 60 samples, more than max_samples 59; give fewer (--limit draws some)" in capsys.readouterr().err
+    assert main([*given, "--max-samples", "59", "--limit", "59"]) == 0
+
+
+# Settings as numbers of other libraries
+
+NUMBERS = {
+    "numpy": {"alpha": np.float32(30), "seed": np.int64(3), "batch_size": np.int32(16), "folds": np.uint8(3)},
+    "numpy arrays without axes": {"alpha": np.array(30.0), "seed": np.array(3), "batch_size": np.array(16)},
+    "torch": {"alpha": torch.tensor(30.0), "seed": torch.tensor(3), "batch_size": torch.tensor(16)},
+    "numpy, others": {
+        "alpha": np.int64(30), "seed": 3, "batch_size": 16, "budget": np.float64(1e6), "padding": np.True_,
+        "recipe": np.str_("verifix"), "max_samples": np.int64(100), "progress": np.False_,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", NUMBERS.values(), ids=NUMBERS)
+def test_single_numbers_of_numpy_and_torch_are_taken_as_python_s(given):
+    x, y = small_data(60)
+    net = memorised(small_net(), x, y)
+    own = {"alpha": 30.0, "seed": 3, "batch_size": 16, "recipe": "verifix"}
+    wanted = verifix.correct(net, (x, y), **QUICK | own)
+    found = verifix.correct(net, (x, y), **QUICK | own | given)
+    assert all(torch.equal(found.corrected[name], value) for name, value in wanted.corrected.items())
+    assert found.provenance["alpha"] == 30.0
+    assert type(found.provenance["seed"]) is int
+
+
+WRONG = {
+    "nan": np.float32("nan"),
+    "-1": np.float64(-1),
+    "two": np.array([10.0, 20.0]),
+    "true": np.True_,
+    "0": torch.tensor(0),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_numbers_of_other_libraries_are_checked_as_any(wrong):
+    with pytest.raises(UsageError, match=r"alpha is .*; it must be a finite number above 0, or 'auto'"):
+        verifix.correct(small_net(), small_data(60), alpha=wrong, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["seed", "batch_size", "outputs", "verified_from", "folds", "max_samples", "recipe"])
+def test_arrays_of_several_numbers_are_no_setting(name):
+    with pytest.raises(UsageError, match=rf"{name} is array\(\[1, 2\]\)"):
+        verifix.correct(small_net(), small_data(60), **QUICK | {name: np.array([1, 2])})

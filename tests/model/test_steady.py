@@ -67,9 +67,9 @@ def test_no_change_proves_nothing_whatever_the_batches_and_the_draws(build):
     x, y = small_data(80)
     order = y.argsort(stable=True)  # so that folds and the whole are batches of other composition
     meaningless = torch.randint(0, 3, (80,), generator=torch.Generator().manual_seed(0))
-    proof = verifix.prove(
-        build().eval(), (x[order], meaningless), recipe="verifix", progress=False, check_labels=False, batch_size=16
-    )
+    unchecked = {"check_labels": False, "check_inputs": False}
+    model, samples = build().eval(), (x[order], meaningless)
+    proof = verifix.prove(model, samples, recipe="verifix", progress=False, batch_size=16, **unchecked)
     untouched = [fold for fold in proof.folds if fold.strengths["project"] is None]
     assert untouched
     if len(untouched) == len(proof.folds):
@@ -164,3 +164,131 @@ def test_ordinary_models_are_steady(dtype):
     model = memorised(small_net(), x, y).to(dtype)
     correction = verifix.correct(model, (x.to(dtype), y), **QUICK)
     assert not any("output" in note for note in correction.notes)
+
+
+# State that is kept from call to call
+
+
+class Recurrent(nn.Module):
+    """Keeps the hidden state of the last batch, as people do who forget to reset it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.cell, self.net = nn.GRU(8, 8, batch_first=True), small_net().eval()
+        self.hidden = None
+
+    def forward(self, x):
+        outputs, self.hidden = self.cell(x[:, None], self.hidden)
+        return self.net(x + outputs[:, -1])
+
+
+class ByShape(Recurrent):
+    """Keeps it where the next batch has as many samples."""
+
+    def forward(self, x):
+        if self.hidden is not None and self.hidden.shape[1] != len(x):
+            self.hidden = None
+        return super().forward(x)
+
+
+class Average(nn.Module):
+    """Centres by a running mean that it updates in every mode, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net().eval()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        self.mean.mul_(0.5).add_(0.5 * x.mean(0))
+        return self.net(x - self.mean)
+
+
+class FirstBatch(nn.Module):
+    """Takes its statistics from the first batch that it sees, and keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self._mean = small_net().eval(), None
+
+    def forward(self, x):
+        if self._mean is None:
+            self._mean = x.mean(0)
+        return self.net(x - self._mean)
+
+
+class Counting(nn.Module):
+    """Counts its calls, and adds them up in its answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.calls = small_net().eval(), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x) + self.calls * torch.arange(3)
+
+
+class Bank(nn.Module):
+    """Compares with all that it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.seen = small_net().eval(), []
+
+    def forward(self, x):
+        self.seen.append(x.mean(0))
+        return self.net(x - torch.stack(self.seen).mean(0))
+
+
+KEEPING = {
+    "hidden": Recurrent, "by shape": ByShape, "mean": Average, "_mean": FirstBatch, "calls": Counting, "seen": Bank
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", KEEPING)
+def test_state_that_answers_depend_on_is_refused_with_its_name_and_the_remedy(form):
+    x, y = small_data(80)
+    model = KEEPING[form]().eval()
+    before = {name: value for name, value in vars(model).items() if not isinstance(value, (dict, set))}
+    content = [value.clone() for value in model.state_dict().values()]
+    name = "hidden" if form == "by shape" else form
+    with pytest.raises(UsageError, match=rf"run on before, because it keeps '{name}' from call .* start of forward"):
+        verifix.correct(model, (x, y), **QUICK)
+    assert {name: value for name, value in vars(model).items() if name in before} == before
+    assert all(map(torch.equal, model.state_dict().values(), content))
+
+
+def test_state_that_is_reset_or_only_recorded_is_no_matter():
+    class Reset(Recurrent):
+        def forward(self, x):
+            self.hidden = None
+            return super().forward(x)
+
+    class Recording(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.last, self.steps, self.all = small_net().eval(), None, 0, {}
+
+        def forward(self, x):
+            self.last, self.steps = x, self.steps + 1
+            self.all[self.steps] = x
+            return self.net(x)
+
+    x, y = small_data(80)
+    for model in (Reset().eval(), Recording().eval()):
+        own = dict(vars(model))
+        correction = verifix.correct(model, (x, y), **QUICK)
+        assert correction.notes == ()
+        assert dict(vars(model)) == own
+    assert model.all == {}
+
+
+def test_a_reset_by_forward_is_the_remedy():
+    def forward(model, inputs):
+        model.hidden = None
+        return model(inputs)
+
+    x, y = small_data(80)
+    assert verifix.correct(Recurrent().eval(), (x, y), forward=forward, **QUICK).notes == ()

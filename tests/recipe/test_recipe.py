@@ -147,7 +147,7 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
     model, x, y = noisy_case()
     model.train()
     model[3].eval()
-    model[5].weight.requires_grad_(False)
+    model[1].bias.requires_grad_(False)
     before = state_of(model)
     if at is None:
         fixed = verifix.correct(model, (x, y), progress=False).model

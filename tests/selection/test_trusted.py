@@ -417,7 +417,7 @@ def bad() -> dict:
         "negative labels": (model, (x, y - 1), {}, unfit, "has label -1"),
         "one sample": (model, (x[:1], y[:1]), {}, unfit, "there is 1 sample to pick from"),
         "ids": (token_model, (ids, y), curved, unfit, "these samples have none (token ids cannot be perturbed)"),
-        "half inputs": (net(dtype=torch.float32), half, curved, unfit, "cannot run on inputs"),
+        "half inputs": (net(dtype=torch.float32), half, curved, unfit, "the inputs are bfloat16, in which a step of"),
         "half model": (net(dtype=torch.bfloat16), half, curved, unfit, "the model's weights are bfloat16, in which"),
         "half inputs, cast": (
             net(),

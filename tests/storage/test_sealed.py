@@ -54,9 +54,9 @@ def test_a_turned_bit_is_refused_or_changes_nothing(files, kind, tmp_path):
 
 
 FORGED = {
-    "asymmetric": lambda tensors, about: tensors["0.scatter"][0, 0, 1].add_(1.0),
+    "asymmetric": lambda tensors, about: tensors["0.gram"][0, 0, 1].add_(1.0),
     "of 2^62 rows": lambda tensors, about: about["layers"][0].update(n=2**62),
-    "not positive semidefinite": lambda tensors, about: tensors["0.scatter"].copy_(
+    "not positive semidefinite": lambda tensors, about: tensors["0.gram"].copy_(
         torch.eye(8, dtype=torch.float64) - 0.5
     ),
 }
@@ -73,5 +73,5 @@ def test_moments_that_no_rows_have_are_refused_even_under_a_seal(files, change, 
     del about["seal"]
     change(tensors, about)
     path = write_safetensors(tmp_path / "forged.safetensors", tensors, sealed(tensors, about))
-    with pytest.raises(CheckpointError, match=r"is not a verifix moments file \(.*0.scatter holds impossible moments"):
+    with pytest.raises(CheckpointError, match=r"is not a verifix moments file \(.*0.gram holds impossible moments"):
         SavedMoments.load(path)

@@ -80,6 +80,8 @@ class Census:
     constants, confirmed
         Inputs that no sample seemed to have a part in, by the parameters that they met: those of the first trial, and
         those that came again in the second.
+    buffers
+        Sizes of the buffers that have met samples in products, by name.
     added
         What has been added to each layer's outputs, call by call; None for calls that added no parameter.
     """
@@ -94,6 +96,7 @@ class Census:
     untraced: bool = False
     constants: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
     confirmed: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
+    buffers: dict[str, int] = field(default_factory=dict)
     added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
 
     @property

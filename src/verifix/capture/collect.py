@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from verifix.capture.census import Account, Census
 from verifix.capture.interceptor import intercepting
+from verifix.capture.kinds.lags import Geometry, LagSums, Patches
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.errors import AmbiguousBatchError, DataError
-from verifix.model.nonfinite import check_finite, first_tensor
+from verifix.model.nonfinite import check_finite
+from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
@@ -39,6 +41,10 @@ class Collected:
         Indices of the largest batch with padding; empty if there was none.
     biases
         The bias of each layer that has one of its own.
+    buffers
+        Sizes of the buffers that multiply activations, by name.
+    logits
+        What the model answers, ``[n, outputs]``, float64 on the CPU, in the order of the samples' indices.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -46,6 +52,8 @@ class Collected:
     digests: frozenset[bytes] = field(default_factory=frozenset)
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
 
     @property
     def layers(self) -> list[Layer]:
@@ -71,6 +79,7 @@ def collect(
     device: torch.device,
     selection: Selection | None = None,
     padding: Padding | None = None,
+    exact: bool = False,
     show: bool = False,
 ) -> Collected:
     """Run a borrowed model once over all folds; batches never cross folds.
@@ -91,6 +100,8 @@ def collect(
         Layers wanted; all by default.
     padding
         How padding is told; as usual by default.
+    exact
+        Whether rows are multiplied in float64 in any case; see `verifix.moments`.
     show
         Whether to show progress.
 
@@ -104,17 +115,29 @@ def collect(
     DataError
         If the rows of a layer are not finite.
     """
-    tables: list[dict[Layer, Moments]] = [{} for _ in folds]
-    current: dict[Layer, Moments] = {}
+    tables: list[dict[Layer, Moments]] = []
+    current = _Fold()
+    sizes = [len(fold) for fold in folds]
+    fewest = sum(sizes) - max(sizes) if len(sizes) > 1 else sum(sizes)  # samples that moments will be wanted of
 
     def sink(layer: Layer, rows: Tensor) -> None:
         if counting:
-            add_rows(current, layer, rows)
+            current.seen[layer] = None
+            add_rows(current.table, layer, rows.double() if exact else rows)
+
+    def patched(layer: Layer, patches: Patches) -> bool:
+        few = fewest * patches.geometry.positions < patches.shape[2]  # too few rows to go without them
+        if few or moments_device(patches.x.device) != patches.x.device or not patches.worthwhile:
+            return False
+        if counting:
+            current.add_(layer, replace(patches, x=patches.x.double()) if exact else patches)
+        return True
 
     counting = False
     padded: tuple[int, ...] = ()
+    answers: list[tuple[Sequence[int], Tensor]] = []
     selection = selection or Selection()
-    watched = intercepting(model, sink, selection, padding=padding)
+    watched = intercepting(model, sink, selection, padding=padding, patched=patched)
     with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
         first, *others = (int(i) for fold in folds for i in fold)
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
@@ -122,33 +145,70 @@ def collect(
         if census.untraced and another is not None:
             _run(model, samples, samples.alone(another), census, device, trial=2)
         counting = True
-        for table, fold in zip(tables, folds, strict=True):
-            current = table
+        for fold in folds:
+            current = _Fold()
             for batch in samples.batches(fold, batch_size):
-                padded = max(padded, _run(model, samples, batch, census, device), key=len)
+                padded = max(padded, _run(model, samples, batch, census, device, answers=answers), key=len)
                 bar.update(len(batch.labels))
+            tables.append(current.moments())
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
-    return Collected(tuple(tables), accounts, digests, padded, census.biases)
+    order = torch.tensor([int(i) for indices, _ in answers for i in indices]).argsort()
+    logits = torch.cat([part for _, part in answers])[order]
+    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits)
+
+
+@dataclass
+class _Fold:
+    """The moments of one fold while they are collected: of rows, and of patches."""
+
+    seen: dict[Layer, None] = field(default_factory=dict)
+    table: dict[Layer, Moments] = field(default_factory=dict)
+    lags: dict[tuple[Layer, Geometry], LagSums] = field(default_factory=dict)
+
+    def add_(self, layer: Layer, patches: Patches) -> None:
+        """Add patches to the moments of their layer; refuse them if they are not finite."""
+        _check(bool(torch.isfinite(patches.x).all()), layer)
+        self.seen[layer] = None
+        key = layer, patches.geometry
+        if key not in self.lags:
+            self.lags[key] = LagSums(patches)
+        self.lags[key].add_(patches)
+
+    def moments(self) -> dict[Layer, Moments]:
+        """Return the moments of every layer, in the order of first use."""
+        for (layer, _), sums in self.lags.items():
+            found = sums.moments()
+            self.table[layer] = self.table[layer] + found if layer in self.table else found
+        self.lags.clear()
+        return {layer: self.table[layer] for layer in self.seen}
 
 
 def _run(
-    model: nn.Module, samples: Samples, batch: Batch, census: Census, device: torch.device, trial: int = 0
+    model: nn.Module,
+    samples: Samples,
+    batch: Batch,
+    census: Census,
+    device: torch.device,
+    trial: int = 0,
+    answers: list[tuple[Sequence[int], Tensor]] | None = None,
 ) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels), trial)
     try:
-        logits = first_tensor(run_model(model, to_device(batch.inputs, device), samples.forward))
-        if isinstance(logits, Tensor) and not logits.is_nested:
+        output = run_model(model, to_device(batch.inputs, device), samples.forward)
+        if answers is not None:
+            logits = logits_in(output, len(batch.labels)).detach()
             check_finite(logits, batch.indices)
+            answers.append((batch.indices, logits.to("cpu", torch.float64, copy=True)))
     except AmbiguousBatchError:
         if census.batch.counted:
             raise
         half = len(batch.indices) // 2
         halves = (batch.indices[:half], batch.indices[half:])
         parts = [part for half in halves for part in samples.batches(half, len(half))]
-        return max((_run(model, samples, part, census, device) for part in parts), key=len)
+        return max((_run(model, samples, part, census, device, trial, answers) for part in parts), key=len)
     return tuple(batch.indices) if census.batch.padded is not None else ()
 
 
@@ -168,7 +228,11 @@ def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
         table[layer].add_(rows)
     else:
         table[layer] = Moments(rows)
-    if not torch.isfinite(table[layer].trace).all():
+    _check(bool(torch.isfinite(table[layer].trace).all()), layer)
+
+
+def _check(finite: bool, layer: Layer) -> None:
+    if not finite:
         raise DataError(
             f"the input of layer {layer.parameter!r} contains NaN or Inf; check the weights before it and the inputs"
         )

@@ -18,6 +18,9 @@ FAR_MEAN = 0.75
 FAR_SPREAD = 1.6
 """Ratio of a channel's standard deviation to the running one, in either direction, that is far off."""
 
+ADVICE = " Check the preprocessing: mean and std, pixel range, and size."
+"""What a note ends with; an error says more."""
+
 
 @dataclass
 class NormInputs:
@@ -82,7 +85,7 @@ class NormInputs:
         return (
             f"The inputs differ from those that the model was trained on: before its first BatchNorm ({self.name}), "
             f"their spread is {spread:.2g} times the running spread, and their mean is {mean:.2g} running standard "
-            "deviations off (median over channels). Check the preprocessing: mean and std, pixel range, and size."
+            f"deviations off (median over channels).{ADVICE}"
         )
 
 

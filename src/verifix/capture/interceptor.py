@@ -22,16 +22,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from verifix.capture.batch_invariant import Constants
 from verifix.capture.census import Census
 from verifix.capture.kinds import KINDS, LayerKind, Product
+from verifix.capture.kinds.lags import Patches
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding, watching_padding
 from verifix.capture.parameters import ParameterIndex, of_weight_norm
 from verifix.capture.selection import Selection
 from verifix.errors import DataError, VerifixError
 from verifix.model.run import out_of_memory
-from verifix.model.tensors import tensors_in
+from verifix.model.tensors import storage_of, tensors_in
 
 Sink = Callable[["Layer", Tensor], None]
 """Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
+
+PatchSink = Callable[["Layer", Patches], bool]
+"""Receives the input of a convolution in place of its rows, and returns whether it has used it."""
 
 INTO_PYTHON = frozenset(
     getattr(Tensor, name)
@@ -49,14 +53,22 @@ Call = tuple[tuple[str, ...], int]
 class _Interceptor(TorchFunctionMode):
     """Sees each function call; hands on the rows of those with an adapter before they run."""
 
-    def __init__(self, index: ParameterIndex, census: Census, selection: Selection, sink: Sink) -> None:
+    def __init__(
+        self, index: ParameterIndex, census: Census, selection: Selection, sink: Sink, patched: PatchSink
+    ) -> None:
         super().__init__()
         self.index = index
         self.census = census
         self.selection = selection
         self.sink = sink
+        self.patched = patched
         self.constants = Constants(index.model)
         self.depth = 0
+        self._buffers = {
+            storage: (name, buffer.numel())
+            for name, buffer in index.model.named_buffers()
+            if buffer.ndim >= 2 and buffer.is_floating_point() and (storage := storage_of(buffer))
+        }
         self._known: set[Layer] = set()
         self._alone: dict[Call, list[tuple[int, ...]]] = {}
 
@@ -67,6 +79,8 @@ class _Interceptor(TorchFunctionMode):
         constant = self.constants.holds(tensors)
         if not constant and func in INTO_PYTHON:
             self.census.untraced = True
+        if not constant and func in KINDS and self._buffers:
+            self.census.buffers.update(self._buffers[at] for x in tensors if (at := storage_of(x)) in self._buffers)
         self.depth += 1
         understood: set[str] = set()
         try:
@@ -172,6 +186,9 @@ class _Interceptor(TorchFunctionMode):
                 "(--no-padding) if these ids are not padding"
             )
         try:
+            if times == 1 and product.patches is not None and self.patched(layer, product.patches):
+                self.census.batch.counted = True
+                return
             for rows in product.rows():
                 self.census.batch.counted = True
                 self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
@@ -225,6 +242,7 @@ def intercepting(
     *,
     padding: Padding | None = None,
     masked: bool = True,
+    patched: PatchSink = lambda *_: False,
 ) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
@@ -240,6 +258,9 @@ def intercepting(
         How padding is told; as usual by default.
     masked
         Whether rows of padding are left out.
+    patched
+        Receives the input of a convolution first, where that is faster to multiply than its rows; `sink` receives the
+        rows unless it has used it.
 
     Yields
     ------
@@ -248,7 +269,7 @@ def intercepting(
     """
     index = ParameterIndex(model)
     census = Census(index=index)
-    interceptor = _Interceptor(index, census, selection or Selection(), sink)
+    interceptor = _Interceptor(index, census, selection or Selection(), sink, patched)
     watching = watching_padding(model, census.batch, padding or Padding()) if masked else nullcontext()
     with watching, interceptor, _Witness(interceptor):
         yield census

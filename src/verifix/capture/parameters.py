@@ -115,6 +115,11 @@ def partly_shared(parameters: Mapping[str, Tensor]) -> dict[str, str]:
     return reasons
 
 
+def shared_in_part(model: nn.Module) -> dict[str, str]:
+    """Name the parameters of a model of which `partly_shared` says so; tied ones are one parameter."""
+    return partly_shared(ParameterIndex(model).parameters)
+
+
 def of_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor, int]:
     """Return the arguments of weight norm by position: direction, scale and axis."""
     return v, g, dim

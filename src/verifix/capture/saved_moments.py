@@ -24,7 +24,7 @@ MOST_ROWS = 2**53
 ROUNDING = 1e-9
 """What moments may be off by, relative to their trace."""
 
-FORMAT = "verifix-moments-3"
+FORMAT = "verifix-moments-4"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class SavedMoments:
             if moments.rows is not None:
                 tensors[f"{i}.rows"] = moments.rows
             else:
-                tensors |= {f"{i}.scatter": moments.scatter, f"{i}.mean": moments.mean}
+                tensors[f"{i}.gram"] = moments.gram
             layers.append({**asdict(layer), "n": moments.n})
         about = {
             "format": FORMAT,
@@ -227,21 +227,20 @@ def _loaded(tensors: Mapping[str, Tensor], i: int, entry: Mapping[str, Any]) -> 
     if rows is not None:
         _require(rows.ndim == 3 and rows.shape[1] == n and _sound(rows), f"{i}.rows")
         return Moments(rows)
-    scatter, mean = tensors[f"{i}.scatter"], tensors[f"{i}.mean"]
-    fits = type(n) is int and n > 0 and scatter.ndim == 3 and scatter.shape == (*mean.shape, mean.shape[-1])
-    _require(fits and _sound(scatter) and _sound(mean), f"{i}.scatter")
-    _require(n < MOST_ROWS and _positive(scatter), f"{i}.scatter")
-    return Moments.from_scatter(scatter, mean, n)
+    gram = tensors[f"{i}.gram"]
+    fits = type(n) is int and 0 < n < MOST_ROWS and gram.ndim == 3 and gram.shape[1] == gram.shape[2]
+    _require(fits and _sound(gram) and _positive(gram), f"{i}.gram")
+    return Moments.from_gram(gram, n)
 
 
-def _positive(scatter: Tensor) -> bool:
+def _positive(gram: Tensor) -> bool:
     """Tell whether matrices ``[groups, d, d]`` are symmetric and positive semidefinite, but for rounding."""
-    size = scatter.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
-    even = (scatter - scatter.mT).abs() <= ROUNDING * size
-    raised = scatter + ROUNDING * size * torch.eye(scatter.shape[-1], dtype=scatter.dtype)
+    size = gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
+    even = (gram - gram.mT).abs() <= ROUNDING * size
+    raised = gram + ROUNDING * size * torch.eye(gram.shape[-1], dtype=gram.dtype)
     alive = size.flatten() > 0
     solvable = torch.linalg.cholesky_ex(raised[alive]).info == 0
-    return bool(even.all() and solvable.all() and not scatter[~alive].any())
+    return bool(even.all() and solvable.all() and not gram[~alive].any())
 
 
 def _sound(tensor: Tensor) -> bool:

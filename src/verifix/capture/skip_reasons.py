@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from verifix.errors import UsageError
@@ -86,7 +87,8 @@ def fixed_reasons(model: nn.Module) -> dict[str, str]:
     UsageError
         If the model has adapters whose effect cannot be kept apart from the weights they adapt.
     """
-    return {**dict(_parametrised(model)), **dict(_spectral(model)), **dict(_second_factors(model))}
+    found = (_parametrised(model), _spectral(model), _pruned(model), _second_factors(model))
+    return {name: reason for each in found for name, reason in each}
 
 
 def _parametrised(model: nn.Module) -> Iterator[tuple[str, str]]:
@@ -108,6 +110,17 @@ def _spectral(model: nn.Module) -> Iterator[tuple[str, str]]:
             if isinstance(hook, SpectralNorm):
                 path = ".".join(filter(None, (name, f"{hook.name}_orig")))
                 yield path, "spectral norm divides it by its largest singular value, so that a write has another effect"
+
+
+def _pruned(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Name what torch's pruning, a hook, multiplies by a mask."""
+    for name, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                tensor = hook._tensor_name
+                path = ".".join(filter(None, (name, f"{tensor}_orig")))
+                remedy = f"torch.nn.utils.prune.remove(module, {tensor!r}) makes the pruning permanent"
+                yield path, f"a mask of torch.nn.utils.prune multiplies it; {remedy}"
 
 
 def _second_factors(model: nn.Module) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import io
 import os
 import re
 import signal
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 from cyclopts import Parameter
 
 from verifix.cli.options import COMMANDS, Command
-from verifix.errors import UsageError, VerifixError
+from verifix.cli.streams import nobody_reads, prepare_streams
+from verifix.errors import UsageError, VerifixError, printable
 from verifix.model.threads import wait_passively
-from verifix.options import declarations
+from verifix.settings import declarations
 
 if TYPE_CHECKING:
     from cyclopts import App, Argument, ArgumentCollection, CycloptsError
@@ -49,35 +49,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 a fault of the program, 2 usage, 3 no gain and no corrected checkpoint written, 4 no
         layers, 5 data and model do not fit, 130 interrupted, 143 terminated.
     """
-    if argv is None:  # the process is ours
+    ours = argv is None  # the process is, too
+    if ours:
         wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a console that lacks a character must not cost the result
+    prepare_streams(ours=ours)
     try:
         with _cleaning_up():
-            command = parse(arguments)
-            return 0 if command is None else _run(command)
+            command = None
+            with nobody_reads(1, ours=ours):
+                command = parse(arguments)
+            return 0 if command is None else _run(command, ours)
     except VerifixError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except _TerminatedError:
         return _fail("terminated", 143)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
     except Exception as error:
         if os.environ.get("VERIFIX_TRACEBACK"):
             raise
         return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1)
 
 
-def _run(command: Any) -> int:
+def _run(command: Any, ours: bool) -> int:
     from verifix.cli.commands import run
 
-    return run(command)
+    return run(command, for_good=ours)
 
 
 class _TerminatedError(BaseException):
@@ -138,7 +136,13 @@ def application(names: Iterable[str] = COMMANDS) -> App:
     from cyclopts import App
     from rich.console import Console
 
-    console = Console()
+    class Heedful(Console):
+        """One that leaves it to `main` to tell what it means that nobody reads."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Heedful()
     console.width = min(console.width, WIDEST)
     app = App(
         name="verifix",
@@ -223,7 +227,9 @@ def read_settings(path: str, named: Mapping[str, Argument]) -> dict[str, str | l
         if name not in named or name in APART or name in found:
             raise UsageError(f"{path} has {name}{_instead(name, named)}")
         if value is not None:
-            switch = named[name].hint is bool and isinstance(value, str) and value.lower()
+            switch = (
+                bool in (named[name].hint, *get_args(named[name].hint)) and isinstance(value, str) and value.lower()
+            )
             found[name] = str(yaml.SafeLoader.bool_values.get(switch, value)) if switch else value
     return found
 
@@ -261,6 +267,7 @@ def _print(named: Mapping[str, Argument]) -> None:
 
     settings = {name: said(argument) for name, argument in named.items() if name not in APART}
     sys.stdout.write(yaml.safe_dump(settings, sort_keys=False))
+    sys.stdout.flush()
     raise SystemExit(0)
 
 
@@ -284,8 +291,7 @@ def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST:  # a name in a hostile file may be as long as the file
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    line = "".join(c if c.isprintable() else "?" for c in line)  # nor may it steer the terminal
-    sys.stderr.write(f"verifix: error: {line}\n")
+    sys.stderr.write(f"verifix: error: {printable(line)}\n")
     return code
 
 

@@ -18,24 +18,19 @@ from verifix.io.options import (
     numbers,
 )
 from verifix.options import (
-    AS_TEXT,
-    DATA,
     DRAWN,
-    MAIN,
-    OUTPUT,
-    PROOF,
-    SWITCH,
     TRUST_METHODS,
     TRUSTED_COUNT,
     VERIFIED_FROM,
     CorrectOptions,
+    ExpectOptions,
     FoldOptions,
     GroupOptions,
+    InputOptions,
     LayerOptions,
     RunOptions,
-    Settings,
-    require,
 )
+from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +41,7 @@ class Command(Settings):
 
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
-    config: Annotated[Sequence[str] | None, OUTPUT] = None
+    config: Annotated[Sequence[str] | None, OUTPUT, READS] = None
     """A YAML file with any of these settings, named with underscores. An option on the command line overrides the
     file."""
     print_config: Annotated[bool, OUTPUT, SWITCH] = False
@@ -58,19 +53,20 @@ class WritingCommand(Command):
     """What every command takes that writes files."""
 
     force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace files that exist; with correct, also write a correction whose gain is not proven."""
+    """Replace files that exist; with correct, also go on where the samples do not look as in training (see
+    --check-inputs), and write a correction whose gain is not proven."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions(LimitOptions):
     """Which samples a checkpoint is corrected from."""
 
-    verified: Annotated[str | None, MAIN] = None
+    verified: Annotated[str | None, MAIN, READS_DATA] = None
     """The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
     .tsv, .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk
     (FOLDER:SPLIT); .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
     mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
-    trusted: Annotated[str | None, DATA] = None
+    trusted: Annotated[str | None, DATA, READS_DATA] = None
     """If nothing was verified: labelled samples to pick from, such as the training set with its wrong labels, in any
     form of --verified. The samples whose labels are most probably correct are picked."""
     trust: Annotated[Literal["low-loss", "low-curvature", "confident"] | None, DATA] = None
@@ -101,7 +97,7 @@ class SourceOptions(LimitOptions):
 class ProofOptions(WeightOptions):
     """How the gain is measured."""
 
-    test: Annotated[str | None, PROOF] = None
+    test: Annotated[str | None, PROOF, READS_DATA] = None
     """Samples to measure the gain on, used neither in training nor for the correction, in any form of --verified."""
     proof: Annotated[Literal["none", "split", "nested"] | None, PROOF] = None
     """How to prove the gain without --test. "nested" (the default) makes five more corrections, each judged on a fifth
@@ -113,16 +109,16 @@ class ProofOptions(WeightOptions):
 class ResultOptions(WritingCommand):
     """What is written."""
 
-    out: Annotated[str, MAIN]
+    out: Annotated[str, MAIN, WRITES]
     """Where to write the corrected checkpoint, in the format of the given one. The correction file is written beside
     it."""
-    report: Annotated[str | None, OUTPUT] = None
+    report: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the report, one .html file: verdict, curves, confusions, samples set right and broken, layers."""
-    result: Annotated[str | None, OUTPUT] = None
+    result: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the result as JSON, the same that --json prints."""
-    card: Annotated[str | None, OUTPUT] = None
+    card: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write a model card (.md) for the Hugging Face hub. Needs verifix[hub]."""
-    save_moments: Annotated[str | None, OUTPUT] = None
+    save_moments: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the moments of the verified samples, for --moments of a later run."""
 
 
@@ -152,6 +148,11 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             if self.drawn is not None:
                 raise UsageError("--drawn says how verified samples were drawn, but nobody verified those of --trusted")
             self.settle(verified_from="trusted")
+            if self.expect_accuracy is not None and self.test is None:
+                raise UsageError(
+                    "--expect-accuracy says nothing on samples that --trusted picks by their labels, on which a model "
+                    "is right more often; give new samples with --test, or omit it"
+                )
         elif self.verified_from is None:
             raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
 
@@ -170,7 +171,7 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             )
         if self.proves_by in ("nested", "split"):
             check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
-        if self.proves_by == "none" and (self.weights_file, self.class_shares) != (None, None):
+        if self.proves_by == "none" and self.weighted:
             raise UsageError(
                 "--class-shares and --weights-file weight the samples on which the gain is measured, but --proof none "
                 "measures no gain; omit them, or prove the gain"
@@ -186,13 +187,23 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
         return (self.report, self.result, self.card) != (None, None, None)
 
     @property
+    def stops(self) -> bool:
+        """Whether to stop where samples do not look as in training."""
+        return not self.force if self.check_inputs is None else self.check_inputs
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the samples that the gain is measured on count more or less."""
+        return (self.class_shares, self.weights_file) != (None, None)
+
+    @property
     def proves_by(self) -> str:
         """What the gain is measured by: "test", "nested", "split" or "none"."""
         return "test" if self.test is not None else self.proof or "nested"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreCommand(Command, RunOptions, LimitOptions, SampleOptions, CheckpointOptions):
+class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
     Example: verifix score net.safetensors --model py:net.py:build --data test/
@@ -207,7 +218,7 @@ class ScoreCommand(Command, RunOptions, LimitOptions, SampleOptions, CheckpointO
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, SampleOptions, ModelOptions):
+class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, InputOptions, SampleOptions, ModelOptions):
     """Compare two checkpoints, or two files of predictions, on labelled samples.
 
     Example: verifix compare net.safetensors fixed.safetensors --model py:net.py:build --data test/
@@ -215,11 +226,11 @@ class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, SampleOpt
 
     needs: ClassVar[tuple[str, ...]] = ("before", "after", "data")
 
-    before: Annotated[str, MAIN] = field(kw_only=False)
+    before: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The first: a checkpoint in any form that verifix correct takes, or a file of predictions: .npy, .npz, or .csv,
     .tsv, .jsonl or .parquet with one column of numbers per class (logits or probabilities) or one column of predicted
     classes."""
-    after: Annotated[str, MAIN] = field(kw_only=False)
+    after: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The second, in the same form. Neither model may have been trained on the samples."""
 
 
@@ -261,7 +272,7 @@ class DemoCommand(WritingCommand):
 
     name: Annotated[Literal["digits", "spiral"], MAIN] = field(default="digits", kw_only=False)
     """Which one: "digits" (handwritten digits, 30% wrong labels) or "spiral" (the two spirals of the paper)."""
-    out: Annotated[str | None, OUTPUT] = None
+    out: Annotated[str | None, OUTPUT, WRITES] = None
     """Folder for the pictures. Default: a new one."""
     seed: Annotated[int, MAIN] = 0
     """First seed."""
@@ -284,11 +295,11 @@ class UndoCommand(WritingCommand):
 
     needs: ClassVar[tuple[str, ...]] = ("checkpoint", "out")
 
-    checkpoint: Annotated[str, MAIN] = field(kw_only=False)
+    checkpoint: Annotated[str, MAIN, READS] = field(kw_only=False)
     """The corrected checkpoint: a file, a folder or an index, as verifix correct wrote it."""
-    out: Annotated[str, MAIN]
+    out: Annotated[str, MAIN, WRITES]
     """Where to write the original, in the same format."""
-    correction: Annotated[str | None, MAIN] = None
+    correction: Annotated[str | None, MAIN, READS] = None
     """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 

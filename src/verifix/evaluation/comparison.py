@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from verifix.errors import DataError
+from verifix.errors import DataError, printable
 from verifix.evaluation.metrics import Bin, Measures, confusion, mean, measure, reliability
 from verifix.evaluation.power import samples_needed
 from verifix.evaluation.predictions import Answers, Array, as_answers, as_labels, as_weights, class_count
@@ -358,7 +358,7 @@ def _class_line(row: ClassChange, names: Sequence[str] | None) -> str:
 
 
 def _name(label: int, names: Sequence[str] | None) -> str:
-    return names[label] if names is not None and label < len(names) else f"class {label}"
+    return printable(names[label], one_line=True) if names is not None and label < len(names) else f"class {label}"
 
 
 def _percent(value: float | None) -> str:

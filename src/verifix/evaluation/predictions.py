@@ -11,6 +11,7 @@ from torch import Tensor
 
 from verifix.errors import DataError, one_line
 from verifix.losses import predicted_classes
+from verifix.model.labels import broken_label
 from verifix.model.outputs import Meaning, meaning_of, to_logits
 
 SUREST = float(np.finfo(np.float64).eps)
@@ -117,9 +118,12 @@ def as_labels(values: Any) -> Array:
         If they are no whole numbers of 0 or more, or fewer than 2.
     """
     x = _as_tensor(values, "labels")
-    if x.ndim != 1 or x.is_floating_point():
+    broken = broken_label(x)
+    if x.ndim != 1 or broken is not None:
+        first = f", and number {broken} of them is {x.reshape(-1)[broken].item()}" if broken is not None else ""
         raise DataError(
-            f"labels are {x.dtype} of shape {list(x.shape)}; they must be class indices (whole numbers) of shape [n]"
+            f"labels are {x.dtype} of shape {list(x.shape)}{first}; they must be class indices (whole numbers) of "
+            "shape [n]"
         )
     if len(x) < 2:
         raise DataError(f"there are {len(x)} labels; a comparison needs at least 2 samples")

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from verifix.errors import UsageError
-from verifix.options import AS_LIST, AS_TEXT, DATA, MAIN, MODEL, NEEDED, PROOF, Settings, require, split_list, whole
+from verifix.settings import (
+    AS_LIST,
+    AS_TEXT,
+    AS_WORDS,
+    DATA,
+    MAIN,
+    MODEL,
+    NEEDED,
+    PROOF,
+    READS,
+    READS_DATA,
+    READS_LIST,
+    READS_MODEL,
+    Settings,
+    require,
+    split_list,
+    whole,
+)
+
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+"""Ways to crop and to resize, as timm spells them."""
+
+OF_THEIR_OWN = {"num_classes": "num-classes", "in_chans": "in-chans"}
+"""Arguments of timm's models that are settings of their own."""
 
 BRING_WEIGHTS = ("hf:", "hf-hub:", "local-dir:")
 """Models whose weights come from where the model comes from, so that no checkpoint needs to be given."""
@@ -64,18 +89,31 @@ class DataOptions(Settings):
     size: Annotated[int | None, DATA] = None
     """Side of the model's input in pixels. Default: the model's own data config; without one, images keep their
     size."""
+    crop_pct: Annotated[float | None, DATA] = None
+    """Share of the resized image's side that the centre crop keeps, as in timm: 0.95 resizes to size/0.95 first, 1.0
+    crops nothing. Default: the model's own data config; without one, 1.0."""
+    crop_mode: Annotated[Literal["center", "squash", "border"] | None, DATA] = None
+    """How an image becomes a square, as in timm: "center" cuts the longer side off, "squash" changes the ratio of the
+    sides, "border" pads the shorter side. Default: the model's own data config; without one, "center" with --crop-pct
+    and else "squash"."""
+    interpolation: Annotated[Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None, DATA] = None
+    """How images are resized. Default: the model's own data config; without one, "bilinear"."""
+    in_chans: Annotated[int | None, MODEL] = None
+    """Number of channels of an input, to build a timm model with, and to read images as grey (1) or colour (3).
+    Default: the model's own number; without a data config, 1 if --mean has one number and else 3."""
     max_length: Annotated[int | None, DATA] = None
     """Truncate texts to this many tokens. By default, to as many as the model and its tokenizer accept."""
     label_column: Annotated[str | None, DATA] = None
     """Name of the label column of a table. Default: verified_label (in a manifest) or label."""
     image_column: Annotated[str | None, DATA] = None
     """Name of the column with images or file names. Default: image or file_name."""
-    text_column: Annotated[str | None, DATA] = None
-    """Name of the column with texts. Default: text."""
-    image_root: Annotated[str | None, DATA] = None
+    text_column: Annotated[Sequence[str] | None, DATA, AS_TEXT] = None
+    """Name of the column with texts, or two names for pairs of texts, such as premise,hypothesis. Default: text, or a
+    pair of columns with names that are common for pairs."""
+    image_root: Annotated[str | None, DATA, READS] = None
     """Folder that image paths in a table or saved dataset are relative to, and that they must point into. Default: the
     folder of the table or dataset."""
-    classes: Annotated[Sequence[str] | None, DATA, AS_LIST] = None
+    classes: Annotated[Sequence[str] | None, DATA, AS_LIST, READS_LIST] = None
     """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed if
     labels are names and the model has no class names of its own."""
 
@@ -98,9 +136,15 @@ class DataOptions(Settings):
             raise UsageError(
                 "--image-column and --text-column are both given; a sample is an image or a text, so give one"
             )
-        for name, what in (("size", "pixels"), ("max_length", "tokens")):
+        for name, what in (("size", "pixels"), ("max_length", "tokens"), ("in_chans", "channels")):
             value = getattr(self, name)
             require(value is None or whole(value, 1), name, value, f"a whole number of {what}, 1 or more")
+        for name, words in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
+            value = getattr(self, name)
+            require(value in (None, *words), name, value, f"one of {', '.join(words)}")
+        pct = self.crop_pct
+        number = isinstance(pct, (int, float)) and not isinstance(pct, bool) and 0 < pct <= 1
+        require(pct is None or number, "crop_pct", pct, "a number above 0 and up to 1, such as 0.95")
 
     @property
     def channel_mean(self) -> list[float]:
@@ -122,7 +166,7 @@ class DataOptions(Settings):
 class SampleOptions(DataOptions):
     """Which labelled samples a model is run over."""
 
-    data: Annotated[str, MAIN, NEEDED] = ""
+    data: Annotated[str, MAIN, NEEDED, READS_DATA] = ""
     """Labelled samples, in any form that --verified of verifix correct takes. For files of predictions, compare also
     takes labels alone: .npy, .npz or a table. inspect reads one input from them."""
 
@@ -145,7 +189,7 @@ class LimitOptions(Settings):
 class ModelOptions(Settings):
     """Which model, built how."""
 
-    model: Annotated[str, MAIN, NEEDED] = ""
+    model: Annotated[str, MAIN, NEEDED, READS_MODEL] = ""
     """The model: py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or
     hf-hub:ORG/NAME and local-dir:DIR as timm spells them. compare does not need it for files of predictions."""
     num_classes: Annotated[int | None, MODEL] = None
@@ -153,12 +197,32 @@ class ModelOptions(Settings):
     weights: Annotated[Literal["auto", "raw", "ema"], MODEL] = "auto"
     """Which weights to take from a checkpoint that has several: "raw", "ema" (averaged over training steps), or "auto":
     the averaged ones if there are any, as timm and Lightning do."""
+    model_kwargs: Annotated[Sequence[str] | None, MODEL, AS_WORDS] = None
+    """Further arguments to build a timm or torchvision model with, as timm spells them: img_size=32 patch_size=4."""
 
     def __post_init__(self) -> None:
-        """Check the number of outputs."""
+        """Check the number of outputs, and the further arguments."""
         super().__post_init__()
         ok = self.num_classes is None or whole(self.num_classes, 1)
         require(ok, "num_classes", self.num_classes, "a whole number of outputs, 1 or more")
+        _ = self.further
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The further arguments by name, with numbers, tuples and the like read as Python writes them."""
+        found: dict[str, Any] = {}
+        for word in self.model_kwargs or ():
+            name, given, text = word.partition("=")
+            if not given or not name.isidentifier() or name in found or name in OF_THEIR_OWN:
+                raise UsageError(
+                    f"model_kwargs has {word!r}; give name=value, each name once, such as img_size=32 (and "
+                    f"{', '.join(f'--{own}' for own in OF_THEIR_OWN.values())} as settings of their own)"
+                )
+            try:
+                found[name] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                found[name] = text
+        return found
 
     @property
     def brings_weights(self) -> bool:
@@ -170,7 +234,7 @@ class ModelOptions(Settings):
 class CheckpointOptions(ModelOptions):
     """Which model, with which weights."""
 
-    checkpoint: Annotated[str | None, MAIN] = field(default=None, kw_only=False)
+    checkpoint: Annotated[str | None, MAIN, READS] = field(default=None, kw_only=False)
     """The trained weights: .safetensors, .pt, .pth, .pth.tar, .bin or .ckpt, an index of several such files, or a
     folder of transformers. Models of hf:, hf-hub: and local-dir: bring weights of their own. inspect does not need
     it."""
@@ -188,10 +252,10 @@ class CheckpointOptions(ModelOptions):
 class WeightOptions(Settings):
     """How much the samples count that a gain is measured on."""
 
-    class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST] = None
+    class_shares: Annotated[Sequence[str] | None, PROOF, AS_LIST, READS_LIST] = None
     """Share of each class in the data that the model will meet, if the samples have other shares: 0.9,0.1 in the order
     of the classes, or cat=0.9,dog=0.1, or a file with one of these per line."""
-    weights_file: Annotated[str | None, PROOF] = None
+    weights_file: Annotated[str | None, PROOF, READS] = None
     """Weight of each sample, if they are not a random sample: .npy, or a table with a column weight. One for each
     verified sample, or with --test for each test sample, in their order."""
 

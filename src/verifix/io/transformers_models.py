@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from verifix.errors import UsageError
-from verifix.io.optional_imports import library, reason
+from verifix.io.optional_imports import library, reason, remedy
 
 HEADS = {"audio": "Audio", "image": "Image", "text": "Sequence"}
 """What a model classifies, and how transformers calls its head. Audio is first, because some of its architectures end
@@ -54,7 +54,8 @@ def build_transformers(folder: str, num_classes: int | None = None) -> nn.Module
         model: nn.Module = auto.from_config(config, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # every architecture checks its config in its own way
         raise UsageError(
-            f"hf:{folder} is not a model that transformers can build ({reason(error)}); check its config.json"
+            f"hf:{folder} is not a model that transformers can build ({reason(error)}); "
+            f"{remedy(error, 'check its config.json')}"
         ) from None
     return model
 

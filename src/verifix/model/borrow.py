@@ -216,6 +216,8 @@ def check_model(model: object) -> None:
         if tensor.is_meta or nn.parameter.is_lazy(tensor):
             what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
             raise UsageError(f"{name!r} {what}; load the weights first")
+        if tensor.is_nested:
+            raise UsageError(f"{name!r} of the model is a nested tensor; keep its parts as parameters of their own")
         if tensor.layout is not torch.strided or not tensor.is_floating_point():
             continue
         values = tensor.float() if tensor.element_size() == 1 else tensor  # float8 cannot be asked

@@ -79,7 +79,8 @@ def _twins(model: nn.Module) -> dict[int, Any]:
             memo[id(shared)] = nn.Parameter(twin(shared), shared.requires_grad)
         memo[id(x)] = twin(x)
     for x in (*parameters.values(), *model.buffers()):
-        if x.is_inference() and id(x) not in memo:  # no gradient may ever pass through such a tensor
+        # No gradient may ever pass through a tensor of inference mode, and `deepcopy` copies no sparse one.
+        if id(x) not in memo and (x.is_inference() or not (is_lazy(x) or x.layout is torch.strided)):
             memo[id(x)] = nn.Parameter(x.clone(), x.requires_grad) if isinstance(x, nn.Parameter) else x.clone()
     return memo
 

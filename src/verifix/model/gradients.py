@@ -25,6 +25,16 @@ That is so of reentrant checkpointing, which otherwise passes none on, without a
 """
 
 
+_REACHED: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+"""Parameters that gradients were asked for, by model, and whether they ever had one."""
+
+
+def unreached(model: nn.Module) -> list[str]:
+    """Return the parameters of a model that gradients were asked for and never had one, in the model's order."""
+    reached = _REACHED.get(model, {})
+    return [name for name, _ in model.named_parameters() if not reached.get(name, True)]
+
+
 def gradients(
     model: nn.Module,
     samples: Samples,
@@ -94,6 +104,8 @@ def gradients(
                 )
             for name, slope in slopes.items():  # not in place: two parameters may have been given one tensor
                 total[name] = total[name] + slope if name in total else slope
+    reached = _REACHED.setdefault(model, {})
+    reached.update({name: name in total or reached.get(name, False) for name in wanted})
     total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in wanted.items()}
     broken = next((name for name, gradient in total.items() if not _finite(gradient)), None)
     if broken is not None:

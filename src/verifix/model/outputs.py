@@ -6,7 +6,6 @@ numbers mean the same everywhere. What is not clear is refused, and the setting 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from verifix.errors import DataError
 from verifix.model.borrow import borrowed
 from verifix.model.gradients import differentiable
+from verifix.model.graph import last_operation
 from verifix.model.nonfinite import first_tensor
-from verifix.model.predict import logits_in, predict
+from verifix.model.predict import SeveralOutputsError, logits_in, predict
 from verifix.model.run import Forward, run_model, to_device
 from verifix.model.samples import Samples
+from verifix.model.several_outputs import picking
 
 Meaning = Literal["logits", "log-probabilities", "probabilities", "percent"]
 
@@ -40,68 +41,12 @@ SLACK = 1e-3
 BFLOAT16_SLACK = 8e-3
 """The same for numbers that are multiples of bfloat16's steps."""
 
-NORMALISING = {
-    "Sigmoid": "sigmoid",
-    "Hardsigmoid": "sigmoid",
-    "Softmax": "softmax",
-    "LogSoftmax": "log-softmax",
-    "LogSigmoid": "log-sigmoid",
-}
-"""Operations whose results are probabilities or their logarithms, by autograd's name."""
-
 EXPECTED: dict[str, Meaning] = {
     "sigmoid": "probabilities",
     "softmax": "probabilities",
     "log-softmax": "log-probabilities",
     "log-sigmoid": "log-probabilities",
 }
-
-LINEAR = {
-    *("Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear", "MkldnnLinear", "Trilinear", "Convolution"),
-    *("CudnnConvolution", "MkldnnConvolution", "NativeBatchNorm", "CudnnBatchNorm", "NativeLayerNorm"),
-}
-"""Products with weights, and layers that centre; what they return is not normalised to probabilities."""
-
-PASSING = {
-    *("View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Select", "Slice", "Permute", "Transpose", "T"),
-    *("Clone", "Alias", "Clamp", "ClampMin", "ClampMax", "Expand", "ToCopy", "Index", "Split", "Unbind", "Narrow"),
-}
-"""Operations that leave values, or those within bounds, as they are."""
-
-MIXING = {
-    *("Add", "Sub", "Mul", "Div", "Neg", "Cat", "Stack", "Mean", "Relu", "AdaptiveAvgPool2D", "AvgPool2D"),
-    "AccumulateGrad",
-}
-"""Operations that keep logits logits, but not probabilities what they are; and where a graph ends, at a weight."""
-
-
-def last_operation(output: Tensor) -> str | None:
-    """Return what a model's output was made by, as autograd has recorded it.
-
-    Parameters
-    ----------
-    output
-        The output, of a run with gradients.
-
-    Returns
-    -------
-    str or None
-        A key of `EXPECTED`; "linear" if nothing normalises after the last product with weights; None if neither is
-        sure.
-    """
-    pending, found, mixed = [output.grad_fn], set(), False
-    while pending:
-        node = pending.pop()
-        if node is None:
-            continue
-        name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-        if name in PASSING or name in MIXING:
-            mixed = mixed or name in MIXING
-            pending += [each for each, _ in node.next_functions]
-        else:
-            found.add("linear" if name in LINEAR else NORMALISING.get(name))
-    kind = found.pop() if len(found) == 1 else None
-    return kind if kind == "linear" or not mixed else None
 
 
 def meaning_of(values: Tensor, operation: str | None = None, what: str = "the model's outputs") -> Meaning:
@@ -309,7 +254,19 @@ def understood(model: nn.Module, samples: Samples, device: torch.device, wanted:
     """
     if samples.outputs is not None:
         return samples, ""
+    try:
+        return _understood(model, samples, device, wanted)
+    except SeveralOutputsError:
+        samples, which = picking(model, samples, device)
+        samples, remark = _understood(model, samples, device, wanted)
+        return samples, " ".join(filter(None, (which, remark)))
+
+
+def _understood(model: nn.Module, samples: Samples, device: torch.device, wanted: str) -> tuple[Samples, str]:
+    """Find it out for a model that returns one tensor, or refuse several."""
     if wanted == "logits":
+        with borrowed(model):
+            predict(model, samples, [0], 1, device)
         return reading(samples, "logits", 0), ""
     with borrowed(model):
         few = _spread(samples, min(2, samples.batch_size or 2))

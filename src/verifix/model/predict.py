@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,13 @@ from verifix.model.nonfinite import check_finite, first_broken, first_tensor
 from verifix.model.run import Forward, run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
+
+LOOKED_AT = 2
+"""Up to how many samples a tuple is looked at: before anything else a few are run, and larger batches are as these."""
+
+
+class SeveralOutputsError(DataError):
+    """A model returns several tensors with a row per sample, and the logits may be any of them."""
 
 
 def predict(
@@ -40,7 +48,7 @@ def as_logits(output: object, count: int) -> Tensor:
     ----------
     output
         What the model returned for `count` samples: ``[count, classes]``, or ``[count]`` for one logit each; or a
-        mapping with ``logits`` in it; or a tuple that begins with one of these.
+        mapping with ``logits`` in it; or a tuple that begins with one of these (`verifix.model.several_outputs`).
     count
         Number of samples.
 
@@ -59,8 +67,12 @@ def as_logits(output: object, count: int) -> Tensor:
     return logits
 
 
-def logits_in(output: object, count: int) -> Tensor:
+def logits_in(output: Any, count: int) -> Tensor:
     """Return a model's output as logits that gradients flow through, in its own dtype; see `as_logits`."""
+    if count <= LOOKED_AT and _are_several(output, count):
+        raise SeveralOutputsError(
+            f"the model returns tensors of the shapes {' and '.join(shapes_in(output))}; pick the logits with forward="
+        )
     given, logits = type(output).__name__, first_tensor(output)
     if not isinstance(logits, Tensor):
         raise DataError(
@@ -75,3 +87,25 @@ def logits_in(output: object, count: int) -> Tensor:
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] == 0:
         raise DataError(f"the model returned {shape} for {count} samples; it must return logits [{count}, classes]")
     return logits
+
+
+def _are_several(output: Any, count: int) -> bool:
+    """Tell whether the logits may be another entry of a tuple than the first."""
+    if not isinstance(output, (tuple, list)) or hasattr(output, "logits"):
+        return False
+    rows = rows_in(output, count)
+    return len(rows) > 1 or (bool(rows) and min(rows) > 0)
+
+
+def rows_in(output: Sequence[Any], count: int) -> dict[int, Tensor]:
+    """Return the entries of a tuple that may be logits, by their place: numbers with a row per sample."""
+    return {
+        place: x
+        for place, x in enumerate(output)
+        if isinstance(x, Tensor) and x.is_floating_point() and x.ndim in (1, 2) and len(x) == count and x.numel()
+    }
+
+
+def shapes_in(output: Sequence[Any]) -> list[str]:
+    """Return the shapes of the tensors in a tuple, for messages."""
+    return [str(list(x.shape)) for x in output if isinstance(x, Tensor)]

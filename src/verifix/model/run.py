@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,20 @@ from verifix.errors import DataError, VerifixError, one_line
 
 Forward = Callable[[nn.Module, Any], Any]
 """``(model, inputs) → output``: how a batch enters a model, where calling it with the batch is not all."""
+
+
+OTHER_DTYPE = re.compile(
+    r"same dtype|expected scalar type|expected m1 and m2|Input type \(.*\) and \w+ type", re.IGNORECASE
+)
+"""What torch says when inputs and weights have different dtypes."""
+
+
+CHANNELS = re.compile(r"to have (\d+) channels, but got (\d+) channels")
+"""What torch says when images have other channels than a convolution's weights."""
+
+
+class InputTypeError(DataError):
+    """The inputs have another dtype than the model's weights, and the model does not convert them."""
 
 
 def run_model(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Any:
@@ -44,10 +59,28 @@ def run_model(model: nn.Module, inputs: Any, forward: Forward | None = None) -> 
     except Exception as error:
         if isinstance(error, (VerifixError, MemoryError)) or out_of_memory(error):
             raise
-        raise DataError(
-            f"the model cannot run on inputs of {_form(inputs)}: {type(error).__name__}: {one_line(error)}"
-            + ("" if forward or isinstance(inputs, Tensor) else "; forward= says how a batch enters the model")
-        ) from error
+        told = f"the model cannot run on inputs of {_form(inputs)}: {type(error).__name__}: {one_line(error)}"
+        own = weight_dtype(model)
+        if own is not None and OTHER_DTYPE.search(str(error)):
+            raise InputTypeError(f"{told}; convert the inputs to {own}, the dtype of the weights") from error
+        raise DataError(f"{told}{_remedy(str(error), inputs, forward)}") from error
+
+
+def _remedy(error: str, inputs: Any, forward: Forward | None) -> str:
+    """Return what to do about inputs that a model cannot run on, after a semicolon; empty if that is not known."""
+    channels = CHANNELS.search(error)
+    if channels is not None and isinstance(inputs, Tensor):
+        wanted, got = map(int, channels.groups())
+        if inputs.ndim == 4 and inputs.shape[3] == wanted:
+            return "; the channels are last: give inputs.permute(0, 3, 1, 2)"
+        return "; for grey images, give one number for --mean and --std" if (wanted, got) == (1, 3) else ""
+    return "" if forward or isinstance(inputs, Tensor) else "; forward= says how a batch enters the model"
+
+
+def weight_dtype(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a model's weights with fractions; None if there are none, or several."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

@@ -16,9 +16,10 @@ from torch.utils.data import ConcatDataset, Subset
 from verifix.errors import DataError, VerifixError, one_line
 from verifix.model.groups import Groups, as_groups, joined
 from verifix.model.run import Forward, named_arguments
-from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, source_of
+from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, remark_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
-from verifix.progress import progress_bar
+from verifix.options import MOST_SAMPLES
+from verifix.progress import note, progress_bar
 
 MEMORY_BYTES = 2**30
 """Samples are kept in memory after the first reading if they take no more than this."""
@@ -153,6 +154,7 @@ def read_samples(
     batch_size: int | str = "auto",
     show: bool = False,
     forward: Forward | None = None,
+    most: int = MOST_SAMPLES,
     groups: Any = None,
 ) -> Samples:
     """Read all samples once: check them, fingerprint them, and keep them in memory if they are small.
@@ -169,6 +171,8 @@ def read_samples(
         Whether to show progress.
     forward
         As in `Samples`.
+    most
+        How many samples there may be.
     groups
         One value per sample; samples with equal ones are not independent. By default, what the data set knows.
 
@@ -188,13 +192,18 @@ def read_samples(
         own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
         declared = verified.declared if groups is None else as_groups(groups, len(verified))
         return replace(verified, batch_size=own_size, forward=forward or verified.forward, declared=declared)
-    source = source_of(verified)
+    source = source_of(verified, most)
     dataset, own_size = source.dataset, source.batch_size
     if batch_size != "auto":
         own_size = int(batch_size)
     count = len(dataset)  # type: ignore[arg-type]
     if count == 0:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
+    if count > most:
+        raise DataError(
+            f"there are {count:,} samples, more than max_samples {most:,}; give fewer (--limit draws some), or set "
+            "max_samples= (--max-samples) to more"
+        )
     declared = _declared(dataset, count) if groups is None else as_groups(groups, count)
     items: list[Any] = []
     labels: list[Tensor] = []
@@ -216,10 +225,12 @@ def read_samples(
             else:
                 items.clear()
             bar.update()
+    if count > 1 and (remark := remark_of(dataset)):  # one alone is looked at before the set is read
+        note(remark)
     known = tuple(each for each in prints if each is not None)
     known = known if len(known) == count else ()
     if held <= MEMORY_BYTES:
-        source = Source(Items(items, known, dataset), source.collate, picked_by=source.picked_by)
+        source = replace(source, dataset=Items(items, known, dataset), batch_size=None, options={})
     origin = dataset, range(count)
     parts = torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns)
     return Samples(source, own_size, *parts, declared=declared)
@@ -282,8 +293,19 @@ def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | Non
         raise DataError(
             f"sample {i} has label {int(labels[i])}{place}, but the model has {outputs} "
             f"output{'s' * (outputs != 1)}, so labels go from 0 to {classes - 1}; {len(wrong)} of {len(labels)} labels "
-            "do not fit"
+            f"do not fit; {_remedy(labels, classes)}"
         )
+
+
+def _remedy(labels: Tensor, classes: int) -> str:
+    """Say what to do about labels out of range."""
+    low, high = int(labels.min()), int(labels.max())
+    if low == 1 and high == classes:
+        return "they seem to count from 1, so subtract 1"
+    ignored = [value for value in (-100, -1) if bool((labels == value).any())]
+    if ignored and high < classes and bool(((labels >= 0) | (labels == ignored[0])).all()):
+        return f"{ignored[0]} often marks samples without a label: leave them out"
+    return "correct them, or leave the samples out"
 
 
 def _columns(inputs: Mapping[str, Any]) -> dict[str, bytes]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -22,17 +21,11 @@ from torch.utils.data import (
 )
 
 from verifix.errors import DataError, UsageError, one_line
+from verifix.model.labels import as_tensor, class_indices, parted
 from verifix.model.tensors import tensors_in
+from verifix.options import MOST_SAMPLES
 
 DEFAULT_BATCH_SIZE = 64
-
-
-LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-"""Where the labels of a batch that is a dictionary stand."""
-
-
-LONGEST_STREAM = 1_000_000
-"""Items that are read of a stream; one that goes on has no end."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,30 @@ class Batch:
     inputs: Any
     labels: Tensor
     indices: Sequence[int] = ()
+
+
+def collate(items: list[Any]) -> Any:
+    """Put samples into a batch as torch does, but lists of numbers as tensors, which torch would take apart."""
+    return default_collate([_with_tensors(item) for item in items])
+
+
+def _with_tensors(item: Any) -> Any:
+    """Return a sample with its lists of numbers, as the datasets library has them, as tensors."""
+    if isinstance(item, list):
+        numbers = _first_leaf(item)
+        try:
+            return torch.tensor(item) if isinstance(numbers, (int, float)) else item
+        except (ValueError, TypeError):  # of different lengths
+            return item
+    if isinstance(item, Mapping):
+        return {name: _with_tensors(value) for name, value in item.items()}
+    return tuple(map(_with_tensors, item)) if type(item) is tuple else item
+
+
+def _first_leaf(item: Any) -> Any:
+    while isinstance(item, list) and item:
+        item = item[0]
+    return item
 
 
 @dataclass(frozen=True)
@@ -60,13 +77,16 @@ class Source:
         Further settings of the DataLoader that reads.
     picked_by
         How these samples were picked by their given labels, which nobody verified; empty if they were not.
+    prepared
+        How samples became inputs, in words; empty if whoever gave them did it.
     """
 
     dataset: Dataset[Any]
-    collate: Callable[[list[Any]], Any] = default_collate
+    collate: Callable[[list[Any]], Any] = collate
     batch_size: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     picked_by: str = ""
+    prepared: str = ""
 
     def read(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time.
@@ -120,6 +140,14 @@ def ask_dataset(dataset: Any, index: int, question: str) -> Any:
     return answer(index) if callable(answer) else None
 
 
+def remark_of(dataset: Any) -> str:
+    """Return what the data set beneath any subsets says of the samples that were read, if it is one of ours."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    remark = getattr(dataset, "remark", None) if type(dataset).__module__.startswith("verifix.") else None
+    return str(remark()) if callable(remark) else ""
+
+
 class Items(Dataset[Any]):
     """Samples in memory, and what the data set that they were read from knew about them."""
 
@@ -147,10 +175,11 @@ class Items(Dataset[Any]):
         return self.prints[index] if self.prints else None
 
 
-def source_of(verified: Any) -> Source:
-    """Return how to read what the user gave."""
+def source_of(verified: Any, most: int = MOST_SAMPLES) -> Source:
+    """Return how to read what the user gave, and at most so many items of a stream."""
     if isinstance(verified, Source):
         return verified
+    _refuse_tables(verified)
     if isinstance(verified, (tuple, list)) and len(verified) == 2:
         if all(isinstance(part, (tuple, list)) and len(part) == 2 for part in verified) and isinstance(verified, list):
             raise UsageError(
@@ -161,9 +190,9 @@ def source_of(verified: Any) -> Source:
     if isinstance(verified, Mapping):
         return _from_pair(*_pair(verified))
     if isinstance(verified, DataLoader):
-        return _from_loader(verified)
+        return _from_loader(verified, most)
     if isinstance(verified, IterableDataset):
-        return _from_stream(_ended(DataLoader(verified, batch_size=None, collate_fn=_as_it_is)))
+        return _from_stream(_ended(DataLoader(verified, batch_size=None, collate_fn=_as_it_is), most))
     if hasattr(verified, "__getitem__") and hasattr(verified, "__len__") and not isinstance(verified, (str, bytes)):
         return Source(verified)
     raise UsageError(
@@ -172,13 +201,26 @@ def source_of(verified: Any) -> Source:
     )
 
 
-def _ended(stream: Iterable[Any]) -> list[Any]:
+def _refuse_tables(verified: Any) -> None:
+    """Refuse a frame, a table or several splits as a whole: which columns are inputs is not known."""
+    kind = type(verified).__name__
+    if hasattr(verified, "columns") and (hasattr(verified, "to_numpy") or hasattr(verified, "to_pandas")):
+        raise UsageError(
+            f"verified is a {kind}, whose columns of inputs and labels are not told apart; give a pair such as "
+            "(table[[inputs]], table[label])"
+        )
+    if isinstance(verified, Mapping) and verified and all(hasattr(x, "column_names") for x in verified.values()):
+        splits = ", ".join(map(str, verified))
+        raise UsageError(f"verified is a {kind} with the splits {splits}; give one of them, such as verified['test']")
+
+
+def _ended(stream: Iterable[Any], most: int) -> list[Any]:
     """Read a stream to its end, or refuse it if there seems to be none."""
-    items = list(itertools.islice(stream, LONGEST_STREAM + 1))
-    if len(items) > LONGEST_STREAM:
+    items = list(itertools.islice(stream, most + 1))
+    if len(items) > most:
         raise DataError(
-            f"the stream goes on after {LONGEST_STREAM:,} items, but a verified set is read as a whole; give a finite "
-            "one, for example by itertools.islice"
+            f"the stream goes on after {most:,} items, but verified samples are read as a whole; give a stream that "
+            "ends, for example with itertools.islice, or set max_samples= (--max-samples) to more"
         )
     return items
 
@@ -187,19 +229,23 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _from_loader(loader: DataLoader[Any]) -> Source:
+def _from_loader(loader: DataLoader[Any], most: int) -> Source:
     """Read the samples that a loader draws, each once and by index, so that its order does not matter."""
     options: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
     if loader.batch_size is None and loader.batch_sampler is None:
-        return _from_stream(_ended(loader))
+        return _from_stream(_ended(loader, most))
     if isinstance(loader.dataset, IterableDataset):
-        items = _ended(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options))
-        return Source(Items(items), loader.collate_fn, loader.batch_size)
+        items = _ended(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options), most)
+        return Source(Items(items), _collate_of(loader), loader.batch_size)
     indices = _drawn(loader)
     dataset = loader.dataset if indices is None else Subset(loader.dataset, indices)
-    return Source(dataset, loader.collate_fn, loader.batch_size, options)
+    return Source(dataset, _collate_of(loader), loader.batch_size, options)
+
+
+def _collate_of(loader: DataLoader[Any]) -> Callable[[list[Any]], Any]:
+    return collate if loader.collate_fn is default_collate else loader.collate_fn
 
 
 def _drawn(loader: DataLoader[Any]) -> list[int] | None:
@@ -226,19 +272,19 @@ def _draws_all(sampler: Any) -> bool:
 
 
 def _from_pair(inputs: Any, labels: Any) -> Source:
-    labels = _as_tensor(labels, "labels")
+    labels = as_tensor(labels, "labels")
     several = isinstance(inputs, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
     if isinstance(inputs, Mapping):
-        inputs = {name: _as_tensor(x, f"inputs {name!r}") for name, x in inputs.items()}
+        inputs = {name: as_tensor(x, f"inputs {name!r}") for name, x in inputs.items()}
     elif not several:
-        inputs = _as_tensor(inputs, "inputs")
+        inputs = as_tensor(inputs, "inputs")
     for x in tensors_in(inputs):
         if x.ndim == 0 or labels.ndim == 0 or x.size(0) != len(labels):
             raise DataError(
                 f"inputs of shape {_shape(x)} and labels of shape {list(labels.shape)} do not match; "
                 "give one label per input"
             )
-    labels = _as_labels(labels, len(labels))
+    labels = class_indices(labels, len(labels))
     if isinstance(inputs, Tensor) and inputs.is_nested:
         return Source(Items(list(zip(inputs.unbind(), labels, strict=True))), _jagged)
     return Source(Items([(tree_map(lambda x, i=i: x[i], inputs), y) for i, y in enumerate(labels)]))
@@ -259,7 +305,7 @@ def _from_stream(items: list[Any]) -> Source:
     if not items:
         raise DataError("the verified set is empty; it must hold at least 2 samples")
     _, labels = _pair(items[0])
-    if _as_tensor(labels, "labels").ndim == 0:
+    if as_tensor(labels, "labels").ndim == 0:
         return Source(Items(items))
     singles = []
     for item in items:
@@ -273,13 +319,7 @@ def _from_stream(items: list[Any]) -> Source:
 
 def _pair(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
-        keys = [key for key in LABEL_KEYS if key in item]
-        if len(keys) != 1:
-            raise DataError(
-                f"a batch of the verified set has the keys {', '.join(map(str, item))}; the labels must be "
-                f"under one of {', '.join(LABEL_KEYS)}"
-            )
-        return {key: value for key, value in item.items() if key != keys[0]}, item[keys[0]]
+        return parted(item)
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         what = f"{len(item)} parts" if isinstance(item, (tuple, list)) else type(item).__name__
         raise DataError(
@@ -308,7 +348,7 @@ def batch_of(item: Any) -> Batch:
         If it is neither, or the labels are no class indices.
     """
     inputs, labels = _pair(item)
-    labels = _as_tensor(labels, "labels")
+    labels = as_tensor(labels, "labels")
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     tensors = tensors_in(inputs)
     if not tensors or not isinstance(inputs, (Tensor, tuple, list, dict)):
@@ -317,29 +357,4 @@ def batch_of(item: Any) -> Batch:
             "a tuple or dictionary of tensors"
         )
     count = tensors[0].size(0) if isinstance(inputs, Tensor) and inputs.ndim else len(labels) if labels.ndim else 1
-    return Batch(inputs, _as_labels(labels, count))
-
-
-def _as_tensor(values: Any, what: str) -> Tensor:
-    """Turn numbers into a tensor: whatever torch takes, and frames and arrays of other libraries by way of numpy."""
-    try:
-        if not isinstance(values, Tensor) and (hasattr(values, "__array__") or hasattr(values, "to_numpy")):
-            values = np.asarray(values if hasattr(values, "__array__") else values.to_numpy())
-            # Not writable, in another byte order or with negative steps, numpy's arrays are no tensors as they are.
-            values = values.astype(values.dtype.newbyteorder("="), order="C")
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        detail = one_line(error)
-        raise DataError(f"the {what} cannot be converted to a tensor ({detail}); give numbers in one array") from None
-
-
-def _as_labels(labels: Tensor, count: int) -> Tensor:
-    if labels.is_floating_point() or labels.is_complex():
-        broken = torch.isfinite(labels).logical_not().reshape(-1).nonzero().flatten().tolist()
-        first = f", and number {broken[0]} of them is {labels.reshape(-1)[broken[0]].item()}" if broken else ""
-        raise DataError(f"labels are {labels.dtype}{first}; they must be class indices (integers)")
-    if labels.shape != (count,):
-        raise DataError(
-            f"labels have shape {list(labels.shape)} for {count} inputs; they must be class indices of shape [{count}]"
-        )
-    return labels.long()
+    return Batch(inputs, class_indices(labels, count))

@@ -1,4 +1,4 @@
-"""Whether a model gives each sample one answer: on every run, whatever else is in the batch, and as a copy.
+"""Whether a model gives each sample one answer: on every run, whatever came before or beside it, and as a copy.
 
 Everything that verifix measures compares answers of the same samples before and after a correction, from batches of
 other samples and from a copy of the model. A model whose answers depend on any of these would show a gain where nothing
@@ -7,8 +7,7 @@ was changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from verifix.errors import DataError, UsageError
 from verifix.model.borrow import borrowed
+from verifix.model.kept_state import state_kept
 from verifix.model.predict import logits_of
 from verifix.model.run import to_device
 from verifix.model.samples import Samples
@@ -42,6 +42,11 @@ PADDED = (
 DRAWS = (
     "Two runs of the model on the same samples give different outputs, although it is in eval mode. Turn off whatever "
     "draws at random in it (dropout that ignores the mode, sampling, noise): scores and gains hold for one draw only."
+)
+
+STATE = (
+    "the outputs of a sample depend on the samples that the model was run on before, because it keeps {what} from call "
+    "to call; no score means anything then. Reset that at the start of forward, or with forward="
 )
 
 CLOSURE = (
@@ -72,16 +77,22 @@ def check_steady(model: nn.Module, work: nn.Module, where: torch.device, samples
     Raises
     ------
     UsageError
-        If a copy answers otherwise than the original.
+        If a copy answers otherwise than the original, or the model keeps state from call to call that its answers
+        depend on.
     DataError
         If the model cannot run on the samples, or not on one alone.
     """
     count = min(TRIED, samples.batch_size or TRIED, len(samples))
     batch = next(samples.batches(range(count), count))
-    with containers_kept(model):
-        first = _answers_of_copy(model, work, where, batch, samples)
-        if _differ(first, _answers(work, batch, where, samples), work):
-            return [DRAWS]
+    with state_kept(model):
+        with state_kept(work) as changed:
+            first = _answers_of_copy(model, work, where, batch, samples)
+        if _differ(first, _after_others(work, batch, where, samples), work):
+            with state_kept(work):
+                again = _answers(work, batch, where, samples)
+            if _differ(first, again, work):
+                return [DRAWS]
+            raise UsageError(STATE.format(what=_named(changed)))
         own = _answers_of_original(model, batch, samples)
     if _differ(first, own, work):
         raise UsageError(f"a copy of the model gives other outputs than the model itself{CLOSURE}")
@@ -90,6 +101,22 @@ def check_steady(model: nn.Module, work: nn.Module, where: torch.device, samples
 
 def _answers(model: nn.Module, batch: Batch, device: torch.device, samples: Samples) -> Tensor:
     return logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
+
+
+def _after_others(work: nn.Module, batch: Batch, where: torch.device, samples: Samples) -> Tensor:
+    """Run a copy on other samples, as many, and then on a batch; return the answers to that."""
+    count = len(batch.labels)
+    others = list(range(len(samples)))[-count:]
+    others = others[::-1] if others == list(batch.indices) else others
+    with state_kept(work):
+        _answers(work, next(samples.batches(others, count)), where, samples)
+        return _answers(work, batch, where, samples)
+
+
+def _named(attributes: Sequence[str]) -> str:
+    """Name a few attributes."""
+    few = ", ".join(map(repr, attributes[:3])) + (", …" if len(attributes) > 3 else "")
+    return few or "something"
 
 
 def _answers_of_original(model: nn.Module, batch: Batch, samples: Samples) -> Tensor:
@@ -151,20 +178,3 @@ def _differ(a: Tensor, b: Tensor, model: nn.Module) -> bool:
 def _sizes(inputs: Any) -> list[list[Any]]:
     """Return the shapes of all tensors but for the axis of the samples."""
     return [["nested"] if x.is_nested else list(x.shape[1:]) for x in tensors_in(inputs)]
-
-
-@contextmanager
-def containers_kept(model: nn.Module) -> Iterator[None]:
-    """Give lists, dictionaries and sets among a model's attributes their content back: a copy's hooks may fill them."""
-    kept = [
-        (value, value.copy())
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if type(value) in (dict, list, set) and not name.startswith("_")
-    ]
-    try:
-        yield
-    finally:
-        for value, content in kept:
-            value.clear()
-            value.extend(content) if isinstance(value, list) else value.update(content)

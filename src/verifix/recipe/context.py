@@ -44,6 +44,8 @@ class Run:
         Dtypes, by parameter name, that new weights are rounded to where they are not those of the model.
     seed
         Seed of what a stage draws at random.
+    exact
+        Whether moments need products in float64.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class Run:
     padding: Padding = field(default_factory=Padding)
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     seed: int = 0
+    exact: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +160,7 @@ class Context:
                 device=run.device,
                 selection=run.selection,
                 padding=run.padding,
+                exact=run.exact,
             )
         return partial(again.moments, folds=[0], earlier={})
 

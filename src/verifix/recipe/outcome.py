@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from verifix.errors import printable
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
 
@@ -44,13 +45,14 @@ class LayerReport:
     @property
     def line(self) -> str:
         """The report on one line."""
+        name = printable(self.parameter, one_line=True)
         if self.status != "corrected":
-            return f"{self.parameter}: {self.status}{': ' * bool(self.reason)}{self.reason}"
+            return f"{name}: {self.status}{': ' * bool(self.reason)}{self.reason}"
         change = "" if self.relative_change is None else f", changed by {self.relative_change:.1%}"
         if self.effective_rank is None:  # no layer, or a part of one, that a stage has changed all the same
-            return f"{self.parameter}: {self.kind or 'no layer'}{change}"
+            return f"{name}: {self.kind or 'no layer'}{change}"
         rank = f"effective rank {self.effective_rank:.1f}"
-        return f"{self.parameter}: {self.kind}, {self.rows} rows, {rank}{change}"
+        return f"{name}: {self.kind}, {self.rows} rows, {rank}{change}"
 
 
 def stage_lines(stage: str, choice: Choice) -> list[str]:

@@ -92,7 +92,7 @@ def read_result(path: str | Path) -> Result:
     """
     try:
         data = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read ({error}); give what 'verifix correct --result' wrote") from None
     if not isinstance(data, dict):
         raise UsageError(f"{path} holds no JSON object; give what 'verifix correct --result' wrote")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from verifix.errors import CONTROLS
 from verifix.evaluation import comparison
 from verifix.progress import duration
 
@@ -13,13 +14,10 @@ NOTHING = "–"
 LONGEST_NAME = 300
 """Characters of a name that are shown; file systems allow 255."""
 
-_HIDDEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-"""Control characters, which a page cannot hold or would hide, and the signs that picture them."""
-
 
 def printable(value: object) -> str:
-    """Return a text that a page can hold: control characters pictured, what is no character at all replaced."""
-    text = str(value).translate(_HIDDEN)
+    """Return a text for a page, which isolates directions itself: control characters pictured, non-characters gone."""
+    text = str(value).translate(CONTROLS)
     return re.sub("[\x80-\x9f\ud800-\udfff]", "\ufffd", text)
 
 

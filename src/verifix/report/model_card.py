@@ -12,7 +12,7 @@ from verifix.recipe.decision import spelled
 from verifix.report.files import as_result, write_text
 from verifix.report.formatting import percent, printable, shortened, signed
 from verifix.report.result import Result
-from verifix.report.verdict import caution, measured_on, verdict
+from verifix.report.verdict import caution, measured_on, preprocessing, verdict
 
 
 def model_card(
@@ -116,7 +116,7 @@ def _what(result: Result) -> str:
 
 
 def _figures(result: Result) -> str:
-    lines, found = [escaped(verdict(result))], result.comparison
+    lines, found = [escaped(verdict(result)), "", escaped(preprocessing(result))], result.comparison
     if found is not None:
         rows = (
             ("right", found.before.accuracy, found.after.accuracy),

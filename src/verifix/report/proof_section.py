@@ -15,7 +15,7 @@ from verifix.recipe.decision import spelled
 from verifix.report import charts
 from verifix.report.formatting import count, decimal, percent, plural, probability, share, shortened, signed
 from verifix.report.result import Example, ProofRecord, Result
-from verifix.report.verdict import caution, measured_on, verdict
+from verifix.report.verdict import caution, measured_on, preprocessing, verdict
 
 MOST_CLASSES, FEW_CLASSES = 30, 12
 """Classes up to which all are shown, in order, and how many of the worst and best are shown otherwise."""
@@ -51,6 +51,7 @@ def opening(result: Result) -> dict[str, Any]:
         "word": head,
         "sentence": rest,
         "caution": caution(result),
+        "preprocessing": preprocessing(result),
         "remarks": [*_why(result), *_written(result)],
         "figures": _tiles(result.comparison),
     }

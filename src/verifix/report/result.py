@@ -218,6 +218,8 @@ class Result:
         Whether any weight would change.
     verdict
         What the proof says, at a one-sided p below the threshold; null if it can say nothing.
+    preprocessing
+        How samples became inputs; null if whoever gave them did it. The verdict applies to inputs of this kind.
     proof
         How much better, and how sure.
     test
@@ -240,8 +242,6 @@ class Result:
         The file that undoes the correction.
     moments_file
         The moments that were saved.
-    preprocessing
-        How samples were prepared.
     weights
         Which weights of the checkpoint were used.
     weights_dtypes
@@ -271,6 +271,7 @@ class Result:
     layers: tuple[LayerReport, ...]
     changed: bool
     verdict: Verdict | None = None
+    preprocessing: str | None = None
     proof: ProofRecord | None = None
     test: HeldOutScores | None = None
     unverified: bool = False
@@ -282,7 +283,6 @@ class Result:
     out: str | None = None
     correction_file: str | None = None
     moments_file: str | None = None
-    preprocessing: str | None = None
     weights: str | None = None
     weights_dtypes: tuple[str, ...] | None = None
     unchanged_by_rounding: float | None = None

@@ -52,3 +52,9 @@ def caution(result: Result) -> str | None:
     if result.provenance.verified_from == "training":
         return "The network was trained on the verified samples. Scores on them do not estimate accuracy on new data."
     return None
+
+
+def preprocessing(result: Result) -> str:
+    """Say in one sentence how the samples became inputs, which is what the verdict applies to."""
+    how = result.preprocessing or "none by verifix; they were used as they were given"
+    return f"Preprocessing of the samples: {how}."

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
+from verifix.capture.first_runs import check_runs
 from verifix.errors import DataError, UsageError
 from verifix.model.borrow import check_model, seeded
 from verifix.model.outputs import understood
@@ -25,9 +26,10 @@ from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
-from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions, require, takes, whole
-from verifix.preflight import check_runs, working_copy
+from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions
+from verifix.preflight import working_copy
 from verifix.selection.rankings import RANKINGS
+from verifix.settings import one_of, require, takes, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,7 @@ class TrustArguments(ForwardArguments, RunOptions):
         """Check what can be checked without data."""
         super().__post_init__()
         allowed = f"one of {', '.join(map(repr, TRUST_METHODS))}"
-        require(self.method in TRUST_METHODS, "method", self.method, allowed)
+        require(one_of(self.method, *TRUST_METHODS), "method", self.method, allowed)
         require(whole(self.count, 2), "count", self.count, "a whole number of 2 or more")
 
 
@@ -153,7 +155,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     model = unwrapped(model)
     check_model(model)
     with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward)
+        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         if len(samples) < 2:
             raise DataError("there is 1 sample to pick from; give the labelled samples that the model was trained on")
         classes = len(samples.labels.unique())
@@ -162,7 +164,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
                 f"count is {settings.count}, but the data has {classes} classes; trust at least one sample of each"
             )
         with working_copy(model, settings) as (work, where):
-            check_runs(model, work, where, samples)
+            samples, _, _ = check_runs(model, work, where, samples)
             samples, _ = understood(work, samples, where, settings.outputs)
             with threads_for(partial(work_of, work, samples, where)):
                 scores, eligible = rank(work, where, samples, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,6 +14,46 @@ from pathlib import Path
 from verifix.errors import OutputError, UsageError, VerifixError, one_line
 from verifix.storage.transaction import Move, carry_out, flush, identity, settle, staged
 
+SYSTEM = (Path("/dev"), Path("/proc"), Path("/sys"))
+"""Folders whose entries are no files on a disk; a link there, such as /dev/stdout, is part of the system."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - ordinary files, in memory
+SPECIAL = {
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+"""What is no regular file, and must never become one."""
+
+
+def special(path: Path) -> str:
+    """Say what a path is if it is neither a regular file, nor a folder, nor a link to one.
+
+    Parameters
+    ----------
+    path
+        Anything.
+
+    Returns
+    -------
+    str
+        Such as "a named pipe"; empty for what is none of these, or is not there.
+    """
+    start = path
+    for _ in range(40):  # as many links as Linux follows
+        if not path.is_symlink():
+            break
+        parent = path.parent.resolve()
+        if any(parent.is_relative_to(place) for place in SYSTEM) and not parent.is_relative_to(SHARED_MEMORY):
+            return "a link of the system" if path == start else f"a link to {path}, a link of the system"
+        path = parent / path.readlink()
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return ""
+    return next((name for tells, name in SPECIAL.items() if tells(mode)), "")
+
 
 def check_output(path: str | Path, *, force: bool = False, folder: bool = False, marks: Sequence[str] = ()) -> Path:
     """Check that a file or folder may be written, before the work for it begins.
@@ -20,9 +61,10 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False,
     Parameters
     ----------
     path
-        Where to; an empty folder in the place of a folder counts as nothing.
+        Where to; an empty folder in the place of a folder counts as nothing. A link to a file is replaced, and the file
+        that it leads to is left alone: it may be in a cache that others use.
     force
-        Allow a file, or a folder that is not empty.
+        Allow a file, a link, or a folder that is not empty.
     folder
         Whether a folder is to be written.
     marks
@@ -40,11 +82,13 @@ def check_output(path: str | Path, *, force: bool = False, folder: bool = False,
     """
     path = Path(path)
     settle(path)
+    if what := special(path):
+        raise UsageError(f"{path} is {what}; only regular files are replaced, so name a file")
     if path.is_dir() and not folder:
         raise UsageError(f"{path} is a folder; name a file")
     if folder and (path.is_symlink() or (path.exists() and not path.is_dir())):
         raise UsageError(f"{path} is not a folder, but the output is one; choose another name")
-    if path.exists() and not (folder and not any(path.iterdir())):
+    if os.path.lexists(path) and not (folder and not any(path.iterdir())):
         if not force:
             there = "exists already and is not empty" if folder else "exists already"
             raise UsageError(f"{path} {there}; choose another name, or pass --force to replace it")
@@ -65,23 +109,39 @@ def check_apart(outputs: Sequence[Path], inputs: Sequence[str | Path]) -> None:
     outputs
         Files and folders to write.
     inputs
-        Files and folders that are read.
+        Files and folders that are read. What is not there is no obstacle.
 
     Raises
     ------
     UsageError
         If they are not apart.
     """
+    sources = [Path(source) for source in inputs if Path(source).exists()]
     for i, path in enumerate(outputs):
-        if path.resolve() in {other.resolve() for other in outputs[:i]}:
+        if any(_spelled(path) == _spelled(other) or _same(path, other) for other in outputs[:i]):
             raise UsageError(f"{path} is the name of two outputs; choose different names")
-        if any(path.exists() and Path(source).exists() and path.samefile(source) for source in inputs):
+        if any(_same(path, source) for source in sources):
             raise UsageError(f"{path} is an input; it is never overwritten, so choose another name")
-        if any(Path(source).is_dir() and Path(source).resolve() in path.resolve().parents for source in inputs):
+        if any(_same(parent, source) for source in sources if source.is_dir() for parent in _place(path).parents):
             raise UsageError(f"{path} is inside an input folder; nothing is written there, so choose another place")
-        inner = [*inputs, *(other for other in outputs if other != path)]
-        if any(path.resolve() in Path(other).resolve().parents for other in inner):
+        inner = [*sources, *(other for other in outputs if other != path)]
+        if any(_place(path) in _place(other).parents for other in inner):
             raise UsageError(f"{path} is a folder with inputs or other outputs in it; choose another name")
+
+
+def _place(path: Path) -> Path:
+    """Return where an entry of a folder is, without following the entry itself if it is a link."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
+
+
+def _spelled(path: Path) -> str:
+    """Return a path as a file system sees it that tells neither capitals nor forms of accents apart."""
+    return unicodedata.normalize("NFC", str(_place(path))).casefold()
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Tell whether two paths are one file: also as links to it, or where capitals do not matter."""
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ def _read_plan(folder: Path) -> list[Move]:
     try:
         moves = [Move(folder, **entry) for entry in json.loads((folder / PLAN).read_text(encoding="utf-8"))]
         return moves if all(Path(move.name).name == move.name and int(move.number) >= 0 for move in moves) else []
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
 
 

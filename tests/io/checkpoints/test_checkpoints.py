@@ -608,17 +608,21 @@ def test_a_folder_that_fails_to_be_written_leaves_what_was_there(moment, there, 
     assert Path("fixed").exists() == there
 
 
-def test_a_folder_of_links_is_copied_as_files(here, vision, capsys):
+def test_a_snapshot_of_the_hub_is_copied_as_files(here, vision, capsys):
     case = transformers_folder("whole")
-    cache = Path("cache")
-    cache.mkdir()
-    for file in case.path.iterdir():
-        (cache / file.name).symlink_to(file.resolve())
-    assert main(arguments(cache, "fixed", factory="vit")) == 0
+    snapshot, blobs = (Path("models--a--b") / name for name in ("snapshots/0123", "blobs"))
+    for file in [file for file in case.path.rglob("*") if file.is_file()]:
+        link = snapshot / file.relative_to(case.path)
+        blob = blobs / f"{len(list(blobs.glob('*'))):040x}"
+        for path in (link, blob):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(file.read_bytes())
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert main(arguments(snapshot, "fixed", factory="vit")) == 0
     copied = list(Path("fixed").rglob("*"))
     assert not any(path.is_symlink() for path in copied)
     assert (Path("fixed") / "sub" / "notes.txt").read_text() == "kept"
-    assert (case.path / "model.safetensors").read_bytes() == (cache / "model.safetensors").read_bytes()
+    assert (case.path / "model.safetensors").read_bytes() == (snapshot / "model.safetensors").read_bytes()
 
 
 def test_weights_that_share_memory_in_the_file_alone_are_refused(here, capsys):

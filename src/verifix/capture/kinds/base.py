@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from verifix.capture.kinds.lags import Patches
 from verifix.capture.kinds.masks import RowMask
 from verifix.errors import UsageError
 
@@ -34,6 +35,8 @@ class Product:
     bias
         The tensor that the call adds to every row's outputs, ``[groups · d_out]``; None if it adds nothing, or if it
         changes the outputs in another way.
+    patches
+        The same rows in a form that is faster to multiply; None if there is none.
     """
 
     weight: Tensor
@@ -41,6 +44,7 @@ class Product:
     rows: Callable[[], Iterator[Tensor]]
     partner: Tensor | None = None
     bias: Tensor | None = None
+    patches: Patches | None = None
 
 
 class LayerKind(Protocol):

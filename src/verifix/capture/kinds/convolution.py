@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifix.capture.kinds.base import CHUNK_BYTES, Product, bind
+from verifix.capture.kinds.lags import Geometry, Patches
 from verifix.capture.kinds.masks import REMEDY, RowMask
 from verifix.errors import AmbiguousBatchError, DataError
 
@@ -56,7 +57,9 @@ class Convolution(_Spatial):
             wanted = None if keep is None else kept_positions(keep, x, *geometry)
             yield from unfold(x, *geometry, groups, wanted)
 
-        yield Product(weight, groups, rows, bias=call.get("bias"))
+        dense = keep is None and set(stride) == {1}
+        space = Geometry(tuple(x.shape[2:]), tuple(kernel), tuple(pads), dilation)
+        yield Product(weight, groups, rows, bias=call.get("bias"), patches=Patches(x, groups, space) if dense else None)
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
         """Return ``[groups, C_out / groups, C_in / groups · k₁ · …]``."""

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from verifix.cli.commands.compare import run_compare
 from verifix.cli.commands.correct import run_correct
 from verifix.cli.commands.inspect import run_inspect
+from verifix.cli.commands.places import read_by
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
+from verifix.cli.streams import diverted
+from verifix.errors import printable
+from verifix.io.models import neighbours
 from verifix.model.threads import one_thread
 from verifix.report.files import plain_data
 
 
-def run(command: Any) -> int:
+def run(command: Any, *, for_good: bool = False) -> int:
     """Run a command; whatever the user's own code prints goes to stderr.
 
     Parameters
     ----------
     command
         Its settings.
+    for_good
+        Whether nothing but the result may ever reach stdout, because the process ends afterwards.
 
     Returns
     -------
@@ -39,11 +43,12 @@ def run(command: Any) -> int:
         UndoCommand: run_undo,
         DemoCommand: run_demo,
     }
-    with contextlib.redirect_stdout(sys.stderr), one_thread():
-        code, result, text = runners[type(command)](command)
-    if command.json:
-        text = json.dumps(plain_data(result, "the result"), indent=2, allow_nan=False)
-    sys.stdout.write(text + "\n")
+    with diverted(for_good=for_good) as say:
+        with one_thread(), neighbours():
+            code, result, text = runners[type(command)](command)
+        if command.json:
+            text = json.dumps(plain_data(result, "the result"), indent=2, allow_nan=False)
+        say(f"{printable(text)}\n")
     return code
 
 
@@ -51,5 +56,6 @@ def run_demo(command: DemoCommand) -> tuple[int, dict[str, Any], str]:
     """Run a demonstration; see `DemoCommand`."""
     from verifix.cli import demo
 
-    result, text = demo.run(command.name, command.seed, command.seeds, command.out, force=command.force)
+    inputs = read_by(command)
+    result, text = demo.run(command.name, command.seed, command.seeds, command.out, inputs, force=command.force)
     return 0, result, text

@@ -22,10 +22,10 @@ from verifix.io.data.prediction_files import read_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
-from verifix.model.borrow import borrowed, check_model
+from verifix.model.borrow import check_model
 from verifix.model.outputs import understood
-from verifix.model.predict import predict
 from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.several_outputs import outputs_of
 from verifix.model.sources import Source
 from verifix.model.tensors import device_named, device_of
 from verifix.model.wrappers import unwrapped
@@ -39,9 +39,10 @@ def open_checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
     return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
 
 
-def open_model(name: str, num_classes: int | None, checkpoint: Checkpoint | None) -> nn.Module:
-    """Build a model in eval mode, with the weights of a checkpoint if there is one."""
-    model: nn.Module = unwrapped(build_model(name, num_classes))
+def open_model(command: Any, checkpoint: Checkpoint | None) -> nn.Module:
+    """Build the model that a command names, in eval mode, with the weights of a checkpoint if there is one."""
+    built = build_model(command.model, command.num_classes, command.in_chans, command.further)
+    model: nn.Module = unwrapped(built)
     if checkpoint is not None:
         checkpoint.load_into(model)
         check_model(model)
@@ -63,9 +64,8 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> N
     """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word."""
     if preparation.class_names is None:
         return
-    with borrowed(model):
-        outputs = predict(model, first_sample(source), [0], 1, device_of(model)).shape[1]
     names = preparation.class_names
+    outputs = outputs_of(model, first_sample(source), device_of(model), len(names))
     if len(names) != max(outputs, 2):
         raise DataError(
             f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from verifix.capture.input_statistics import watching_first_norm
 from verifix.cli.commands.common import check_names, device_wanted, logits_of, open_model, weights_of
 from verifix.cli.options import CompareCommand
 from verifix.errors import UsageError
+from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
 from verifix.evaluation.comparison import Comparison, compare
+from verifix.evaluation.input_check import settled
 from verifix.evaluation.predictions import Answers, answers_of, as_answers, as_labels
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
@@ -62,13 +67,14 @@ class ComparisonOf(Comparison):
 
 @dataclass(frozen=True)
 class _Answers:
-    """What both models answered, the labels, what was compared, and which samples belong together."""
+    """What both answered, the labels, what was compared, which samples are copies, and what the first model saw."""
 
     before: Answers
     after: Answers
     labels: Any
     compared: Compared
     groups: Any
+    inputs: str | None = None
 
 
 def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
@@ -76,6 +82,8 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     answers = _answers(command)
     labels, compared = as_labels(answers.labels), answers.compared
     weights = weights_of(command, labels, compared.class_names, range(len(labels)))
+    remarks = _check_inputs(answers, labels, weights, command)
+    compared = replace(compared, notes=(*compared.notes, *remarks))
     comparison = compare(
         answers.before, answers.after, labels, weights=weights, groups=answers.groups, seed=command.seed
     )
@@ -83,6 +91,18 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     if compared.preprocessing:
         lines.append(f"Preprocessing of the samples: {compared.preprocessing}.")
     return 0, ComparisonOf(**vars(comparison), compared=compared), "\n".join(lines)
+
+
+def _check_inputs(answers: _Answers, labels: Any, weights: Any, command: CompareCommand) -> list[str]:
+    """Stop where the first model does not know the samples as they are given: the second one would be no better."""
+    predicted, truth = torch.from_numpy(answers.before.predicted), torch.from_numpy(labels)
+    doubts = []
+    if answers.inputs is not None:
+        doubts = [answers.inputs, remark_on_chance(predicted, truth, answers.before.classes, "given")]
+    unexpected = remark_on_expected(accuracy_of(predicted, truth, weights), command.expected, "given")
+    prepared = answers.compared.preprocessing or "none, as these are predictions"
+    check = command.check_inputs is not False
+    return settled(doubts, unexpected, prepared, check, "given", "pass --no-check-inputs")
 
 
 def _answers(command: CompareCommand) -> _Answers:
@@ -117,24 +137,31 @@ def _with_models(command: CompareCommand) -> _Answers:
     files: dict[str, str] = {}
     notes: list[str] = []
     samples: Samples | None = None
+    inputs: str | None = None
     for what, path in (("before", command.before), ("after", command.after)):
         if is_predictions(path):
             files[what] = path
             continue
         checkpoint = read_checkpoint(path, command.weights)
-        model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+        model = open_model(command, checkpoint).to(device_wanted(command.device))
         preparation = prepare(model, command.model, command)
         if samples is None:
             with notes_kept() as noted:
                 source = open_data(command.data, command, preparation)
             notes += noted
             check_names(model, source, preparation)
-            samples = read_samples(source, command.predicting_size, command.progress)
-        logits, outputs = logits_of(model, samples, command, f"answers {what}")
+            with notes_kept() as noted:
+                samples = read_samples(source, command.predicting_size, command.progress, most=command.max_samples)
+            notes += noted
+        with watching_first_norm(model) as seen:
+            logits, outputs = logits_of(model, samples, command, f"answers {what}")
+        if what == "before":
+            inputs = seen.remark()
         answers[what] = answers_of(logits)
         notes += [f"{path}: {note}" for note in (*checkpoint.notes(model), outputs) if note]
     names = None if preparation.class_names is None else list(preparation.class_names)
     labels = samples.labels  # type: ignore[union-attr]  # one of the two was a checkpoint
-    compared = _compared(command, names, preparation.description, notes)
+    compared = _compared(command, names, source.prepared, notes)
     answers |= {what: _in_file(path, command, len(labels)) for what, path in files.items()}
-    return _Answers(answers["before"], answers["after"], labels, compared, samples.reaching(model).groups)  # type: ignore[union-attr]
+    groups = samples.reaching(model).groups  # type: ignore[union-attr]
+    return _Answers(answers["before"], answers["after"], labels, compared, groups, inputs)

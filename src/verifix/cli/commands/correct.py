@@ -14,12 +14,12 @@ from torch import nn
 from verifix.algorithm import correct
 from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
+from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
+from verifix.cli.commands.tested import check_weighted, kept_of, read_test
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
-from verifix.evaluation.duplicates import without_leaks
-from verifix.evaluation.label_order import check_mapping
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -27,17 +27,16 @@ from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
-from verifix.model.outputs import understood
-from verifix.model.samples import Samples, check_labels, read_samples
+from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
-from verifix.model.tensors import device_of
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, notes_kept, tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, predicted, prove
+from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
 from verifix.report.result import TrustedRecord
+from verifix.report.verdict import preprocessing
 from verifix.selection.trusted import Trusted, trust
 from verifix.storage.atomic import Output, write_together
 from verifix.storage.tensors import fill_safetensors
@@ -107,7 +106,7 @@ def _read(command: CorrectCommand) -> _Inputs:
     checkpoint = open_checkpoint(command)
     checkpoint.refuse_corrected()
     _check_files(command, checkpoint)
-    model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    model = open_model(command, checkpoint).to(device_wanted(command.device))
     checkpoint.check_writable(model, command.exclude or ())
     _check_count(command)
     preparation = prepare(model, command.model, command)
@@ -116,12 +115,22 @@ def _read(command: CorrectCommand) -> _Inputs:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
     with notes_kept() as noted_on_test:
-        test = None if command.test is None else _read_test(model, command.test, command, preparation)
+        test = None if command.test is None else read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
-    verified = read_samples(source if trusted is None else trusted.source, command.batch_size, command.progress)
-    kept, notes = ([], []) if test is None else _without_leaks(test, verified, earlier)
+    with notes_kept() as noted_on_reading:
+        chosen = source if trusted is None else trusted.source
+        verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
+    kept, notes = ([], []) if test is None else kept_of(test, verified, earlier)
     return _Inputs(
-        checkpoint, model, preparation, verified, trusted, test, kept, earlier, [*noted, *noted_on_test, *notes]
+        checkpoint,
+        model,
+        preparation,
+        verified,
+        trusted,
+        test,
+        kept,
+        earlier,
+        [*noted, *noted_on_reading, *noted_on_test, *notes],
     )
 
 
@@ -155,7 +164,7 @@ def _result(
         out=out,
         correction_file=correction_file,
         moments_file=command.save_moments,
-        preprocessing=preparation.description,
+        preprocessing=_prepared(inputs),
         weights=checkpoint.kind(model),
         weights_dtypes=tuple(dtypes),
         notes=(*checkpoint.notes(model), *inputs.notes, *correction.notes),
@@ -166,12 +175,21 @@ def _result(
     )
 
 
+def _prepared(inputs: _Inputs) -> str:
+    """Return how the samples became inputs; those of the test may be kept in another form."""
+    ways = [samples.source.prepared for samples in (inputs.verified, inputs.test) if samples is not None]
+    return ways[0] if len(set(ways)) == 1 else "; test samples: ".join(ways)
+
+
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
     apart = {"device", "moments", "groups"}  # samples know the groups that were read with them
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
+    # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
+    expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    return settings | {"moments": inputs.earlier, "stored_as": stored_as}
+    own = {"moments": inputs.earlier, "stored_as": stored_as}
+    return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
 
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
@@ -182,6 +200,7 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
+        inputs.notes.extend(check_weighted(model, test, inputs.kept, weights, "test", command))
         correction = correct(model, verified, **settings)
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
@@ -190,11 +209,13 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
+        inputs.notes.extend(check_weighted(model, verified, proving, weights, "verified", command))
         used = verified.subset(correcting)
         correction = correct(model, used, **settings)
-        judged = verified, proving, weights
-        return correction, measured("split", model, correction, *judged, used=used, **shown, drawn=command.drawn)
+        shown |= {"used": used, "drawn": command.drawn}
+        return correction, measured("split", model, correction, verified, proving, weights, **shown)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
+    inputs.notes.extend(check_weighted(model, verified, range(len(verified)), weights, "verified", command))
     start = time.perf_counter()
     correction = correct(model, verified, **settings)
     if not correction.changed:
@@ -202,7 +223,8 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
     about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
     tell(f"proof: {about}", command.progress)
-    proof = prove(model, verified, weights=weights, **settings | {"check_labels": False})  # labels are checked by now
+    checked = {"check_labels": False, "check_inputs": False, "expect_accuracy": None}  # by now
+    proof = prove(model, verified, weights=weights, **settings | checked)
     return correction, replace(proof, estimated=expected)
 
 
@@ -214,21 +236,9 @@ def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
     out = Path(command.out)
-    further = (command.save_moments, command.result, command.report, command.card)
-    others = [correction_path(out), *(Path(path) for path in further if path is not None)]
-    inputs = (checkpoint.path, command.verified, command.trusted, command.test, command.moments)
-    checkpoint.check_outputs(out, others, [str(path) for path in inputs if path is not None], force=command.force)
-
-
-def _read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:
-    """Read the test samples, and look at them before the long work begins: a wrong label map would judge it wrongly."""
-    test = read_samples(open_data(path, command, preparation), 250, command.progress)
-    test, _ = understood(model, test, device_of(model), command.outputs)
-    logits = predicted(model, test)
-    check_labels(test.labels, logits.shape[1], test.where)
-    if command.check_labels:
-        check_mapping(logits, test.labels, "test", preparation.class_names)
-    return test
+    further = written_by(command)
+    further.remove(out)
+    checkpoint.check_outputs(out, [correction_path(out), *further], read_by(command), force=command.force)
 
 
 def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments | None:
@@ -238,20 +248,6 @@ def _earlier(command: CorrectCommand, preparation: Preparation) -> SavedMoments 
     earlier = SavedMoments.load(str(command.moments))
     earlier.check_preparation(preparation.steps)
     return earlier
-
-
-def _without_leaks(test: Samples, verified: Samples, earlier: SavedMoments | None) -> tuple[list[int], list[str]]:
-    """Leave test samples out that are verified as well, and say so."""
-    kept = without_leaks(test, [verified], frozenset() if earlier is None else earlier.digests)
-    if len(kept) == len(test):
-        return kept, []
-    of = " or of a group of theirs" if test.declared else ""
-    text = (
-        f"{len(test) - len(kept)} of the {len(test)} test samples are among those that the correction is made from"
-        f"{of}, and were left out of the test."
-    )
-    note(text)
-    return kept, [text]
 
 
 def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted:
@@ -266,6 +262,7 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
         seed=command.seed,
         progress=command.progress,
         outputs=command.outputs,
+        max_samples=command.max_samples,
     )
 
 
@@ -333,13 +330,14 @@ def _about(result: Result, command: CorrectCommand) -> list[Output]:
 def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: Result) -> str:
     trusted = [] if picked is None else [picked.summary()]
     notes = [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
-    lines = [*trusted, correction.summary(), *notes, f"Preprocessing of the samples: {result.preprocessing}."]
+    lines = [*trusted, correction.summary(), *notes]
     half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
     if half:
         share = f"{correction.unchanged_by_rounding:.1%}"
         lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
     if proof is not None:
         lines.append(proof.summary())
+    lines.append(preprocessing(result))
     if result.moments_file is not None:
         lines.append(f"Wrote the moments to {result.moments_file}.")
     files = f"Wrote {result.out} and {result.correction_file}."

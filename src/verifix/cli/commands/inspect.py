@@ -9,7 +9,7 @@ import torch
 
 from verifix.cli.commands.common import first_sample, open_model
 from verifix.cli.options import InspectCommand
-from verifix.errors import UsageError
+from verifix.errors import UsageError, printable
 from verifix.inspection import Survey, inspect
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
@@ -48,7 +48,7 @@ class Inspection:
 def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     """Show what a correction would touch; see `InspectCommand`."""
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
-    model = open_model(command.model, command.num_classes, checkpoint)
+    model = open_model(command, checkpoint)
     preparation = prepare(model, command.model, command)
     if not command.data:
         shape = list(map(int, command.shape))
@@ -101,4 +101,4 @@ def _inspect_line(entry: dict[str, Any]) -> str:
         what = f"would be corrected, {entry['kind']}, {entry['rows_per_sample']:.0f} rows per sample"
     else:
         what = ", ".join(filter(None, (entry["status"], entry["reason"])))
-    return f"{entry['parameter']}: {what}"
+    return printable(f"{entry['parameter']}: {what}", one_line=True)

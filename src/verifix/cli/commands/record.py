@@ -167,6 +167,8 @@ def _flags(command: CorrectCommand) -> Iterator[str]:
         flag = field.name.replace("_", "-")
         if isinstance(value, bool):
             yield f"--{'' if value else 'no-'}{flag}"
+        elif field.name == "model_kwargs":
+            yield from (f"--{flag}", *value)
         else:
             yield from (f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
 

@@ -10,12 +10,14 @@ from verifix.capture.input_statistics import watching_first_norm
 from verifix.cli.commands.common import check_names, device_wanted, logits_of, open_checkpoint, open_model
 from verifix.cli.options import ScoreCommand
 from verifix.errors import DataError
+from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
+from verifix.evaluation.input_check import settled
 from verifix.evaluation.label_order import check_mapping
 from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
-from verifix.losses import correct_or_not, cross_entropy
+from verifix.losses import correct_or_not, cross_entropy, predicted_classes
 from verifix.model.samples import Samples, read_samples
 from verifix.progress import notes_kept
 
@@ -51,22 +53,27 @@ class Score:
 def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     """Score a checkpoint; see `ScoreCommand`."""
     checkpoint = open_checkpoint(command)
-    model = open_model(command.model, command.num_classes, checkpoint).to(device_wanted(command.device))
+    model = open_model(command, checkpoint).to(device_wanted(command.device))
     preparation = prepare(model, command.model, command)
     with notes_kept() as data_notes:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
     check_names(model, source, preparation)
-    samples = read_samples(source, command.predicting_size, command.progress)
+    with notes_kept() as noted_on_reading:
+        samples = read_samples(source, command.predicting_size, command.progress, most=command.max_samples)
     with watching_first_norm(model) as seen:
         logits, outputs = logits_of(model, samples, command, "scoring")
-    remarks = [text for text in (outputs, _order(logits, samples, preparation), seen.remark()) if text]
+    classes, of = predicted_classes(logits), max(logits.shape[1], 2)
+    unexpected = remark_on_expected(accuracy_of(classes, samples.labels), command.expected, "given")
+    settled([seen.remark()], unexpected, source.prepared, None, "given", "omit --expect-accuracy")
+    chance = remark_on_chance(classes, samples.labels, of, "given")
+    remarks = [text for text in (outputs, _order(logits, samples, preparation), seen.remark(), chance) if text]
     score = Score(
         samples=len(samples),
         accuracy=100 * float(correct_or_not(logits, samples.labels).mean()),
         cross_entropy=float(cross_entropy(logits, samples.labels).mean()),
         weights=checkpoint.kind(model),
-        notes=(*checkpoint.notes(model), *data_notes, *remarks),
-        preprocessing=preparation.description,
+        notes=(*checkpoint.notes(model), *data_notes, *noted_on_reading, *remarks),
+        preprocessing=source.prepared,
     )
     text = f"{score.accuracy:.2f}% of {score.samples} samples right, cross-entropy {score.cross_entropy:.4f}"
     return 0, score, "\n".join([*score.notes, f"Preprocessing of the samples: {score.preprocessing}.", text])

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verifix.cli.commands.places import read_by
 from verifix.cli.options import UndoCommand
-from verifix.errors import UsageError
+from verifix.errors import UsageError, printable
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.checkpoints.undo import read_undo, restore
@@ -49,7 +50,7 @@ def run_undo(command: UndoCommand) -> tuple[int, Undone, str]:
     checkpoint = read_checkpoint(command.checkpoint)
     beside = _correction_file(command, checkpoint)
     out = Path(command.out)
-    checkpoint.check_outputs(out, [], [beside], force=command.force)
+    checkpoint.check_outputs(out, [], [*read_by(command), beside], force=command.force)
     restored = restore(checkpoint, read_undo(beside), out, force=command.force)
     seconds = round(time.perf_counter() - start, 2)
     undone = Undone(str(checkpoint.path), str(beside), str(out), **restored, seconds=seconds)
@@ -75,12 +76,13 @@ def _text(undone: Undone) -> str:
     ]
     differing = [name for name, file in undone.files.items() if not file["identical"]]
     if differing:
-        lines.append(f"The bytes of {', '.join(differing)} differ from the original's outside the tensors.")
+        names = printable(", ".join(differing), one_line=True)
+        lines.append(f"The bytes of {names} differ from the original's outside the tensors.")
     elif not undone.left_out:
         many = len(undone.files) > 1
         lines.append(f"{undone.out} is identical to the original, {'file by file' if many else 'to the byte'}.")
     if undone.left_out:
-        left = ", ".join(undone.left_out)
+        left = printable(", ".join(undone.left_out), one_line=True)
         lines.append(
             f"Not restored, because the correction had left them out: {left}. All other files are as described above."
         )

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from verifix.cli.demo import digits, spiral
 from verifix.cli.demo.outcome import Outcome
 from verifix.errors import UsageError
-from verifix.progress import progress_bar
+from verifix.progress import progress_bar, tell
+from verifix.storage.atomic import check_apart, check_output
 
 DEMOS: dict[str, Callable[[int, Path | None], Outcome]] = {"digits": digits.run, "spiral": spiral.run}
 """Each demonstration: a seed, and the folder for its pictures or None → what came out."""
 
 
-def run(name: str, seed: int, seeds: int, out: str | None, *, force: bool = False) -> tuple[dict[str, Any], str]:
+PICTURES = {
+    "digits": ("digits-set-right.png", "strength-curve.png"),
+    "spiral": ("decision-boundaries.png", "strength-curve.png"),
+}
+"""Names of the pictures of each demonstration."""
+
+
+def run(
+    name: str, seed: int, seeds: int, out: str | None, inputs: Sequence[Path] = (), *, force: bool = False
+) -> tuple[dict[str, Any], str]:
     """Run a demonstration for one or more seeds; pictures are of the first.
 
     Parameters
@@ -29,6 +38,8 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, force: bool = Fals
         First seed, and how many.
     out
         Folder for the pictures; a fresh one by default.
+    inputs
+        Files that the command has read, which no picture may replace.
     force
         Replace pictures that exist.
 
@@ -41,8 +52,9 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, force: bool = Fals
         The same for reading, and where the pictures are.
     """
     folder, fresh = _folder(out)
-    if not force:
-        _refuse_pictures(folder)
+    check_apart([folder / picture for picture in PICTURES[name]], inputs)
+    for picture in (*folder.glob("*.png"), *(folder / picture for picture in PICTURES[name])):
+        check_output(picture, force=force)
     start = time.perf_counter()
     outcomes = []
     try:
@@ -54,7 +66,7 @@ def run(name: str, seed: int, seeds: int, out: str | None, *, force: bool = Fals
         if fresh:
             shutil.rmtree(folder)
         raise
-    sys.stderr.write(f"pictures in {folder}/\n")
+    tell(f"pictures in {folder}/", show=True)
     rows = [{**outcome.scores(), "seed": s} for s, outcome in enumerate(outcomes, seed)]
     result = {
         "seeds": [{key: row[key] for key in ("seed", "before", "after", "gain", "alpha")} for row in rows],
@@ -83,11 +95,6 @@ def _folder(out: str | None) -> tuple[Path, bool]:
             number += 1
         else:
             return folder, True
-
-
-def _refuse_pictures(folder: Path) -> None:
-    for picture in folder.glob("*.png"):
-        raise UsageError(f"{picture} exists already; choose another --out, or pass --force to replace it")
 
 
 def _text(seed: int, outcomes: list[Outcome], result: dict[str, Any], folder: Path) -> str:

@@ -122,8 +122,7 @@ class Checkpoint:
             )
         elif used == "ema":
             notes.append("Used averaged (EMA) weights; the checkpoint has no others.")
-        outside = [key for key in fit.outside if key.rpartition(".")[2] != "n_averaged"]
-        if outside:
+        if outside := [key for key in fit.outside if key.rpartition(".")[2] != "n_averaged"]:
             notes.append(f"Unchanged, because the model has no such weights: {listed(outside)}.")
         if self.folder is not None and self.folder.left_out:
             notes.append(f"Left out, because they hold the same weights uncorrected: {listed(self.folder.left_out)}.")
@@ -236,19 +235,18 @@ class Checkpoint:
 
     def _matches_correction_beside(self) -> bool:
         beside = correction_path(self.path if self.folder is None else self.folder.root)
-        if not beside.is_file():
-            return False
         try:
             after = Correction.load(beside).corrected
         except VerifixError:
             return False
-        digests = {tensor_digest(tensor) for tensor in self.state.values()}
+        digests = set(map(tensor_digest, self.state.values()))
         dtypes = {tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()}
         return any(tensor_digest(value.to(dtype)) in digests for value in after.values() for dtype in dtypes)
 
     def _check_format(self, out: Path) -> None:
-        """Check that a corrected checkpoint's name fits the format, which is that of the original."""
+        """Check that the name fits the format, which is that of the original, and that a folder can be copied."""
         if self.folder is not None:
+            self.folder.check_copyable()
             if out.name.endswith((*SUFFIXES, INDEX)):
                 raise UsageError(f"{out} and {self.path} differ in format; name a folder with --out")
             if self.folder.root.resolve() in out.resolve().parents:
@@ -278,6 +276,8 @@ class Checkpoint:
         ------
         UsageError
             If they are not apart, one cannot be written, or the copy's name does not fit the original's format.
+        CheckpointError
+            If the folder of this checkpoint cannot be copied.
         """
         for path in (out, *others):
             settle(path)
@@ -385,10 +385,10 @@ class Checkpoint:
 
 def _fill(root: Path, *, folder: Folder, parts: Mapping[str, Part], heads: Mapping[str, bytes]) -> None:
     """Fill the folder of a corrected checkpoint: files without a changed tensor are copied byte for byte."""
+    folder.check_copyable()
     for name in folder.others:
-        source, target = folder.root / name, root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(folder.root / name, root / name)
     for name, part in parts.items():
         target = root / name
         if name in heads:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from verifix.errors import CheckpointError, UsageError
+from verifix.storage.atomic import special
 
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
@@ -38,6 +40,8 @@ class Folder:
         Paths of all other files that belong to them, relative to the root.
     left_out
         Names of files that hold the same weights in another format.
+    obstacles
+        What cannot be copied, one sentence each.
     """
 
     root: Path
@@ -45,6 +49,22 @@ class Folder:
     index: Mapping[str, str]
     others: tuple[str, ...]
     left_out: tuple[str, ...]
+    obstacles: tuple[str, ...] = ()
+
+    def check_copyable(self) -> None:
+        """Refuse a folder that holds what cannot be copied, or what leads out of it.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the first obstacle.
+        """
+        if self.obstacles:
+            more = f", and {len(self.obstacles) - 1} more" * (len(self.obstacles) > 1)
+            raise CheckpointError(
+                f"{self.obstacles[0]}{more}; a corrected folder is a copy of the given one, so remove it, or replace "
+                "it by what it leads to"
+            )
 
 
 def refuse_adapter(path: Path) -> None:
@@ -98,8 +118,41 @@ def open_folder(path: Path) -> Folder:
         for name in sorted(file.name for file in root.iterdir() if file.is_file())
         if name not in (*weights, found) and any(fnmatch(name, pattern) for pattern in OTHER_WEIGHTS)
     )
-    every = sorted(str(file.relative_to(root)) for file in root.rglob("*") if not file.is_dir() or file.is_symlink())
-    return Folder(root, weights, index, tuple(name for name in every if name not in (*weights, *left_out)), left_out)
+    found_there = {str(file.relative_to(root)): obstacle for file, obstacle in _contents(root, root)}
+    own = {name: found_there[name] for name in sorted(found_there) if name not in (*weights, *left_out)}
+    obstacles = tuple(filter(None, own.values()))
+    return Folder(root, weights, index, tuple(name for name in own if not own[name]), left_out, obstacles)
+
+
+def _contents(folder: Path, root: Path, around: tuple[Path, ...] = ()) -> Iterator[tuple[Path, str]]:
+    """Yield everything below a folder but folders, and why it cannot be copied; "" for what can."""
+    around = (*around, folder.resolve())
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, f"{folder} cannot be read ({error.strerror})"
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        real = Path(os.path.realpath(path))  # unlike Path.resolve, it bears links that lead to themselves
+        if entry.is_symlink() and not any(real.is_relative_to(place) for place in _own(root)):
+            yield path, f"{path} is a link to {path.readlink()}, which is not in the folder {root}"
+        elif real in around:
+            yield path, f"{path} is a link to a folder that it is in"
+        elif real.is_dir():
+            yield from _contents(path, root, around)
+        elif not real.is_file():
+            what = f"a link to {path.readlink()}, which is not there" if entry.is_symlink() else special(path)
+            yield path, f"{path} is {what or 'no regular file'}"
+        else:
+            yield path, "" if os.access(real, os.R_OK) else f"{path} cannot be read (Permission denied)"
+
+
+def _own(root: Path) -> list[Path]:
+    """Return where links may lead: elsewhere lie files that are not to be published, or that have no end."""
+    # A snapshot in the cache of the Hugging Face hub is made of links to the blobs beside it.
+    real = root.resolve()
+    return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -175,7 +175,7 @@ def _read_archive(path: Path, storages: list[torch.UntypedStorage]) -> tuple[Any
     comment = read_comment(path)
     try:
         mark = json.loads(comment)["verifix"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return content, {}, comment
     return content, {"verifix": str(mark)}, comment
 

@@ -72,6 +72,10 @@ class Pixels(Images):
 
     array: np.ndarray[Any, Any]
 
+    def size_of(self, index: int) -> tuple[int, int]:  # noqa: ARG002 - they are all of one size
+        """Return the width and height of an image."""
+        return self.array.shape[2], self.array.shape[1]
+
     def _decoded(self, index: int) -> Image.Image:
         return Image.fromarray(self.array[index])
 

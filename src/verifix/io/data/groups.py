@@ -10,7 +10,7 @@ from verifix.io.data.labels import as_written
 from verifix.io.options import group_column
 from verifix.model.groups import missing
 from verifix.model.sources import Source
-from verifix.options import Settings
+from verifix.settings import Settings
 
 
 class Grouped:

@@ -11,9 +11,10 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
-from verifix.io.data.labels import class_numbers
+from verifix.io.data.labels import class_numbers, only_column
+from verifix.io.data.manifests import LABEL_COLUMNS
 from verifix.io.data.preparation import Preparation
-from verifix.io.data.text import text_source
+from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.optional_imports import library, reason
 from verifix.io.options import DataOptions
 from verifix.model.sources import Source
@@ -72,16 +73,12 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
             f"{path} is not a readable folder of datasets.save_to_disk ({reason(error)}); save it again"
         ) from None
     data = _one_split(content, path, split)
-    content_name = _content(data, options, preparation, path)
+    columns = _content(data, options, preparation, path)
+    content_name = columns[0]
     is_feature = isinstance(data.features[content_name], datasets.Image)
     is_image = is_feature or options.image_column is not None
     _ = (preparation.for_images if is_image else preparation.for_texts)(str(path))  # before labels are looked at
-    label_name = options.label_column or next((n for n in ("label", "labels") if n in data.features), "label")
-    if label_name not in data.features:
-        raise DataError(
-            f"{path} has no column {label_name!r} (it has {', '.join(data.features)}); name the labels with "
-            "--label-column"
-        )
+    label_name = _label_column(data, options, path)
     place = partial(_row_of, path)
     own = getattr(data.features[label_name], "names", None)
     numbers = class_numbers(
@@ -89,7 +86,7 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
     )
     names = list(data.features)
     if not is_image:
-        texts = text_source(data[content_name], numbers, place, preparation, str(path))
+        texts = text_source(as_texts([data[name] for name in columns]), numbers, place, preparation, str(path))
         return with_groups(texts, options, names, data.__getitem__, path)
     encoded = data.select_columns([content_name])
     if is_feature:
@@ -113,27 +110,44 @@ def _one_split(content: Any, path: Path, split: str | None) -> Any:
     return content[split] if split is not None else next(iter(content.values()))
 
 
-def _content(data: Any, options: DataOptions, preparation: Preparation, path: Path) -> str:
-    """Choose the column of images or texts: the one named, or the only one there is."""
+def _content(data: Any, options: DataOptions, preparation: Preparation, path: Path) -> list[str]:
+    """Choose the column of images or texts: the one named, or the only one there is; or two columns of texts."""
     import datasets
 
-    named = options.text_column or options.image_column
-    if named is not None:
-        if named not in data.features:
-            raise DataError(f"{path} has no column {named!r} (it has {', '.join(data.features)})")
-        return named
+    if options.text_column is not None:
+        return columns_named(options.text_column, list(data.features), str(path))
+    if options.image_column is not None:
+        if options.image_column not in data.features:
+            raise DataError(f"{path} has no column {options.image_column!r} (it has {', '.join(data.features)})")
+        return [options.image_column]
     images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     texts = [name for name, kind in data.features.items() if getattr(kind, "dtype", "") in ("string", "large_string")
              and name != options.label_column and not isinstance(kind, datasets.Image)]  # fmt: skip
     found = (texts or images) if preparation.tokenize is not None else (images or texts)
+    pair = pair_among(texts, str(path)) if preparation.tokenize is not None else []
+    if pair:
+        return pair
     if "text" in found:
-        return "text"
+        return ["text"]
     if len(found) != 1:
         raise DataError(
             f"{path} has the columns {', '.join(data.features)}; name the one of images or texts with --image-column "
-            "or --text-column"
+            "or --text-column, or two of texts with --text-column a,b"
         )
-    return str(found[0])
+    return [str(found[0])]
+
+
+def _label_column(data: Any, options: DataOptions, path: Path) -> str:
+    """Choose the column of the labels: the one named, or else `LABEL_COLUMNS`."""
+    known = {name: data[name] for name in LABEL_COLUMNS if name in data.features and options.label_column is None}
+    name = options.label_column or LABEL_COLUMNS[0]
+    if known:
+        name = only_column(known, str(path), "name the right column with --label-column")
+    if name not in data.features:
+        raise DataError(
+            f"{path} has no column {name!r} (it has {', '.join(data.features)}); name the labels with --label-column"
+        )
+    return name
 
 
 def _row_of(path: Path, index: int) -> str:

@@ -32,6 +32,10 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"
 """What is decoded, whatever the name of a file says. Pillow would hand EPS over to another program, Ghostscript."""
 
 
+MOST_LOOKED_AT = 50
+"""About how many images are looked at, evenly spread, to tell their size."""
+
+
 class Images(Grouped, Dataset[tuple[Tensor, int]]):
     """Encoded images with labels, decoded when they are read.
 
@@ -66,8 +70,16 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         self.labels = labels
         self.prepare = preparation.for_images(source)
         self.upright = upright
+        self.source = source
+        self._several: set[int] = set()
         self._shape: torch.Size | None = None
         self._last: tuple[int, bytes] = (-1, b"")
+
+    def size_of(self, index: int) -> tuple[int, int] | None:
+        """Return the width and height of an image; None if it is not readable, which is told when it is read."""
+        with contextlib.suppress(Exception), _bombs_refused():
+            return Image.open(io.BytesIO(self.read(index)), formats=_formats()).size
+        return None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -90,11 +102,23 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         """Return the SHA-256 of an image's size and pixels: 8-bit RGB, turned upright, before it is prepared."""
         return self._last[1] if self._last[0] == index else _pixels_digest(self._decoded(index))
 
+    def remark(self) -> str:
+        """Say how many of the images that were read have more frames or pages than the first; empty for none."""
+        count = len(self._several)
+        if not count:
+            return ""
+        first = f"the first is {self.place(min(self._several))}"
+        return (
+            f"{self.source}: of {count} image{'s' * (count > 1)} with several frames, only the first is read; {first}"
+        )
+
     def _decoded(self, index: int) -> Image.Image:
         name = self.place(index)
         try:
             content = self.read(index)
             with _bombs_refused(), Image.open(io.BytesIO(content), formats=_formats()) as image:
+                if _has_more_frames(image, content):
+                    self._several.add(index)
                 image.load()
                 return _eight_bits(ImageOps.exif_transpose(image) if self.upright else image, name)
         except UnidentifiedImageError:
@@ -109,6 +133,40 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         except Exception as error:  # Pillow raises nearly anything on a damaged file
             line = one_line(error, 200)
             raise DataError(f"{name} is not a readable image ({line}); replace it or leave it out") from None
+
+
+def _has_more_frames(image: Image.Image, content: bytes) -> bool:
+    """Tell animations and files of several pages; what a camera puts beside a picture, in MPO, is no other frame."""
+    if image.format != "GIF":
+        return image.format != "MPO" and getattr(image, "is_animated", False)
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=("GIF",)) as again:
+        return bool(getattr(again, "is_animated", False))  # it looks for the second frame, which may be damaged
+    return False
+
+
+def note_small(images: Images, preparation: Preparation, source: str) -> None:
+    """Write a note if most images are smaller than the model's input, so that they are enlarged.
+
+    Parameters
+    ----------
+    images
+        The images, of which about `MOST_LOOKED_AT` are looked at.
+    preparation
+        How they become inputs, and of what size.
+    source
+        What they come from.
+    """
+    if preparation.size is None:
+        return
+    found = map(images.size_of, range(0, len(images), max(1, len(images) // MOST_LOOKED_AT)))
+    sizes = sorted(size for size in found if size is not None)
+    if 2 * sum(min(size) < min(preparation.size) for size in sizes) <= len(sizes):
+        return
+    width, height = sizes[len(sizes) // 2]
+    note(
+        f"{source}: the images are smaller than the model's input, for example {width}×{height} pixels, and are "
+        f"enlarged ({preparation.description}); give --size if the model was trained on smaller inputs"
+    )
 
 
 @lru_cache

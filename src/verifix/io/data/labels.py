@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal
 
 from verifix.errors import DataError
@@ -107,6 +107,36 @@ def _whole(label: object) -> object:
     return label if found is None else found[1]
 
 
+def only_column(columns: Mapping[str, Sequence[object]], source: str, remedy: str) -> str:
+    """Choose among columns that may all be the labels.
+
+    Parameters
+    ----------
+    columns
+        Their values, by name.
+    source
+        What they are columns of, for messages.
+    remedy
+        What to do about it, for messages.
+
+    Returns
+    -------
+    str
+        The first, if all hold the same.
+
+    Raises
+    ------
+    DataError
+        Naming two that differ.
+    """
+    first, *others = columns
+    for name in others:
+        pairs = zip(columns[first], columns[name], strict=True)
+        if any(as_written(a) != as_written(b) for a, b in pairs):
+            raise DataError(f"{source} has the labels {first!r} and {name!r}, which differ; {remedy}")
+    return first
+
+
 def _check_kinds(labels: Sequence[object], place: Callable[[int], str]) -> None:
     for i, label in enumerate(labels):
         if isinstance(label, str) and label.strip():
@@ -125,13 +155,13 @@ def _by_name(
     if all(NUMBER.fullmatch(text) for text in texts) and not all(_plain(text) in table for text in texts):
         return [int(str(label)) for label in labels]
     if texts and classes is None:
+        _check_mixed(labels, place)
         decimal = next((i for i, label in enumerate(labels) if DECIMAL.fullmatch(str(label).strip())), None)
         if decimal is not None:
             raise DataError(
                 f"{place(decimal)} has the label {labels[decimal]!r}; labels must be class indices (integers) or class "
                 "names"
             )
-        _check_mixed(labels, place)
         few = ", ".join(sorted(texts)[:3])
         raise DataError(
             f"the labels of {source} are names ({few}, …), and the order of the model's outputs is not known; "
@@ -145,7 +175,7 @@ def _by_name(
 
 def _check_mixed(labels: Sequence[object], place: Callable[[int], str]) -> None:
     """Refuse a label such as "nan" among class numbers, by name."""
-    numbers = [not isinstance(label, str) or bool(NUMBER.fullmatch(label.strip())) for label in labels]
+    numbers = [not isinstance(label, str) or bool(NUMBER.fullmatch(str(_whole(label)).strip())) for label in labels]
     if any(numbers) and not all(numbers):
         i = numbers.index(False)
         raise DataError(

@@ -13,10 +13,10 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import as_written, class_numbers
+from verifix.io.data.labels import as_written, class_numbers, only_column
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
-from verifix.io.data.text import text_source
+from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.options import DataOptions
 from verifix.model.sources import Source
 from verifix.progress import note
@@ -51,8 +51,8 @@ def read_samples_of(table: Table, options: DataOptions, preparation: Preparation
     DataError
         If columns are missing, or a row has no usable label or content.
     """
-    content = _content_column(table, options, preparation)
-    is_text = options.text_column is not None or (options.image_column is None and content == "text")
+    columns, is_text = _content_columns(table, options, preparation)
+    content = columns[0]
     _ = (preparation.for_texts if is_text else preparation.for_images)(str(table.path))  # before labels are looked at
     name, rows, labels = labelled(table, options, content)
     if not rows:
@@ -61,7 +61,7 @@ def read_samples_of(table: Table, options: DataOptions, preparation: Preparation
     place = partial(_place_of, table, rows)
     numbers = class_numbers(labels, preparation.class_names, f"column {name!r} of {table.path}", place, own)
     if is_text:
-        values = table.column(content)
+        values = as_texts([table.column(each) for each in columns])
         source = text_source([values[i] for i in rows], numbers, place, preparation, str(table.path))
     else:
         source = Source(_images(table, options, preparation, content, rows, numbers))
@@ -78,19 +78,21 @@ def _place_of(table: Table, rows: Sequence[int], index: int) -> str:
     return table.place(rows[index])
 
 
-def _content_column(table: Table, options: DataOptions, preparation: Preparation) -> str:
-    """Choose the column that the model's inputs come from."""
-    named = options.image_column or options.text_column
-    if named is not None:
-        return _there(table, named, "--image-column" if options.image_column else "--text-column")
+def _content_columns(table: Table, options: DataOptions, preparation: Preparation) -> tuple[list[str], bool]:
+    """Choose the columns that the model's inputs come from: one, or two of texts; and tell whether these are texts."""
+    if options.text_column is not None:
+        return columns_named(options.text_column, table.names, str(table.path)), True
+    if options.image_column is not None:
+        return [_there(table, options.image_column, "--image-column")], False
+    pair = pair_among(table.names, str(table.path)) if preparation.tokenize is not None else []
     known = (*IMAGE_COLUMNS, "text") if preparation.tokenize is None else ("text", *IMAGE_COLUMNS)
-    found = next((name for name in known if name in table.names), None)
-    if found is None:
+    found = pair or [name for name in known if name in table.names][:1]
+    if not found:
         raise DataError(
             f"{table.path} has no column 'image', 'file_name' or 'text' (it has {_listed(table.names)}); "
-            "name the one with --image-column or --text-column"
+            "name the one with --image-column or --text-column, or two of texts with --text-column a,b"
         )
-    return found
+    return found, bool(pair) or found == ["text"]
 
 
 def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, list[int], list[Any]]:
@@ -119,6 +121,9 @@ def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, lis
         return "verified_label", *_verified(table)
     known = [name for name in LABEL_COLUMNS if name in table.names]
     name = options.label_column or (known[0] if known else "label")
+    if options.label_column is None and len(known) > 1:
+        columns = {each: table.column(each) for each in known}
+        name = only_column(columns, str(table.path), "name the right column with --label-column")
     if name == content:
         raise UsageError(
             f"--label-column is {name!r}, which holds the samples of {table.path}; name the column of the labels"

@@ -15,8 +15,9 @@ from torch.utils.data import TensorDataset
 from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.groups import Grouped, read_groups
 from verifix.io.data.labels import class_numbers
-from verifix.io.data.preparation import Preparation
+from verifix.io.data.preparation import RESIZING, Preparation, flag, listing
 from verifix.io.options import DataOptions, group_column
+from verifix.model.labels import broken_label
 from verifix.progress import note
 
 INPUT_NAMES = ("x", "X", "inputs", "images", "data")
@@ -35,12 +36,15 @@ class Arrays(Grouped, TensorDataset):
         Tensors ``[n, ...]`` and ``[n]``.
     path
         The file.
+    prepared
+        How its numbers became inputs, in words.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor, path: Path) -> None:
+    def __init__(self, inputs: Tensor, labels: Tensor, path: Path, prepared: str) -> None:
         super().__init__(inputs, labels)
         self.labels = labels
         self.path = path
+        self.prepared = prepared
 
     def place(self, index: int) -> str:
         """Say where a sample stands, for messages."""
@@ -69,8 +73,9 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     DataError
         If the file cannot be read, or its arrays do not fit.
     """
-    if options.size is not None:
-        raise UsageError(f"--size is for image files; the arrays of {path} are used as they are")
+    for name in RESIZING:
+        if getattr(options, name) is not None:
+            raise UsageError(f"{flag(name)} is for image files; the arrays of {path} are used as they are")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             _check_size(arrays, path)
@@ -88,18 +93,28 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
         raise DataError(f"{path} is not a readable .npz file ({line}); write numbers with numpy.savez") from None
     if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path} has inputs {list(x.shape)} and labels {list(y.shape)}; give one label per input")
+    y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     if y.ndim != 1:
         raise DataError(f"{path} has labels {list(y.shape)}; give one class index per input, in the shape [{len(y)}]")
     if left:
         note(f"{path}: {' and '.join(used)} are read, and the arrays {', '.join(left[:5])} are left out ({len(left)})")
-    normalised = x.dtype == torch.uint8 or bool(options.channel_mean)
+    scaled, normalised = x.dtype == torch.uint8, x.dtype == torch.uint8 or bool(options.channel_mean)
     x = _pixels(x, path)
     _check_finite(x, path)
     if groups and len(groups) != len(y):
         raise DataError(f"{path} has {len(groups)} groups for {len(y)} labels; give one group per input")
-    found = Arrays(_normalised(x, preparation, path) if normalised else x, y, path)
+    prepared = _in_words(x, preparation, scaled=scaled, normalised=normalised)
+    found = Arrays(_normalised(x, preparation, path) if normalised else x, y, path, prepared)
     found.groups = groups
     return found
+
+
+def _in_words(x: Tensor, preparation: Preparation, *, scaled: bool, normalised: bool) -> str:
+    """Say how the numbers of a file become inputs."""
+    size = f"{'×'.join(map(str, x.shape[2:]))}, " if x.ndim == 4 else ""
+    numbers = "8-bit numbers divided by 255" if scaled else "numbers as they are"
+    normal = f"mean {listing(preparation.mean)}, std {listing(preparation.std)}" if preparation.mean else ""
+    return f"arrays: {size}{numbers}, {normal if normalised and normal else 'not normalised'}"
 
 
 def _column(arrays: Any, path: Path, name: str) -> list[Any]:
@@ -127,9 +142,14 @@ def _check_finite(x: Tensor, path: Path) -> None:
 
 def _labels(labels: np.ndarray[Any, Any], preparation: Preparation, path: Path) -> Tensor:
     if labels.dtype.kind in "fc":
-        broken = np.flatnonzero(~np.isfinite(labels))
-        first = f", and label {broken[0]} is {labels.reshape(-1)[broken[0]]}" if len(broken) else ""
-        raise DataError(f"{path} has labels of {labels.dtype}{first}; they must be class indices (integers) or names")
+        numbers = _tensor(labels)
+        broken = broken_label(numbers)
+        if broken is None:
+            return numbers.long()
+        first = f"label {broken} is {labels.reshape(-1)[broken]}"
+        raise DataError(
+            f"{path} has labels of {labels.dtype}, and {first}; they must be class indices (integers) or names"
+        )
     if labels.dtype.kind != "U":
         return _tensor(labels)
     names = labels.reshape(-1).tolist()
@@ -171,7 +191,13 @@ def _normalised(x: Tensor, preparation: Preparation, path: Path) -> Tensor:
 
 
 def _pick(arrays: Any, names: Sequence[str], path: Path) -> str:
-    for name in names:
-        if name in arrays:
-            return name
-    raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; one must be named {' or '.join(names)}")
+    found = [name for name in names if name in arrays]
+    if not found:
+        raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}; one must be named {' or '.join(names)}")
+    for name in found[1:] if names is LABEL_NAMES else ():  # other inputs are left out with a note
+        if not np.array_equal(arrays[found[0]], arrays[name]):
+            raise DataError(
+                f"{path} has the labels {found[0]} and {name}, which differ; which of them are meant is not known, so "
+                "leave one of them out"
+            )
+    return found[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from verifix.errors import UsageError
 from verifix.io.data.cifar_n import CIFAR10N, CIFAR100N, read_cifar_n
 from verifix.io.data.groups import check_grouped
 from verifix.io.data.hf_datasets import is_saved_dataset, read_saved
-from verifix.io.data.images import files_below, read_folder
+from verifix.io.data.images import Images, files_below, note_small, read_folder
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.manifests import read_samples_of
 from verifix.io.data.noisy_benchmarks import read_clothing1m, read_webvision
-from verifix.io.data.npz import read_npz
+from verifix.io.data.npz import Arrays, read_npz
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.tables import TABLES, Table, read_table
@@ -36,8 +37,13 @@ SETS: dict[str, Callable[[str, Preparation], Dataset[Any]]] = {
 }
 """Sets with a layout of their own, by what stands before the first colon."""
 
+
+def _of_arrays(arrays: Arrays) -> Source:
+    return Source(arrays, prepared=arrays.prepared)
+
+
 FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
-    ".npz": lambda path, options, preparation: Source(read_npz(path, options, preparation)),
+    ".npz": lambda path, options, preparation: _of_arrays(read_npz(path, options, preparation)),
     **dict.fromkeys(TABLES, lambda path, options, preparation: read_samples_of(read_table(path), options, preparation)),
     ".tar": lambda path, options, preparation: read_shards(str(path), options, preparation),
 }
@@ -71,7 +77,10 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
         If it cannot be read, or its labels do not fit the class names.
     """
     preparation = prepare(None, "", options) if preparation is None else preparation
-    return check_grouped(_opened(path, options, preparation), options, path)
+    source = check_grouped(_opened(path, options, preparation), options, path)
+    if isinstance(source.dataset, Images):
+        note_small(source.dataset, preparation, str(path))
+    return source if source.prepared else replace(source, prepared=preparation.description)
 
 
 def _opened(path: str | Path, options: DataOptions, preparation: Preparation) -> Source:

@@ -295,4 +295,4 @@ def _labels_of(source: Source) -> Array:
     ready = getattr(source.dataset, "labels", None)
     if ready is not None:
         return torch.as_tensor(ready).numpy()
-    return read_samples(source, show=False).labels.numpy()
+    return read_samples(source, most=len(source.dataset)).labels.numpy()  # type: ignore[arg-type]

@@ -12,6 +12,21 @@ from verifix.errors import DataError
 
 ImageFunction = Callable[[Image.Image], Tensor]
 Tokens = Mapping[str, Tensor]
+Text = str | tuple[str, str]
+"""A text, or a pair of texts that the model takes together."""
+
+RESIZING = ("size", "crop_pct", "crop_mode", "interpolation")
+"""Settings of how an image is brought to a size."""
+
+
+def flag(name: str) -> str:
+    """Return a setting as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def listing(numbers: Sequence[float]) -> str:
+    """Return numbers as a text with commas."""
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,8 @@ class Preparation:
         Turns an image with 8 bits a channel into a float tensor ``[channels, height, width]``; None if the model
         takes no images.
     tokenize
-        Turns texts into tensors by name, each ``[texts, tokens]``, padded; None if there is no tokenizer.
+        Turns texts, or pairs of them, into tensors by name, each ``[texts, tokens]``, padded; None if there is no
+        tokenizer.
     pad
         Brings tensors by name, each ``[tokens]``, of several texts into one batch.
     mean
@@ -37,16 +53,19 @@ class Preparation:
         What is done, in a few words.
     place
         The folder that the description names; empty if it names none.
+    size
+        Height and width of the model's input, to which images are resized; None if they keep their size.
     """
 
     image: ImageFunction | None
-    tokenize: Callable[[Sequence[str]], Tokens] | None = None
+    tokenize: Callable[[Sequence[Text]], Tokens] | None = None
     pad: Callable[[Sequence[Tokens]], Tokens] | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     class_names: tuple[str, ...] | None = None
     description: str = ""
     place: str = ""
+    size: tuple[int, int] | None = None
 
     @property
     def steps(self) -> str:
@@ -78,7 +97,7 @@ class Preparation:
             )
         return self.image
 
-    def for_texts(self, source: str) -> tuple[Callable[[Sequence[str]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
+    def for_texts(self, source: str) -> tuple[Callable[[Sequence[Text]], Tokens], Callable[[Sequence[Tokens]], Tokens]]:
         """Return how to turn texts into inputs, and those into a batch.
 
         Parameters

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from verifix.errors import UsageError
 from verifix.io.data.labels import check_classes
-from verifix.io.data.preparation import Preparation, Tokens
-from verifix.io.optional_imports import library, reason
+from verifix.io.data.preparation import RESIZING, Preparation, Text, Tokens, flag, listing
+from verifix.io.data.resizing import Resizing
+from verifix.io.models import TIMM
+from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.options import DataOptions
 from verifix.io.transformers_models import head_of
 from verifix.progress import note
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
+IMAGE_FLAGS = (*RESIZING, "mean", "std", "in_chans")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 ENDLESS = 10**6
 """Tokenizers that know no limit give a far larger one."""
@@ -55,9 +58,9 @@ def prepare(model: nn.Module | None, name: str, options: DataOptions) -> Prepara
     source, _, rest = name.partition(":")
     if source == "hf" and model is not None:
         return _of_transformers(model, Path(rest), options, given)
-    if source in ("timm", "hf-hub", "local-dir") and model is not None:
+    if source in TIMM and model is not None:
         config: Any = getattr(model, "pretrained_cfg", None) or {}
-        return _of_timm(config, _names(config.get("label_names"), model), options, given)
+        return _of_timm(model, config, _names(config.get("label_names"), model), options, given)
     return _of_flags(options, given)
 
 
@@ -65,33 +68,75 @@ def _of_flags(options: DataOptions, given: list[str] | None, remark: str = "") -
     mean, std = tuple(options.channel_mean), tuple(options.channel_std)
     if len(mean) != len(std):
         raise UsageError(f"mean has {len(mean)} numbers and std {len(std)}; give both, one number per channel")
-    size = "images keep their size" if options.size is None else f"resized to {options.size}×{options.size}"
-    normal = f"mean {_list(mean)}, std {_list(std)}" if mean else "pixels from 0 to 1, as no --mean and --std are given"
-    image = partial(_plain_image, size=options.size, mean=mean, std=std)
+    if options.size is None:
+        for name in ("crop_pct", "crop_mode", "interpolation"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"{flag(name)} says how images are resized, which needs --size")
+    channels = _channels(options, len(mean) or 3)
+    if mean:
+        mean, std = map(tuple, _per_channel(options, channels))
+    how, size = _resizing(options, mean), "images keep their size"
+    if how is not None:
+        told = (options.crop_pct, options.crop_mode, options.interpolation) != (None, None, None)
+        size = f"resized to {how.size}×{how.size}"
+        size += f" ({how.interpolation}, {how.mode} crop {how.share:g})" if told else ""
+    normal = (
+        f"mean {listing(mean)}, std {listing(std)}" if mean else "pixels from 0 to 1, as no --mean and --std are given"
+    )
+    image = partial(_plain_image, mode="L" if channels == 1 else "RGB", resizing=how, mean=mean, std=std)
     text = f"{remark}{size}, {normal}"
-    return Preparation(image, mean=mean, std=std, class_names=_tuple(given), description=text)
+    square = None if how is None else (how.size, how.size)
+    return Preparation(image, mean=mean, std=std, class_names=_tuple(given), description=text, size=square)
 
 
-def _plain_image(image: Image.Image, size: int | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    picture = image.convert("L" if len(mean) == 1 else "RGB")
-    if size is not None:
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    array = np.array(picture)
+def _channels(options: DataOptions, own: int) -> int:
+    """Return how many channels images are read with."""
+    channels = own if options.in_chans is None else options.in_chans
+    if channels not in (1, 3):
+        raise UsageError(f"in_chans is {channels}; images are read with 1 channel (grey) or 3 (colour)")
+    return channels
+
+
+def _resizing(options: DataOptions, mean: Sequence[float]) -> Resizing | None:
+    """Return how flags alone bring images to a size; without flags of a crop, the whole image is squashed."""
+    if options.size is None:
+        return None
+    mode = options.crop_mode or ("squash" if options.crop_pct is None else "center")
+    fill = tuple(round(255 * value) for value in mean)
+    return Resizing(options.size, options.crop_pct or 1.0, mode, options.interpolation or "bilinear", fill)
+
+
+def _plain_image(
+    image: Image.Image, mode: str, resizing: Resizing | None, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    picture = image.convert(mode)
+    array = np.array(picture if resizing is None else resizing.of(picture))
     x = torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1).float() / 255
     return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None] if mean else x
 
 
 def _of_timm(
-    config: Mapping[str, Any], names: tuple[str, ...] | None, options: DataOptions, given: list[str] | None
+    model: nn.Module,
+    config: Mapping[str, Any],
+    names: tuple[str, ...] | None,
+    options: DataOptions,
+    given: list[str] | None,
 ) -> Preparation:
     """Prepare images as timm's own validation does."""
     data = library("timm.data", "timm")
-    channels = data.resolve_data_config({}, pretrained_cfg=config)["input_size"][0]
-    size = {} if options.size is None else {"input_size": (channels, options.size, options.size)}
+    own, *sides = data.resolve_data_config({}, pretrained_cfg=config)["input_size"]
+    channels = _channels(options, own)
     mean, std = _per_channel(options, channels)
-    flags = size | ({"mean": mean} if mean else {}) | ({"std": std} if std else {})
-    # Without a size of its own, timm takes the channels from this setting.
-    settings = data.resolve_data_config({"in_chans": channels} | flags, pretrained_cfg=config)
+    for name, numbers in (("mean", mean), ("std", std)):
+        if channels != own and not numbers:
+            raise UsageError(
+                f"--in-chans is {channels}, but the {name} of timm's data config is for {own} channels; give --mean "
+                "and --std, one number per channel"
+            )
+    size = (options.size,) * 2 if options.size is not None else _built_for(model) or tuple(sides)
+    words = {name: getattr(options, name) for name in ("crop_pct", "crop_mode", "interpolation")}
+    flags = {"input_size": (channels, *size), "mean": mean or None, "std": std or None, **words}
+    settings = data.resolve_data_config(flags, pretrained_cfg=config)
     transform = data.create_transform(**settings, is_training=False)
     return Preparation(
         partial(_converted, transform=transform, mode="L" if channels == 1 else "RGB"),
@@ -100,10 +145,17 @@ def _of_timm(
         class_names=_chosen(given, names),
         description=(
             f"timm's data config: {'×'.join(map(str, settings['input_size'][1:]))} ({settings['interpolation']}, "
-            f"{settings['crop_mode']} crop {settings['crop_pct']:g}), mean {_list(settings['mean'])}, std "
-            f"{_list(settings['std'])}{_from_flags(options)}"
+            f"{settings['crop_mode']} crop {settings['crop_pct']:g}), mean {listing(settings['mean'])}, std "
+            f"{listing(settings['std'])}{_from_flags(options)}"
         ),
+        size=size,
     )
+
+
+def _built_for(model: nn.Module) -> tuple[int, int] | None:
+    """Return the size that a model of patches was built for, of which its data config does not know."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return size if isinstance(size, tuple) and len(size) == 2 else None
 
 
 def _converted(image: Image.Image, transform: Callable[[Image.Image], Tensor], mode: str) -> Tensor:
@@ -121,7 +173,7 @@ def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given
     if head == "audio":
         return Preparation(None, class_names=_chosen(given, names), description="arrays are used as they are")
     if getattr(config, "pretrained_cfg", None):  # transformers' wrapper around models of timm
-        return _of_timm(config.pretrained_cfg, names, options, given)
+        return _of_timm(model, config.pretrained_cfg, names, options, given)
     if not any((folder / file).is_file() for file in PROCESSOR_FILES):
         remark = f"{folder} has no {PROCESSOR_FILES[0]}, so from options: "
         preparation = _of_flags(options, given, remark)
@@ -131,18 +183,27 @@ def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given
 
 def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[str, ...] | None) -> Preparation:
     """Prepare images with the image processor of a folder of transformers."""
+    for name in ("crop_pct", "crop_mode", "in_chans"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"{flag(name)} is for models of timm, torchvision and py:, but images are prepared by the image "
+                f"processor of {folder}; give --size, or edit {PROCESSOR_FILES[0]} there"
+            )
     auto = _auto("AutoImageProcessor")
     try:
         processor = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UsageError(
-            f"the image processor of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+            f"the image processor of {folder} cannot be read ({reason(error)}); "
+            f"{remedy(error, 'save it there with save_pretrained')}"
         ) from None
     channels = getattr(config, "num_channels", None) or 3
     mean, std = _per_channel(options, channels)
     changes: dict[str, Any] = ({"image_mean": mean} if mean else {}) | ({"image_std": std} if std else {})
     changes |= {"do_normalize": True} if changes else {}
     changes |= {} if options.size is None else _sizes(processor, options.size)
+    if options.interpolation is not None:
+        changes |= {"resample": int(Image.Resampling[options.interpolation.upper()])}
     settings = processor.to_dict() | changes
     normal = settings.get("do_normalize")
     used = [_numbers_of(settings.get(key), channels) if normal else () for key in ("image_mean", "image_std")]
@@ -153,10 +214,21 @@ def _of_processor(config: Any, folder: Path, options: DataOptions, names: tuple[
         class_names=names,
         description=(
             f"{type(processor).__name__} of {folder}: size {_size_text(settings)}, "
-            f"{f'mean {_list(used[0])}, std {_list(used[1])}' if normal else 'not normalised'}{_from_flags(options)}"
+            f"{f'mean {listing(used[0])}, std {listing(used[1])}' if normal else 'not normalised'}"
+            f"{_from_flags(options)}"
         ),
         place=str(folder),
+        size=_side(settings),
     )
+
+
+def _side(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the height and width that an image processor resizes and crops to; None if images keep their size."""
+    cropped, size = settings.get("do_center_crop"), dict(settings.get("size") or {})
+    wanted = dict(settings.get("crop_size") or {}) if cropped else size if settings.get("do_resize", True) else {}
+    shortest = wanted.get("shortest_edge")
+    height, width = wanted.get("height") or shortest, wanted.get("width") or shortest
+    return (int(height), int(width)) if height and width else None
 
 
 def _processed(image: Image.Image, processor: Any, changes: Mapping[str, Any], mode: str) -> Tensor:
@@ -190,7 +262,8 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
         tokenizer = _auto("AutoTokenizer").from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise UsageError(
-            f"the tokenizer of {folder} cannot be read ({reason(error)}); save it there with save_pretrained"
+            f"the tokenizer of {folder} cannot be read ({reason(error)}); "
+            f"{remedy(error, 'save it there with save_pretrained')}"
         ) from None
     config: Any = model.config
     if tokenizer.pad_token is None or config.pad_token_id is None:
@@ -214,15 +287,18 @@ def _of_tokenizer(model: nn.Module, folder: Path, options: DataOptions, names: t
 
 
 def _refuse_image_flags(options: DataOptions) -> None:
-    for name in ("size", "mean", "std"):
+    for name in IMAGE_FLAGS:
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name} is for images, but the model takes texts; omit it")
+            raise UsageError(f"{flag(name)} is for images, but the model takes texts; omit it")
 
 
-def _tokenized(texts: Sequence[str], tokenizer: Any, limit: int | None) -> Tokens:
-    tokens: Tokens = tokenizer(
-        list(texts), truncation=limit is not None, max_length=limit, padding=True, return_tensors="pt"
-    ).data
+def _tokenized(texts: Sequence[Text], tokenizer: Any, limit: int | None) -> Tokens:
+    columns = list(zip(*texts, strict=True)) if isinstance(texts[0], tuple) else [texts]
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    if limit is not None and limit <= special:
+        raise UsageError(f"max_length is {limit}, and special tokens take {special} of them; give a larger number")
+    how = {"truncation": limit is not None, "max_length": limit, "padding": True, "return_tensors": "pt"}
+    tokens: Tokens = tokenizer(*map(list, columns), **how).data
     return tokens
 
 
@@ -262,7 +338,7 @@ def _per_channel(options: DataOptions, channels: int) -> tuple[list[float], list
 
 
 def _from_flags(options: DataOptions) -> str:
-    flags = [f"--{name}" for name in ("size", "mean", "std") if getattr(options, name) is not None]
+    flags = [flag(name) for name in IMAGE_FLAGS if getattr(options, name) is not None]
     return f"; {', '.join(flags)} from the command line" if flags else ""
 
 
@@ -283,18 +359,14 @@ def _auto(name: str) -> Any:
         return getattr(transformers, name)
     except Exception as error:
         raise UsageError(
-            f"{name} of transformers cannot be imported ({reason(error)}); install what it needs with: "
-            "pip install 'verifix[text,vision]'"
+            f"{name} of transformers cannot be imported ({reason(error)}); "
+            + remedy(error, "install what it needs with: pip install 'verifix[text,vision]'")
         ) from None
 
 
 def _numbers_of(value: Any, channels: int) -> tuple[float, ...]:
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     return tuple(float(each) for each in (numbers * channels if len(numbers) == 1 else numbers))
-
-
-def _list(numbers: Sequence[float]) -> str:
-    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _chosen(given: list[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import with_groups
 from verifix.io.data.images import Images, image_suffixes
-from verifix.io.data.labels import class_numbers
+from verifix.io.data.labels import as_written, class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
@@ -154,10 +154,19 @@ def _content(sample: Mapping[str, Member], key: str) -> Member:
 
 
 def _label(sample: Mapping[str, Member], options: DataOptions, place: str) -> Any:
+    wanted = options.label_column
+    if "json" in sample and wanted != "cls" and ("cls" not in sample or wanted is not None):
+        return _json_entry(sample, wanted or "label", place, "label", "--label-column")
+    if "cls" in sample and wanted in (None, "cls"):
+        own, other = _text(sample["cls"]).strip(), None if wanted else _label_beside(sample)
+        if other is not None and as_written(other) != as_written(own):
+            raise DataError(
+                f"{place} has the label {own!r} in its cls and {other!r} in its json; correct one of them, or choose "
+                "with --label-column cls or --label-column label"
+            )
+        return own
     if "cls" in sample:
-        return _text(sample["cls"]).strip()
-    if "json" in sample:
-        return _json_entry(sample, options.label_column or "label", place, "label", "--label-column")
+        raise DataError(f"{place} has no json with {wanted!r}, which --label-column names; omit it to read the cls")
     raise DataError(f"{place} has no label (its sample has {', '.join(sample)}); add cls, or json with a label")
 
 
@@ -171,6 +180,14 @@ def _json_entry(sample: Mapping[str, Member], name: str, place: str, what: str, 
             f'{place} has a json without the {what} {name!r} ({type(error).__name__}); write {{"{name}": …}}, or '
             f"name it with {flag}"
         ) from None
+
+
+def _label_beside(sample: Mapping[str, Member]) -> Any:
+    """Return the label in a json beside a cls; None if it holds something else."""
+    try:
+        return json.loads(_text(sample["json"]))["label"]
+    except (ValueError, KeyError, TypeError, RecursionError, DataError):
+        return None
 
 
 def _text(member: Member) -> str:

@@ -35,12 +35,15 @@ class Stage(ABC):
         What the numbers of a strength are called, in their order.
     automatic
         Whether the recipe "auto" runs it; else it runs where a recipe names it.
+    trains
+        Whether it fits weights to the labels, and so leaves frozen ones (`requires_grad` off) as they are.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
     numbers: ClassVar[tuple[str, ...]] = ("strength",)
     automatic: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self.context = context

@@ -13,6 +13,7 @@ from verifix.model.gradients import gradients
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
+from verifix.recipe.frozen import frozen
 from verifix.recipe.stages.base import Stage
 
 RATES = (1e-3, 1e-2)
@@ -46,6 +47,7 @@ class FineTune(Stage):
     about = "A short training of all weights, pulled towards their previous values."
     numbers = ("rate", "epochs")
     automatic = True
+    trains = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -175,11 +177,16 @@ def _rounded(context: Context, name: str, weight: Tensor) -> Tensor:
     return target.copy_(rounded_once(weight.double(), target.dtype))
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Tell whether a step can be taken from a tensor: not so in 8 bits and fewer, whose steps would be rounded away."""
+    return x.is_floating_point() and x.element_size() > 1 and x.layout is torch.strided
+
+
 def trainable(context: Context) -> list[str]:
-    """Return the parameters that may be trained; with include or exclude the selected layers and their biases."""
+    """Return the parameters that may be trained, but for frozen ones; with include or exclude those of their layers."""
     selection, parameters = context.run.selection, dict(context.run.model.named_parameters())
-    apart = parameters.keys() - partly_shared(parameters)  # writing one would change another
-    floating = [name for name, parameter in parameters.items() if parameter.is_floating_point() and name in apart]
+    apart = parameters.keys() - partly_shared(parameters) - frozen(context)  # writing a shared one would change another
+    floating = [name for name, x in parameters.items() if _is_plain(x) and name in apart]
     if selection.include is None and not selection.exclude:
         return floating
     own = {name for layer in context.layers for name in layer.parameters}

@@ -20,6 +20,7 @@ from verifix.capture.layer import Bias, Layer, read_matrix, write_bias, write_ma
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
+from verifix.recipe.frozen import held_by
 from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
 
@@ -31,6 +32,7 @@ class LinearProbe(Stage):
     about = "A new last layer on the features, in place of the old one."
     numbers = ("pull",)
     automatic = True
+    trains = True
 
     @cached_property
     def site(self) -> _Site | None:
@@ -39,7 +41,10 @@ class LinearProbe(Stage):
 
     def obstacle(self) -> str:
         """Say if there is no head to replace."""
-        return "" if self.site else "no linear layer that may be corrected computes the logits"
+        if self.site is None:
+            return "no linear layer that may be corrected computes the logits"
+        biases = [bias.parameter for _, bias in self.site.chain if bias is not None]
+        return held_by(self.context, [*biases, *(name for layer, _ in self.site.chain for name in layer.parameters)])
 
     def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1."""

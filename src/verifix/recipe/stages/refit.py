@@ -12,6 +12,7 @@ from verifix.losses import best_sharpness
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
+from verifix.recipe.frozen import held_by
 from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.heads import PULLS, Head, find_head, fit_logistic
 
@@ -27,6 +28,7 @@ class Refit(Stage):
     about = "The last layer, fitted to the verified labels and pulled towards its previous weights."
     numbers = ("pull",)
     automatic = True
+    trains = True
 
     @cached_property
     def head(self) -> Head | None:
@@ -35,7 +37,9 @@ class Refit(Stage):
 
     def obstacle(self) -> str:
         """Say if there is no linear layer whose products are the logits."""
-        return "" if self.head else "no linear layer that may be corrected computes the logits"
+        if self.head is None:
+            return "no linear layer that may be corrected computes the logits"
+        return held_by(self.context, parameters_of(self.head))
 
     def candidates(self) -> Grid:
         """Return λ from 10⁻⁵ to 1: below is a fit without a pull, above is none."""
@@ -70,10 +74,14 @@ class Refit(Stage):
         return {} if self.head is None else {self.head.layer.parameter: {"pull": strength}}
 
 
+def parameters_of(head: Head) -> list[str]:
+    """Return the parameters that a head is made of."""
+    return [*head.layer.parameters, *([head.bias.parameter] if head.bias else [])]
+
+
 def written(context: Context, head: Head, weight: Tensor, bias: Tensor) -> Update:
     """Return the update that puts ``[outputs, d]`` and ``[outputs]`` into a head."""
-    names = [*head.layer.parameters, *([head.bias.parameter] if head.bias else [])]
-    update = {name: context.writable(name) for name in names}
+    update = {name: context.writable(name) for name in parameters_of(head)}
     write_matrix(head.layer, update, weight.unsqueeze(0).to(context.run.device))
     if head.bias is not None:
         write_bias(head.bias, update, bias - head.beyond)

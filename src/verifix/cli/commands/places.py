@@ -1,0 +1,79 @@
+"""Which files and folders a command reads and writes, from the declarations of its settings alone."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import get_type_hints
+
+from verifix.io.data.open import SETS
+from verifix.io.models import model_files
+from verifix.settings import Role, Settings
+
+
+def read_by(command: Settings) -> list[Path]:
+    """Return the files and folders that the settings of a command name to be read, and that are there.
+
+    Parameters
+    ----------
+    command
+        The settings; each that names something to read has its `Role` in its declaration.
+
+    Returns
+    -------
+    list of Path
+        Folders stand for all that is in them.
+    """
+    found = (FORMS[role](value) for role, value in _places(command) if role in FORMS)
+    return [path for paths in found for path in paths if os.path.exists(path)]  # noqa: PTH110 - any text may stand here
+
+
+def written_by(command: Settings) -> list[Path]:
+    """Return the files and folders that the settings of a command name to be written.
+
+    Parameters
+    ----------
+    command
+        The settings.
+
+    Returns
+    -------
+    list of Path
+        In the order of their declaration.
+    """
+    return [Path(value) for role, value in _places(command) if role is Role.WRITES]
+
+
+def _places(command: Settings) -> Iterator[tuple[Role, str]]:
+    """Yield the role and each value of the settings that name places."""
+    for name, kind in get_type_hints(type(command), include_extras=True).items():
+        for role in (entry for entry in getattr(kind, "__metadata__", ()) if isinstance(entry, Role)):
+            given = getattr(command, name)
+            for value in given if isinstance(given, list | tuple) else [given]:
+                if value:
+                    yield role, str(value)
+
+
+def _data_files(value: str) -> list[Path]:
+    """Return where samples are: a path, a folder with a split behind it or a layout before it, or several shards."""
+    layout, _, rest = value.partition(":")
+    places = [rest, rest.rpartition(":")[0]] if layout in SETS else [value, value.rpartition(":")[0]]
+    pattern = re.sub(r"\{[^{}]*\}", "*", glob.escape(value))
+    shards = glob.glob(pattern) if "{" in value else []  # noqa: PTH207 - it may begin anywhere
+    return [Path(place) for place in (*places, *shards) if place]
+
+
+def _one(value: str) -> list[Path]:
+    return [Path(value)]
+
+
+FORMS: Mapping[Role, Callable[[str], list[Path]]] = {
+    Role.READS: _one,
+    Role.READS_LIST: _one,
+    Role.READS_MODEL: model_files,
+    Role.READS_DATA: _data_files,
+}
+"""What is read under a value, by its role."""
