@@ -32,7 +32,7 @@ SPREAD = 1.2
 
 COPY_RUNS, NEAR_RUNS, JITTER = 400, 60, 0.05
 
-AUTO_SAMPLES, NULL_RUNS, COVERAGE_RUNS = 100, 200, 40
+AUTO_SAMPLES, NULL_RUNS, COVERAGE_RUNS = 100, 200, 60
 QUIET: dict[str, Any] = {"progress": False, "check_labels": False}
 
 Draw = Callable[[int], tuple[Tensor, Tensor]]
