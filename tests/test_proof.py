@@ -52,11 +52,11 @@ def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing
 
 def test_the_labels_and_inputs_of_a_fold_do_not_touch_its_own_predictions(case):
     model, x, y = case
-    proof = verifix.prove(model, (x, y), alpha=30.0, progress=False)
+    proof = verifix.prove(model, (x, y), alpha=30.0, progress=False, check_inputs=False)
     fold = split_folds(read_samples((x, y)), OUTER_FOLDS, 0)[2].tolist()
     other = x.clone()
     other[fold[0]] += 3.0
-    changed = verifix.prove(model, (other, y), alpha=30.0, progress=False)
+    changed = verifix.prove(model, (other, y), alpha=30.0, progress=False, check_inputs=False)
     assert torch.equal(proof.after[fold[1:]], changed.after[fold[1:]])
     outside = [i for i in range(90) if i not in set(fold)]
     assert not torch.equal(proof.after[outside], changed.after[outside])

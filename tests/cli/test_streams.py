@@ -124,7 +124,9 @@ def test_so_it_is_if_the_verdict_is_another(end, here):
     steps = 1e-3 * np.arange(120, dtype=np.float32)[:, None, None, None]
     np.savez("v.npz", x=np.concatenate([x, x]) + steps, y=np.concatenate([y, y]))
     line = correct("--result", "r.json", "--no-check-labels").replace(" --force", "")
-    line = line.replace("--proof none", "--proof split").replace("--alpha 30", "--alpha 1e12")  # too weak to matter
+    line = line.replace("--proof none", "--proof split --drawn random --no-check-inputs").replace(
+        "--alpha 30", "--alpha 1e12"
+    )  # too weak to matter
     assert shell(f"{line} {end}")[0] == 3
     assert Path("r.json").is_file()
     assert not Path("f.safetensors").exists()
@@ -208,7 +210,7 @@ def test_a_model_imports_its_neighbour_when_it_runs(here, capsys):
     for command in (["score", "d.safetensors"], ["correct", "d.safetensors", "--out", "g.safetensors"]):
         words = [*command, "--model", "py:code/net.py:later", "--no-progress"]
         more = ["--data", "v.npz"] if "score" in command else ["--verified", "v.npz", "--verified-from", "unseen"]
-        more += [] if "score" in command else ["--alpha", "30", "--proof", "none"]
+        more += [] if "score" in command else ["--alpha", "30", "--proof", "none", "--no-check-inputs"]
         assert main([*words, *more]) == 0, capsys.readouterr().err
 
 
@@ -278,7 +280,7 @@ def shown(words: list[str], capsys) -> str:
 def test_compare_shows_class_names_as_they_are(form, here, capsys):
     names = [LINES, "b", "c"]
     x, y = (np.load("v.npz")[key] for key in "xy")
-    words = ["c.safetensors", "d.safetensors", "--model", "py:net.py:build"]
+    words, checked = ["c.safetensors", "d.safetensors", "--model", "py:net.py:build"], ["--no-check-inputs"]
     save_file(some_net(seed=2).state_dict(), "d.safetensors")
     if form == "predictions":
         for file, model in (("a.npy", some_net()), ("b.npy", some_net(seed=2))):
@@ -287,7 +289,7 @@ def test_compare_shows_class_names_as_they_are(form, here, capsys):
         words = ["a.npy", "b.npy"]
     np.savez("n.npz", x=x, y=y)
     Path("c.yaml").write_text(f"classes: {json.dumps(names)}\n")
-    text = shown(["compare", *words, "--data", "n.npz", "--config", "c.yaml", "--no-progress"], capsys)
+    text = shown(["compare", *words, "--data", "n.npz", "--config", "c.yaml", "--no-progress", *checked], capsys)
     assert "a␛[2J" in text
     assert "␊verdict: improved: " in text
 
@@ -356,5 +358,5 @@ def test_json_is_not_touched(here, capsys):
     Path("c.yaml").write_text(f"classes: {json.dumps([LINES, 'b', 'c'])}\n")
     save_file(some_net(seed=2).state_dict(), "d.safetensors")
     words = ["compare", "c.safetensors", "d.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
-    text = shown([*words, "--config", "c.yaml", "--no-progress", "--json"], capsys)
+    text = shown([*words, "--config", "c.yaml", "--no-progress", "--no-check-inputs", "--json"], capsys)
     assert json.loads(text[text.index("{") : text.rindex("}") + 1])["compared"]["class_names"][0] == LINES

@@ -417,7 +417,7 @@ MOMENTS: dict[str, Callable[[bytes], bytes]] = {
         lambda header, about: [
             each.update(shape=[1, *each["shape"][:0:-1], 1][-len(each["shape"]) :])
             for name, each in header.items()
-            if name.endswith("mean")
+            if name.endswith("gram")
         ],
     ),
     "of other dtypes": lambda content: with_header(

@@ -112,7 +112,8 @@ def test_trust_and_prove_read_the_same_tensor():
     picked = [verifix.trust(net, (X, Y), count=30, progress=False) for net in (plain, model)]
     assert picked[0].indices == picked[1].indices
     proofs = [
-        verifix.prove(net, (X, Y), recipe="verifix", progress=False, check_labels=False) for net in (plain, model)
+        verifix.prove(net, (X, Y), recipe="verifix", progress=False, check_labels=False, check_inputs=False)
+        for net in (plain, model)
     ]
     assert torch.equal(proofs[0].after, proofs[1].after)
 

@@ -280,7 +280,7 @@ def test_state_that_is_reset_or_only_recorded_is_no_matter():
     for model in (Reset().eval(), Recording().eval()):
         own = dict(vars(model))
         correction = verifix.correct(model, (x, y), **QUICK)
-        assert correction.notes == ()
+        assert not [note for note in correction.notes if "near chance" not in note]
         assert dict(vars(model)) == own
     assert model.all == {}
 
@@ -291,4 +291,5 @@ def test_a_reset_by_forward_is_the_remedy():
         return model(inputs)
 
     x, y = small_data(80)
-    assert verifix.correct(Recurrent().eval(), (x, y), forward=forward, **QUICK).notes == ()
+    found = verifix.correct(Recurrent().eval(), (x, y), forward=forward, **QUICK)
+    assert not [note for note in found.notes if "near chance" not in note]

@@ -222,13 +222,19 @@ def test_every_setting_that_may_name_a_path_says_so():
         "alpha",
         "batch_size",
         "budget",
+        "crop_mode",
         "device",
+        "drawn",
         "exclude",
+        "expect_accuracy",
+        "groups",
         "image_column",
         "include",
         "input_shape",
+        "interpolation",
         "label_column",
         "mean",
+        "model_kwargs",
         "name",
         "outputs",
         "proof",
@@ -271,7 +277,7 @@ def words_of(name: str, source: str, output: str) -> list[str]:
             del words[at : at + 4]
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
-            del words[at : at + 2]
+            words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
     flags = {} if source in ("checkpoint", "model", "verified") and name == "correct" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"

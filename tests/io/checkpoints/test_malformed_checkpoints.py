@@ -44,6 +44,12 @@ def stored(tensors: State, name: str = "c.safetensors", factory: str = "build") 
     return arguments(name, "f.safetensors", factory=factory)
 
 
+def renamed(words: list[str], out: str) -> list[str]:
+    """Name another output."""
+    at = words.index("--out") + 1
+    return [*words[:at], out, *words[at + 1 :]]
+
+
 def raw(content: bytes, name: str) -> list[str]:
     Path(name).write_bytes(content)
     return arguments(name, f"f{Path(name).suffix}")
@@ -345,13 +351,13 @@ MALFORMED: dict[str, tuple[Callable[[], list[str]], int, str, str]] = {
     ),
     "itself inside": (lambda: saved(inside_itself()), 5, "c.pt holds no state dict (it holds model)", "save model"),
     "file for a folder": (
-        lambda: [*folder({"model.safetensors": state()})[:-2], "f.safetensors", "--no-progress"],
+        lambda: renamed(folder({"model.safetensors": state()}), "f.safetensors"),
         2,
         "f.safetensors and folder differ in format",
         "name a folder",
     ),
     "folder for a file": (
-        lambda: [*stored(state())[:-2], "fixed", "--no-progress"],
+        lambda: renamed(stored(state()), "fixed"),
         2,
         "fixed and c.safetensors differ in format",
         "end --out in .safetensors",
