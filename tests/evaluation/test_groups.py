@@ -509,3 +509,20 @@ def test_the_rates_of_the_default_recipe_stand_where_they_are_needed():
     assert f"on 4,000 further points in {cover['covers_the_five']:.0f}% of the runs" in page
     assert f"from all 100 samples in {cover['covers_the_written']:.0f}%" in page
     assert f"were {cover['gain']:+.1f}" in page or f"was {cover['gain']:+.1f}" in page
+
+
+def test_of_large_classes_some_samples_are_looked_at_among_all(monkeypatch):
+    generator = np.random.default_rng(0)
+    x = np.repeat(generator.normal(size=(150, 8)), 2, axis=0)
+    x += 0.01 * generator.normal(size=x.shape)
+    y, every = np.repeat(np.arange(150) % 2, 2), np.arange(300)
+    sides = np.arange(300) % 2  # no copy is on the side of the other
+    everything = near_copies(torch.from_numpy(x), y, every, sides)
+    assert len(everything) == 300
+    monkeypatch.setattr("verifix.evaluation.near_copies.LOOKED_AT", 40)
+    some = near_copies(torch.from_numpy(x), y, every, sides)
+    assert len(some) == 80
+    assert set(some) < set(everything)
+    data = torch.from_numpy(x).float(), torch.from_numpy(y)
+    found = verifix.prove(net(), data, alpha=10.0, **PROOF)
+    assert " of the 80 samples that were looked at seem to have near-copies" in found.comparison.doubt

@@ -36,6 +36,9 @@ MOST_WORK = 10**10
 ROWS = 500
 """Samples whose distances are in memory at once."""
 
+LOOKED_AT = 1000
+"""Samples of a class whose neighbours are looked for, among all of the class; of more, so many evenly spread."""
+
 
 def near_copies(points: Tensor, labels: Array, groups: Array, sides: Array) -> Array:
     """Find samples with near-copies on another side.
@@ -52,7 +55,7 @@ def near_copies(points: Tensor, labels: Array, groups: Array, sides: Array) -> A
     Returns
     -------
     ndarray
-        Indices.
+        Indices, of up to `LOOKED_AT` samples per class.
 
     Notes
     -----
@@ -68,25 +71,27 @@ def near_copies(points: Tensor, labels: Array, groups: Array, sides: Array) -> A
     x = x - x.mean(dim=0)
     spread = x.square().mean(dim=0).sqrt()
     x = x[:, spread > 0] / spread[spread > 0]
-    parts: list[tuple[Array, Array, Array]] = []
+    parts: list[tuple[Array, Array, Array, Array]] = []
     for label in np.unique(labels[first]):
         own = np.flatnonzero(labels[first] == label)
         if len(own) < SMALLEST_CLASS:
             continue
-        parts.append((first[own], *_nearest(x[own])))
-    dimensions = max((_dimensions([part[1] for part in parts], share) for share in (4, 8)), default=0.0)
+        queries = np.unique(np.linspace(0, len(own) - 1, min(len(own), LOOKED_AT)).round().astype(np.int64))
+        distances, order = _nearest(x[own], torch.from_numpy(queries))
+        parts.append((first[own], queries, distances, order))
+    dimensions = max((_dimensions([part[2] for part in parts], share) for share in (4, 8)), default=0.0)
     if dimensions < LEAST_DIMENSIONS:
         return np.zeros(0, np.int64)
     found = [_with_gaps(*part, sides, dimensions) for part in parts]
     return np.sort(np.concatenate(found))
 
 
-def _nearest(x: Tensor) -> tuple[Array, Array]:
-    """Return the distances to the nearer half of all others, and one more, and which they are, ``[n, n // 2 + 1]``."""
+def _nearest(x: Tensor, queries: Tensor) -> tuple[Array, Array]:
+    """Return, for some samples, the distances to the nearer half of all others and one more, and which they are."""
     distances, order = [], []
-    for start in range(0, len(x), ROWS):
-        own = torch.cdist(x[start : start + ROWS], x, compute_mode="donot_use_mm_for_euclid_dist")
-        own[torch.arange(len(own)), torch.arange(start, start + len(own))] = -1.0
+    for some in queries.split(ROWS):
+        own = torch.cdist(x[some], x, compute_mode="donot_use_mm_for_euclid_dist")
+        own[torch.arange(len(own)), some] = -1.0
         found = own.topk(len(x) // 2 + 2, dim=1, largest=False)
         distances.append(found.values[:, 1:])
         order.append(found.indices[:, 1:])
@@ -105,13 +110,13 @@ def _dimensions(distances: Sequence[Array], share: int) -> float:
     return math.log(2) / middle if middle > 0 else 0.0
 
 
-def _with_gaps(rows: Array, distances: Array, order: Array, sides: Array, dimensions: float) -> Array:
+def _with_gaps(rows: Array, queries: Array, distances: Array, order: Array, sides: Array, dimensions: float) -> Array:
     near, next_ones = distances[:, :-1], distances[:, 1:]
     ratios = np.divide(near, next_ones, out=np.ones_like(near), where=next_ones > 0)
     chance = ratios ** (dimensions * np.arange(1, near.shape[1] + 1))
-    away = sides[rows][order[:, :-1]] != sides[rows][:, None]
+    away = sides[rows][order[:, :-1]] != sides[rows[queries]][:, None]
     gaps = (ratios <= CLOSER) & (chance <= RARE / near.shape[1]) & np.logical_or.accumulate(away, axis=1)
-    found: Array = rows[gaps.any(axis=1)]
+    found: Array = rows[queries[gaps.any(axis=1)]]
     return found
 
 
@@ -136,12 +141,15 @@ def remark_on_near_copies(samples: Samples, sides: Sequence[int], logits: Callab
     if samples.declared or len(samples) < SMALLEST_CLASS:
         return None
     labels = samples.labels.numpy()
-    points = _inputs(samples, float((np.unique(labels, return_counts=True)[1].astype(float) ** 2).sum()))
+    sizes = np.unique(labels, return_counts=True)[1]
+    looked = int(np.minimum(sizes, LOOKED_AT).sum())
+    points = _inputs(samples, float((sizes * np.minimum(sizes, LOOKED_AT)).sum()))
     found = near_copies(logits() if points is None else points, labels, samples.groups, np.asarray(sides))
-    if len(found) < max(LEAST, SHARE * len(samples)):
+    if len(found) < max(LEAST, SHARE * looked):
         return None
+    those = " that were looked at" if looked < len(samples) else ""
     return (
-        f"{len(found)} of the {len(samples)} samples seem to have near-copies among the others: some of their class "
+        f"{len(found)} of the {looked} samples{those} seem to have near-copies among the others: some of their class "
         "lie far closer than chance would put them. Frames of one video, images of one patient and augmented copies "
         "are not independent, and prove no gain as if they were. Declare what belongs together with groups= "
         "(--groups); if all samples are independent, give each a group of its own."
