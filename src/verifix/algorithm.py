@@ -22,7 +22,6 @@ from verifix.errors import DataError
 from verifix.evaluation.near_copies import remark_between_folds
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
-from verifix.model.gradients import unreached
 from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments
@@ -31,7 +30,7 @@ from verifix.progress import tell
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
-from verifix.recipe.outcome import LayerReport, LayerStatus
+from verifix.recipe.outcome import LayerReport, LayerStatus, remarks_on_gradients, remarks_on_zeros
 from verifix.recipe.plan import is_choosing
 from verifix.settings import takes
 
@@ -105,52 +104,15 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
                     choice, whole, parts = run_stage(trials, whole, parts, rules, left, last=last)
                 choices[stage.name] = choice
                 tell(f"{stage.name}: {choice.reason}", settings.progress)
-            start.provenance["notes"] += _remarks_on_gradients(start.work, whole)
+            start.provenance["notes"] += remarks_on_gradients(start.work, whole)
             original, corrected = _outcome(start.work, whole)
-            start.provenance["notes"] += _remarks_on_zeros(original, corrected)
+            start.provenance["notes"] += remarks_on_zeros(original, corrected)
             reports = tuple(_report(whole, original, corrected))
         tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
         remember_corrected(start.work, original, corrected)
         return Correction(original, corrected, choices, reports, start.provenance, start.work)
-
-
-PRUNED = 0.2
-"""Share of zeros from which a weight counts as pruned."""
-
-
-def _remarks_on_zeros(original: dict[str, Tensor], corrected: dict[str, Tensor]) -> list[str]:
-    """Name weights that had many zeros, as pruned ones have, and have fewer now."""
-    shares = {name: [float((x[name] == 0).double().mean()) for x in (original, corrected)] for name in corrected}
-    filled = {
-        name: share
-        for name, share in shares.items()
-        if share[0] >= PRUNED and share[1] < share[0] and original[name].ndim > 1
-    }
-    if not filled:
-        return []
-    few = ", ".join(
-        f"{name!r} ({100 * a:.0f}% before, {100 * b:.0f}% now)" for name, (a, b) in list(filled.items())[:3]
-    )
-    more = ", …" if len(filled) > 3 else ""
-    return [
-        f"Entries that were exactly 0, as after pruning, are so no longer: {few}{more}. A correction is no sparse "
-        "update; exclude= keeps layers as they are."
-    ]
-
-
-def _remarks_on_gradients(work: nn.Module, whole: Context) -> list[str]:
-    """Name the layers that are used, and that no gradient reached in a stage that asked for it."""
-    used = {account.parameter for account in whole.run.collected.accounts if account.status != "unused"}
-    names = [name for name in unreached(work) if name in used]
-    if not names:
-        return []
-    few = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-    return [
-        f"No gradient reaches {few}, although the model uses {'it' if len(names) == 1 else 'them'} (detached, under "
-        "no_grad, or without a part in the logits): stages that follow gradients leave that as it is."
-    ]
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

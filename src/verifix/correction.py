@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from verifix.capture.parameters import shared_in_part
-from verifix.errors import CheckpointError, UsageError
+from verifix.errors import CheckpointError, UsageError, first_of
 from verifix.model.corrected import remember_corrected
 from verifix.model.tensors import sealed, tensor_digest, unsealed
 from verifix.model.weights import tensors_of
@@ -245,7 +245,7 @@ class Correction:
         verified = f"{about['samples']} {kind} samples ({about['verified_from']})"
         lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
         if absent := about.get("classes_without_samples"):
-            few = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
+            few = first_of(absent, 10)
             lines.append(
                 f"  No {kind} sample has the label {few}: the correction may forget such classes, and no score here "
                 "would show it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 """Control characters, and the signs that picture them."""
@@ -52,6 +53,12 @@ class AmbiguousBatchError(DataError):
 def one_line(error: BaseException | str, most: int | None = None) -> str:
     """Return the text of an error on one line, cut after `most` characters; its type if it has no text."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def first_of(parts: Iterable[object], most: int = 3) -> str:
+    """Return the first ones with commas between, and "…" if there are more."""
+    every = [str(part) for part in parts]
+    return ", ".join(every[:most]) + ", …" * (len(every) > most)
 
 
 def printable(text: object, *, one_line: bool = False) -> str:

@@ -22,7 +22,7 @@ from verifix.capture.padding import Padding
 from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
-from verifix.errors import DataError, NoLayersError, UsageError
+from verifix.errors import DataError, NoLayersError, UsageError, first_of
 from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.look_over import look_over
 from verifix.model.batching import with_smaller_batches
@@ -294,9 +294,9 @@ def remark_on_buffers(collected: Collected) -> str:
     total = buffers + sum(account.size for account in collected.accounts if account.multiplies)
     if buffers <= LARGE_SHARE * total:
         return ""
-    few = ", ".join(map(repr, list(collected.buffers)[:3])) + (", …" if len(collected.buffers) > 3 else "")
+    names = first_of(map(repr, collected.buffers))
     return (
-        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({few}), which no stage "
+        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({names}), which no stage "
         "changes; make them parameters (nn.Parameter) if they are weights."
     )
 

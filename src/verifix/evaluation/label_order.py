@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from verifix.errors import DataError
+from verifix.errors import DataError, first_of
 from verifix.losses import predicted_classes
 
 Table = np.ndarray[Any, Any]
@@ -33,6 +33,9 @@ MOST_CLASSES = 2000
 
 NEARLY = 0.9
 """A mistake that is known, and explains nearly as much as any mapping at all, is the likely one."""
+
+MOST_NAMED = 12
+"""Labels that a message names."""
 
 FOLDS = 5
 """Folds in which an unknown mapping is looked for and tried."""
@@ -231,8 +234,8 @@ def check_mapping(logits: Tensor, labels: Tensor, what: str = "verified", names:
         return
     raise DataError(
         f"the labels of the {what} samples seem to be in another order than the model's outputs: of {found.samples} "
-        f"samples with the label{'s' * (len(found.outputs) > 1)} {_some(map(str, found.outputs))}, {found.given} are "
-        f"predicted as their label, and {found.fits} as {_pairs(found.outputs, names)}"
+        f"samples with the label{'s' * (len(found.outputs) > 1)} {first_of(found.outputs, MOST_NAMED)}, {found.given} "
+        f"are predicted as their label, and {found.fits} as {_pairs(found.outputs, names)}"
         f"{f' (probably {found.kind})' if found.kind else ''}; give class names with --classes or correct the labels, "
         "or pass --no-check-labels (check_labels=False) if they are right"
     )
@@ -242,9 +245,4 @@ def _pairs(outputs: Mapping[int, int], names: Sequence[str] | None) -> str:
     def name(i: int) -> str:
         return str(i) if names is None or i >= len(names) else f"{i} {names[i]!r}"
 
-    return _some(f"{name(a)} → {name(b)}" for a, b in outputs.items())
-
-
-def _some(parts: Iterator[str] | Sequence[str], most: int = 12) -> str:
-    every = list(parts)
-    return ", ".join(every[:most]) + ", …" * (len(every) > most)
+    return first_of((f"{name(a)} → {name(b)}" for a, b in outputs.items()), MOST_NAMED)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, first_of
 from verifix.model.borrow import borrowed
 from verifix.model.kept_state import state_kept
 from verifix.model.predict import logits_of
@@ -115,8 +115,7 @@ def _after_others(work: nn.Module, batch: Batch, where: torch.device, samples: S
 
 def _named(attributes: Sequence[str]) -> str:
     """Name a few attributes."""
-    few = ", ".join(map(repr, attributes[:3])) + (", …" if len(attributes) > 3 else "")
-    return few or "something"
+    return first_of(map(repr, attributes)) or "something"
 
 
 def _answers_of_original(model: nn.Module, batch: Batch, samples: Samples) -> Tensor:

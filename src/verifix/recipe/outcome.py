@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from verifix.errors import printable
+from torch import Tensor, nn
+
+from verifix.errors import first_of, printable
+from verifix.model.gradients import unreached
 from verifix.recipe.candidates import Strength
+from verifix.recipe.context import Context
 from verifix.recipe.decision import Choice, Point, spelled
 
 LayerStatus = Literal["corrected", "kept", "skipped", "unused"]
+
+PRUNED = 0.2
+"""Share of zeros from which a weight counts as pruned."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +77,33 @@ def _point_line(point: Point, chosen: Strength | None) -> str:
     mark = "  ← chosen" if point.strength == chosen else ""
     gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
     return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"
+
+
+def remarks_on_zeros(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> list[str]:
+    """Name weights that had many zeros, as pruned ones have, and have fewer now."""
+    shares = {name: [float((x[name] == 0).double().mean()) for x in (original, corrected)] for name in corrected}
+    filled = {
+        name: share
+        for name, share in shares.items()
+        if share[0] >= PRUNED and share[1] < share[0] and original[name].ndim > 1
+    }
+    if not filled:
+        return []
+    few = first_of(f"{name!r} ({100 * a:.0f}% before, {100 * b:.0f}% now)" for name, (a, b) in filled.items())
+    return [
+        f"Entries that were exactly 0, as after pruning, are so no longer: {few}. A correction is no sparse "
+        "update; exclude= keeps layers as they are."
+    ]
+
+
+def remarks_on_gradients(work: nn.Module, whole: Context) -> list[str]:
+    """Name the layers that are used, and that no gradient reached in a stage that asked for it."""
+    used = {account.parameter for account in whole.run.collected.accounts if account.status != "unused"}
+    names = [name for name in unreached(work) if name in used]
+    if not names:
+        return []
+    them = "it" if len(names) == 1 else "them"
+    return [
+        f"No gradient reaches {first_of(map(repr, names))}, although the model uses {them} (detached, under no_grad, "
+        "or without a part in the logits): stages that follow gradients leave that as it is."
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from verifix.errors import CheckpointError, printable
+from verifix.errors import CheckpointError, first_of, printable
 from verifix.io.checkpoints.loading import is_extra, loaded_copy, metadata_by_name, saved_twins, with_metadata
 from verifix.io.checkpoints.state_dict import Found, says_averaged
 from verifix.model.tensors import storage_of
@@ -297,4 +297,4 @@ def few(what: str, names: Collection[str]) -> str:
 
 def listed(names: Collection[str], most: int = 5) -> str:
     """Name the first ones."""
-    return printable(", ".join([*names][:most]), one_line=True) + (", …" if len(names) > most else "")
+    return printable(first_of(names, most), one_line=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from verifix.errors import DataError, UsageError
-from verifix.io.data.labels import as_written
+from verifix.io.data.labels import as_written, check_column
 from verifix.io.options import group_column
 from verifix.model.groups import missing
 from verifix.model.sources import Source
@@ -66,9 +66,7 @@ def read_groups(
     place: Callable[[int], str],
 ) -> list[str]:
     """Read the groups, as text, so that 1, 1.0 and "1" are the same in every format; see `with_groups`."""
-    if name not in names:
-        have = ", ".join(names[:10]) + ", …" * (len(names) > 10)
-        raise DataError(f"{path} has no column {name!r} (it has {have}); name the one of the groups with --groups")
+    check_column(name, names, path, "name the one of the groups with --groups")
     values = column(name)
     for i, value in enumerate(values):
         if missing(value) or isinstance(value, (list, dict)) or not as_written(value):

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from decimal import Decimal
 
-from verifix.errors import DataError
+from verifix.errors import DataError, first_of
 from verifix.progress import note
 
 WHOLE = re.compile(r"([+-]?[0-9]{1,18})\.0*")
@@ -105,6 +105,35 @@ def _whole(label: object) -> object:
         return int(label) if label == int(label) else label
     found = WHOLE.fullmatch(label.strip()) if isinstance(label, str) else None
     return label if found is None else found[1]
+
+
+def check_column(name: str, names: Sequence[str], source: object, remedy: str) -> str:
+    """Refuse a column that is not there.
+
+    Parameters
+    ----------
+    name
+        The column.
+    names
+        Those that there are.
+    source
+        What they are columns of, for messages.
+    remedy
+        What to do about it, for messages.
+
+    Returns
+    -------
+    str
+        The column.
+
+    Raises
+    ------
+    DataError
+        Naming those that there are.
+    """
+    if name not in names:
+        raise DataError(f"{source} has no column {name!r} (it has {first_of(names, 10) or 'none'}); {remedy}")
+    return name
 
 
 def only_column(columns: Mapping[str, Sequence[object]], source: str, remedy: str) -> str:

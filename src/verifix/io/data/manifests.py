@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, first_of
 from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import as_written, class_numbers, only_column
+from verifix.io.data.labels import as_written, check_column, class_numbers, only_column
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
@@ -133,11 +133,7 @@ def labelled(table: Table, options: DataOptions, content: str) -> tuple[str, lis
 
 
 def _there(table: Table, name: str, flag: str) -> str:
-    if name not in table.names:
-        raise DataError(
-            f"{table.path} has no column {name!r} (it has {_listed(table.names)}); name the right one with {flag}"
-        )
-    return name
+    return check_column(name, table.names, table.path, f"name the right one with {flag}")
 
 
 def _verified(table: Table) -> tuple[list[int], list[Any]]:
@@ -232,4 +228,4 @@ def _image_place(table: Table, rows: Sequence[int], index: int) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "") if names else "none"
+    return first_of(names, 10) or "none"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, first_of
 from verifix.io.data.labels import check_classes
 from verifix.io.data.preparation import RESIZING, Preparation, Text, Tokens, flag, listing
 from verifix.io.data.resizing import Resizing
@@ -372,8 +372,7 @@ def _numbers_of(value: Any, channels: int) -> tuple[float, ...]:
 def _chosen(given: list[str] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Prefer the names of the flag, and say so where the model has others."""
     if given is not None and names is not None and tuple(given) != names:
-        few = ", ".join(names[:5]) + ", …" * (len(names) > 5)
-        note(f"--classes replaces the model's own class names ({few})")
+        note(f"--classes replaces the model's own class names ({first_of(names, 5)})")
     return _tuple(given) or names
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import Grouped
+from verifix.io.data.labels import check_column
 from verifix.io.data.preparation import Preparation, Text, Tokens
 from verifix.model.sources import Source
 from verifix.progress import note
@@ -52,11 +53,7 @@ def columns_named(given: Sequence[str] | str, names: Sequence[str], source: str)
     if not 1 <= len(found) <= 2:
         raise UsageError(f"--text-column names {len(found)} columns; a sample is one text, or a pair of two")
     for name in found:
-        if name not in names:
-            few = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-            raise DataError(
-                f"{source} has no column {name!r} (it has {few or 'none'}); name the right one with --text-column"
-            )
+        check_column(name, names, source, "name the right one with --text-column")
     return found
 
 
