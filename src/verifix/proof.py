@@ -271,10 +271,13 @@ def measured(
 
 def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:
     """Say that samples do not seem to be independent, of each other or of those that the correction was made from."""
-    used, _ = understood(model, used, device_of(model), held.outputs or "auto")
-    both = together(used.reaching(model), held)
+
+    def answers() -> Tensor:
+        known, _ = understood(model, used, device_of(model), held.outputs or "auto")
+        return torch.cat([predicted(model, known), logits])
+
     sides = [0] * len(used) + list(range(1, len(held) + 1))
-    return remark_on_near_copies(both, sides, lambda: torch.cat([predicted(model, used), logits]))
+    return remark_on_near_copies(together(used.reaching(model), held), sides, answers)
 
 
 def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:

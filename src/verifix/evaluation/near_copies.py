@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -161,7 +160,7 @@ def remark_between_folds(whole: Context) -> str | None:
     folds = {int(i): fold for fold, members in enumerate(whole.run.members) for i in members}
     with seeded(whole.run.seed):  # reading draws from torch's generator, which stages may draw from as well
         sides = [folds[i] for i in whole.indices]
-        return remark_on_near_copies(whole.run.samples, sides, partial(whole.predict, whole.indices, {}))
+        return remark_on_near_copies(whole.run.samples, sides, lambda: whole.run.collected.logits)
 
 
 def _inputs(samples: Samples, pairs: float) -> Tensor | None:
