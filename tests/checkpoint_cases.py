@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from verifix.storage.atomic import write_together
 
@@ -79,9 +79,11 @@ def samples() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(60, 3, 4, 4, generator=generator) + labels[:, None, None, None], labels
 
 
-def write_world(folder: Path) -> None:
-    """Write the networks and the verified samples."""
+def write_world(folder: Path, checkpoint: str | None = None) -> None:
+    """Write the networks and the verified samples, and the weights of a network under a name."""
     x, y = samples()
+    if checkpoint is not None:
+        save_file(some_net().state_dict(), folder / checkpoint)
     (folder / "net.py").write_text(NET)
     np.savez(folder / "v.npz", x=x.numpy(), y=y.numpy())
 

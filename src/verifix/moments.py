@@ -57,7 +57,7 @@ class Moments:
         if self._rows is None:
             return None
         if len(self._rows) > 1:
-            self._rows = [torch.cat([rows.to(self._dtype) for rows in self._rows], dim=1)]
+            self._rows = [torch.cat(self._rows, dim=1)]
         return self._rows[0].double()
 
     @property
@@ -129,10 +129,6 @@ class Moments:
                 merged.add_(rows)
             return merged
         return Moments.from_gram(self.gram + other.gram, self.n + other.n)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return functools.reduce(torch.promote_types, (rows.dtype for rows in self._rows or ()))
 
     def _settle(self) -> None:
         """Keep the smaller form."""

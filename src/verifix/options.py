@@ -276,7 +276,7 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, I
         """Check the words."""
         super().__post_init__()
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
-        require(self.drawn in (None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
+        require(one_of(self.drawn, None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
 
     @property
     def origin(self) -> str:

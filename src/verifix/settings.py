@@ -25,20 +25,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 P = ParamSpec("P")
-
-
 S = TypeVar("S")
-
-
 R = TypeVar("R")
-
 
 HEADINGS = {
     heading: Parameter(group=Group.create_ordered(heading))
     for heading in ("Main options", "Model", "Data", "Correction", "Proof", "Output", "Computing")
 }
 """Headings of the help, in its order: what people need first, then the rest by topic."""
-
 
 MAIN, MODEL, DATA, CORRECTION, PROOF, OUTPUT, COMPUTING = HEADINGS.values()
 
@@ -115,18 +109,14 @@ def text_or_list(_: object, tokens: Sequence[Token]) -> str | list[str]:
 AS_TEXT = Parameter(converter=text_or_list, allow_leading_hyphen=True)
 """For a list that may be given as a text, which its class reads."""
 
-
 AS_LIST = Parameter(converter=lambda hint, tokens: split_list(text_or_list(hint, tokens)))
 """For a list of texts, which commas separate on the command line."""
-
 
 AS_WORDS = Parameter(consume_multiple=True)
 """For a list of words, which spaces separate on the command line."""
 
-
 SWITCH = Parameter(negative="", show_default=False)
 """For what is off unless it is asked for."""
-
 
 NEEDED = Parameter(show_default=False)
 """For what has no default, but is checked later, because not every command needs it."""

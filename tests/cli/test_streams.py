@@ -25,15 +25,14 @@ VERIFIX = f"{sys.executable} -m verifix"
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_world(tmp_path)
-    save_file(some_net().state_dict(), "c.safetensors")
+    write_world(tmp_path, checkpoint="c.safetensors")
     return tmp_path
 
 
 def shell(line: str, **env: str) -> tuple[int, str, str]:
     """Run a line of bash, whose exit code is that of the first command of a pipe."""
     script = f'{line}; exit "${{PIPESTATUS[0]}}"'
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | env
+    environment = os.environ | env
     result = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False, env=environment
     )

@@ -34,8 +34,7 @@ NO_FILE = ("fifo", "socket", "device", "to-device", "to-fifo", "to-descriptor", 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    write_world(tmp_path)
-    save_file(some_net().state_dict(), "c.safetensors")
+    write_world(tmp_path, checkpoint="c.safetensors")
     return tmp_path
 
 

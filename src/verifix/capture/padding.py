@@ -104,7 +104,7 @@ class RunningBatch:
             self.keep = None if unmasked else self.keep
             return
         self.pad = None
-        self.keep = None if mask.all() else self._known(mask) or RowMask(mask)
+        self.keep = None if mask.all() else self.known(mask) or RowMask(mask)
         self.padded = self.padded or self.keep
         if self.keep is not None and self.keep.ambiguous:
             raise AmbiguousBatchError(
@@ -128,7 +128,7 @@ class RunningBatch:
             outer.learn(inner)
         self.keep = outer or inner
 
-    def _known(self, mask: Tensor) -> RowMask | None:
+    def known(self, mask: Tensor) -> RowMask | None:
         """Return the mask in force if it is this one: a module often hands it on to the next."""
         return self.keep if self.keep is not None and self.keep.is_of(mask) else None
 
@@ -163,7 +163,7 @@ def watching_padding(model: nn.Module, batch: RunningBatch, padding: Padding) ->
                 own = type(module).__module__.startswith("torch.nn.")  # its documentation says what its masks mean
                 inverted = frozenset[str]() if own else padding.inverted
                 mask, flag = _mask_in(given, batch.samples, inverted, outermost=module is model)
-                if own and mask is not None and batch.keep is not None and batch.keep.is_of(mask):
+                if own and mask is not None and batch.known(mask) is not None:
                     batch.flags.clear()  # it is handed on to where its meaning is certain
                 batch.flags |= {flag} if flag and not own else set()
                 if module is model:

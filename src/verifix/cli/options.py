@@ -159,18 +159,8 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
     def _check_proof(self) -> None:
         if self.test is not None and self.proof in ("nested", "split"):
             raise UsageError(f"--test proves the gain already; omit --proof {self.proof}")
-        if self.proves_by in ("nested", "split") and self.verified_from != "unseen":
-            why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
-            raise UsageError(
-                f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
-            )
-        if self.proves_by in ("nested", "split") and self.drawn is None:
-            raise UsageError(
-                f"--proof {self.proves_by} needs --drawn, one of {', '.join(DRAWN)}: how the verified samples were "
-                "drawn; or give test samples with --test, or --proof none to write without a proof"
-            )
         if self.proves_by in ("nested", "split"):
-            check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
+            self._check_proof_on_verified()
         if self.proves_by == "none" and self.weighted:
             raise UsageError(
                 "--class-shares and --weights-file weight the samples on which the gain is measured, but --proof none "
@@ -180,6 +170,19 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
             raise UsageError(
                 "--weights-file has one weight per sample, but --limit and --trusted use only some of the samples"
             )
+
+    def _check_proof_on_verified(self) -> None:
+        if self.verified_from != "unseen":
+            why = "the model was trained on" if self.verified_from == "training" else "nobody verified"
+            raise UsageError(
+                f"samples that {why} prove nothing: give others with --test, or --proof none to write without a proof"
+            )
+        if self.drawn is None:
+            raise UsageError(
+                f"--proof {self.proves_by} needs --drawn, one of {', '.join(DRAWN)}: how the verified samples were "
+                "drawn; or give test samples with --test, or --proof none to write without a proof"
+            )
+        check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
 
     @property
     def shows(self) -> bool:

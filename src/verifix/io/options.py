@@ -24,6 +24,7 @@ from verifix.settings import (
     READS_LIST,
     READS_MODEL,
     Settings,
+    one_of,
     require,
     split_list,
     whole,
@@ -141,7 +142,7 @@ class DataOptions(Settings):
             require(value is None or whole(value, 1), name, value, f"a whole number of {what}, 1 or more")
         for name, words in (("crop_mode", CROP_MODES), ("interpolation", INTERPOLATIONS)):
             value = getattr(self, name)
-            require(value in (None, *words), name, value, f"one of {', '.join(words)}")
+            require(one_of(value, None, *words), name, value, f"one of {', '.join(words)}")
         pct = self.crop_pct
         number = isinstance(pct, (int, float)) and not isinstance(pct, bool) and 0 < pct <= 1
         require(pct is None or number, "crop_pct", pct, "a number above 0 and up to 1, such as 0.95")

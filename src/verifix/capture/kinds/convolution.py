@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from verifix.capture.kinds.base import CHUNK_BYTES, Product, bind
-from verifix.capture.kinds.lags import Geometry, Patches
+from verifix.capture.kinds.lags import Geometry, Patches, positions_along
 from verifix.capture.kinds.masks import REMEDY, RowMask
 from verifix.errors import AmbiguousBatchError, DataError
 
@@ -186,8 +186,8 @@ def output_sizes(
     dilation: Sequence[int],
 ) -> list[int]:
     """Return the number of output positions along each axis; see `unfold`."""
-    geometry = zip(x.shape[2:], kernel, stride, pads, dilation, strict=True)
-    return [(size + sum(pad) - gap * (k - 1) - 1) // step + 1 for size, k, step, pad, gap in geometry]
+    geometry = zip(x.shape[2:], kernel, pads, dilation, strict=True)
+    return [(positions_along(*axis) - 1) // step + 1 for axis, step in zip(geometry, stride, strict=True)]
 
 
 def _axis_of_tokens(keep: RowMask, before: Sequence[int], after: Sequence[int]) -> int | None:

@@ -33,6 +33,11 @@ OVERHEAD = 50_000
 """What a call costs, in multiplications."""
 
 
+def positions_along(size: int, kernel: int, pads: tuple[int, int], gap: int) -> int:
+    """Return the number of positions of a filter along one axis, with stride 1; `gap` is the dilation."""
+    return size + sum(pads) - gap * (kernel - 1)
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where a convolution with stride 1 looks.
@@ -59,7 +64,7 @@ class Geometry:
     def positions(self) -> int:
         """Output positions per sample."""
         axes = zip(self.space, self.kernel, self.pads, self.dilation, strict=True)
-        return torch.Size([size + sum(pad) - gap * (k - 1) for size, k, pad, gap in axes]).numel()
+        return torch.Size([positions_along(*axis) for axis in axes]).numel()
 
 
 @dataclass(frozen=True)
@@ -144,9 +149,9 @@ class LagSums:
             x = piece.unflatten(1, (self.groups, self.channels)).movedim((1, 0, 2), (0, -2, -1)).contiguous()
             x, scale = within_float32(x)
             pixels = functools.cache(functools.partial(_stretch, x))
-            for i, box in enumerate(boxes(self.geometry)):
+            for box, total in zip(boxes(self.geometry), self._sums, strict=True):
                 here, there = (pixels(own[1:])[:, slice(*own[0])].flatten(1, -2) for own in (box.here, box.there))
-                self._sums[i].add_(product(here, there), alpha=scale**2)
+                total.add_(product(here, there), alpha=scale**2)
 
     def moments(self) -> Moments:
         """Return the moments of all patches: XᵀX is put together from its blocks."""
@@ -202,7 +207,7 @@ def _stretches(
     lag: int, size: int, kernel: int, pads: tuple[int, int], gap: int
 ) -> list[tuple[int, int, tuple[int, ...]]]:
     """Return, along one axis, where pixels begin and end that the same taps see together with the pixels at a lag."""
-    outputs = size + sum(pads) - gap * (kernel - 1)
+    outputs = positions_along(size, kernel, pads, gap)
     seen = {}
     for tap in range(max(0, -lag), min(kernel, kernel - lag)):
         first = gap * tap - pads[0]  # the pixel that this tap sees from the first position
