@@ -561,3 +561,24 @@ def test_a_given_strength_takes_one_run_per_sample_beside_a_few_samples(call, ch
     getattr(verifix, call)(Counting().eval(), (x, y), **settings)
     predicted = {"correct": 0, "prove": 2 * 400}[call]  # before and after, of every fold
     assert 400 + predicted <= Counting.seen <= 400 + predicted + 30
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_strengths_beyond_what_float32_can_tell_are_computed_from_products_in_float64(saved):
+    torch.manual_seed(0)
+    x, y = torch.randn(400, 6), torch.arange(400) % 3
+    x = x @ torch.linalg.qr(torch.randn(6, 6))[0] * torch.tensor([1.0, 1.0, 1.0, 1e-4, 1e-4, 1e-4])
+    x = x @ torch.linalg.qr(torch.randn(6, 6))[0]  # small in directions that are no axes
+    model, alpha = nn.Linear(6, 3), 1e9
+    settings = {"alpha": alpha, "include": ["weight"], "progress": False, "check_labels": False}
+    if saved:
+        moments = verifix.collect_moments(model, (x[:200], y[:200]), progress=False)
+        fixed = verifix.correct(model, (x[200:], y[200:]), moments=moments, **settings)
+    else:
+        fixed = verifix.correct(model, (x, y), **settings)
+    rows = x.double()
+    c = rows.T @ rows / rows.square().sum()
+    w = model.weight.detach().double()
+    want = alpha * w @ c @ torch.linalg.inv(torch.eye(6, dtype=torch.float64) + (alpha - 1) * c)
+    assert float((fixed.corrected["weight"] - want).norm() / want.norm()) < 1e-5
+    assert float((want - w).norm() / w.norm()) > 1e-2  # or nothing would be seen
