@@ -126,6 +126,7 @@ def test_the_spirals_are_those_of_the_demo():
     assert (learner.train, learner.epochs, learner.rate, learner.batch) == (train, 400, 0.01, spiral.TRAINING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["texts", "pictures"])
 def test_transformers_are_trained_as_in_their_own_benchmark(vision, name):
     task = getattr(texts_and_vit, name)(0)
