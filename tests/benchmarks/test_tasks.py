@@ -47,6 +47,7 @@ def digests(samples):
     return set(samples.digests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "architecture", "sizes"),
     [("digits", "mlp", (1000, 397)), ("spirals", "mlp", (250, 2000)), ("texts", "bert", (160, None))],
