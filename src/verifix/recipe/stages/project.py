@@ -59,7 +59,7 @@ class Project(Stage):
         Returns
         -------
         Update
-            New parameters: computed in float64, rounded once to the dtype they will have.
+            New parameters, rounded once to the dtype they will have; see `Context.precision`.
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
@@ -82,4 +82,7 @@ class Project(Stage):
 
 def _prepared(context: Context) -> dict[Layer, Factors]:
     moments = context.moments()
-    return {layer: prepare(read_matrix(layer, context.parameter), moments(layer)) for layer in context.layers}
+    return {
+        layer: prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
+        for layer in context.layers
+    }
