@@ -32,7 +32,7 @@ from verifix.model.groups import as_groups, joined
 from verifix.model.samples import read_samples
 from verifix.proof import halves, measured
 from verifix.recipe.candidates import Listed
-from verifix.recipe.decision import Scores, choose
+from verifix.recipe.decision import Raced, Scores, choose
 from verifix.report.proof_section import interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,7 +356,7 @@ def scored(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def chosen(gains, right, after, groups=None):
     base = Scores(torch.ones(len(gains)).double(), float(right.mean()), right, groups)
     tried = Scores(1 - gains, float(after.mean()), after, groups)
-    return choose(base, lambda strengths: [tried for _ in strengths], Listed((1.0,))).points[1]
+    return choose(base, lambda strengths: Raced(dict.fromkeys(strengths, tried)), Listed((1.0,))).points[1]
 
 
 def test_a_choice_among_copies_is_as_sure_as_without_them():

@@ -142,8 +142,7 @@ class Context:
     @property
     def groups(self) -> Tensor | None:
         """Which of `indices` are not independent, int64 ``[n]``; None if all are."""
-        own = in_order(self.run.samples.groups[self.indices])
-        return None if own.max() + 1 == len(own) else torch.from_numpy(own)
+        return self.groups_of(self.indices)
 
     @property
     def outside(self) -> list[int]:
@@ -167,6 +166,11 @@ class Context:
     def samples_of(self, folds: Sequence[int]) -> list[int]:
         """Return the indices of the samples of some folds, ascending."""
         return sorted(int(i) for fold in folds for i in self.run.members[fold])
+
+    def groups_of(self, indices: Sequence[int]) -> Tensor | None:
+        """Return which of some samples are not independent, int64 ``[n]``; None if all are."""
+        own = in_order(self.run.samples.groups[indices])
+        return None if own.max() + 1 == len(own) else torch.from_numpy(own)
 
     def moments(self) -> Callable[[Layer], Moments]:
         """Return what gives a layer's moments over this context's samples under its current weights.
@@ -199,6 +203,11 @@ class Context:
     def parameter(self, name: str) -> Tensor:
         """Return the current value of a parameter or buffer, laid out as in the model; not to be written to."""
         return self.update[name] if name in self.update else self.original(name)
+
+    def precision(self, layer: Layer) -> torch.dtype:
+        """Return what to solve a layer's projection in: float64 for weights that may be kept, and of float64 models."""
+        scored = len(self.folds) < len(self.run.members)  # by samples that it lacks, and then thrown away
+        return torch.float32 if scored and self.original(layer.parameter).dtype != torch.float64 else torch.float64
 
     def original(self, name: str) -> Tensor:
         """Return the value that a parameter or buffer had before any stage; not to be written to."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from verifix.model.predict import as_logits
 from verifix.model.run import run_model, to_device
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
+from verifix.recipe.stages.base import Stage
 
 ITERATIONS = 200
 """Most steps of L-BFGS. Weak pulls take the most; what is left then changes no prediction that was sure."""
@@ -51,6 +54,45 @@ class Head:
     features: Tensor
     offset: Tensor
     beyond: Tensor
+
+
+class HeadStage(Stage):
+    """A stage that changes the last layer alone, and so can be scored without running the layers before it again.
+
+    Attributes
+    ----------
+    independent
+        Whether the answers follow from what the last layer sees; None before that is known.
+    """
+
+    independent: bool | None = None
+
+    @property
+    @abstractmethod
+    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
+        """The layer, its own bias, and what else is added to the products, ``[outputs]``; None if more is changed."""
+
+    @cached_property
+    def outside(self) -> Tensor | None:
+        """What the last layer sees of the samples outside, ``[n, d]``; None if that is not one row of each."""
+        if self.last is None:
+            return None
+        layer, outside = self.last[0], self.context.outside
+        rows = watch(self.context, [layer], outside)[1].get(layer)
+        return rows[:, 0] if rows is not None and rows.shape[1] == 1 else None
+
+    def predict(self, strength: float) -> Tensor:
+        """Return the logits from what the last layer sees, if two samples show that this is all it takes."""
+        update, context = self.fit(strength), self.context
+        if self.last is None or self.outside is None or self.independent is False:
+            return context.predict(context.outside, update)
+        layer, bias, offset = self.last
+        own = 0.0 if bias is None else bias.view(update[bias.parameter]).double().cpu()
+        logits = self.outside @ read_matrix(layer, update.__getitem__)[0].cpu().mT + own + offset
+        if self.independent is None:  # not so if the weight is used elsewhere as well, or outputs are no logits
+            found = context.predict(context.outside[:2], update)
+            self.independent = bool((found - logits[:2]).abs().max() <= TOLERANCE * found.abs().max())
+        return logits if self.independent else context.predict(context.outside, update)
 
 
 def find_head(context: Context) -> Head | None:

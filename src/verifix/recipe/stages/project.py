@@ -59,7 +59,7 @@ class Project(Stage):
         Returns
         -------
         Update
-            New parameters: computed in float64, rounded once to the dtype they will have.
+            New parameters, rounded once to the dtype they will have; see `Context.precision`.
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
@@ -82,6 +82,8 @@ class Project(Stage):
 
 def _prepared(context: Context) -> Mapping[Layer, Factors]:
     moments = context.moments()
-    return context.run.by_layer(
-        context.layers, lambda layer: prepare(read_matrix(layer, context.parameter), moments(layer))
-    )
+
+    def made(layer: Layer) -> Factors:
+        return prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
+
+    return context.run.by_layer(context.layers, made)
