@@ -62,6 +62,7 @@ def outcomes_of(groups: np.ndarray, seed: int, weights: np.ndarray | None = None
 # Tests.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_share_of_signs_is_that_of_all_of_them(seed):
     totals = np.random.default_rng(seed).integers(-4, 6, 11)
@@ -330,6 +331,7 @@ def test_copies_among_test_samples_count_once():
     assert proof.comparison.gain == once.comparison.gain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bases", "copies"), [(100, 2), (40, 5), (20, 10)])
 def test_labels_without_meaning_are_not_proved_by_copies(bases, copies):
     verdicts = []
@@ -410,6 +412,7 @@ def test_points_of_no_spread_are_no_near_copies():
         assert len(near_copies(torch.as_tensor(x), y, every, every % 5)) == 0
 
 
+@pytest.mark.slow
 def test_no_verdict_improved_on_near_copies_without_a_word():
     x, y, _ = copied(40, 5, 0.05, 0)
     found = verifix.prove(net(), (x, y), recipe="refit", **PROOF)
