@@ -54,12 +54,12 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows ``[groups, n, d_in]``, in float64, while ``n < d_in``, else None."""
+        """The rows ``[groups, n, d_in]`` while ``n < d_in``, else None; in float64, or float32 if they came in less."""
         if self._rows is None:
             return None
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows, dim=1)]
-        return self._rows[0].double()
+        return self._rows[0]
 
     @property
     def gram(self) -> Tensor:
@@ -79,7 +79,7 @@ class Moments:
     def effective_rank(self) -> Tensor:
         """``1 / ‖C‖²_F`` per group, ``[groups]``: how many directions the rows excite; 0 for a dead group."""
         rows = self.rows
-        inner = self.gram if rows is None else rows @ rows.mT
+        inner = self.gram if rows is None else _squares(rows.mT)
         squares = inner.square().sum(dim=(1, 2))
         return torch.where(squares > 0, self.trace.square() / squares, torch.zeros_like(squares))
 

@@ -85,11 +85,11 @@ class Factors:
     alive
         Bool ``[groups]``: groups with any non-zero row.
     left
-        W C ``[groups, d_out, d_in]``, or W Xᵀ / s ``[groups, d_out, n]``.
+        W C ``[groups, d_out, d_in]``, or W Xᵀ / √s ``[groups, d_out, n]``.
     kernel
         C ``[groups, d_in, d_in]``, or X Xᵀ / s ``[groups, n, n]``.
     right
-        None, or X ``[groups, n, d_in]``.
+        None, or X / √s ``[groups, n, d_in]``.
     """
 
     weight: Tensor
@@ -170,13 +170,13 @@ def prepare(
         return Factors(weight, scale > 0, weight @ kernel, kernel, None)
     if rows is None:
         raise ValueError("the dual form needs the rows, and these moments hold only their scatter")
-    scale = rows.square().sum(dim=(1, 2))
-    rows, divisor = rows.to(dtype), _divisor(scale).to(dtype)
-    return Factors(weight, scale > 0, weight @ rows.mT / divisor, rows @ rows.mT / divisor, rows)
+    size = torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64)
+    rows = (rows / _divisor(size).to(rows)).to(dtype)  # of norm 1, so that no product of theirs overflows
+    return Factors(weight, size > 0, weight @ rows.mT, rows @ rows.mT, rows)
 
 
 def _divisor(scale: Tensor) -> Tensor:
-    """Return ‖X‖²_F to divide by, ``[groups, 1, 1]``; 1 for a group whose rows are all zero."""
+    """Return ‖X‖²_F or ‖X‖_F to divide by, ``[groups, 1, 1]``; 1 for a group whose rows are all zero."""
     return torch.where(scale > 0, scale, torch.ones_like(scale))[:, None, None]
 
 
@@ -195,5 +195,6 @@ def eigenvalues(moments: Moments) -> Tensor:
         are held (the other eigenvalues are zero).
     """
     safe, rows = _divisor(moments.trace), moments.rows
-    values: Tensor = torch.linalg.eigvalsh((moments.gram if rows is None else rows @ rows.mT) / safe)
+    inner = moments.gram if rows is None else rows.double() @ rows.double().mT
+    values: Tensor = torch.linalg.eigvalsh(inner / safe)
     return values.clamp(0, 1)

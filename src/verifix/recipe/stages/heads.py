@@ -10,11 +10,12 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from verifix.capture.interceptor import Sink, intercepting
 from verifix.capture.layer import Bias, Layer, read_matrix
 from verifix.capture.selection import Selection
-from verifix.losses import cross_entropy
+from verifix.losses import cross_entropy, probabilities
 from verifix.model.borrow import one_blas_thread
 from verifix.model.predict import as_logits
 from verifix.model.run import run_model, to_device
@@ -227,21 +228,22 @@ def fit_logistic(
     from scipy.optimize import minimize
 
     scale = float(features.square().sum(dim=1).mean()) or 1.0
-    shape, count = towards.shape, towards.numel()
+    root, shape, count = scale**0.5, towards.shape, towards.numel()
+    target = one_hot(labels, max(len(offset), 2))[:, -len(offset) :]
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        with torch.enable_grad():
-            free = torch.from_numpy(point).requires_grad_()
-            weight = free[:count].reshape(shape) / scale**0.5
-            bias = offset + free[count:] if free_bias else offset
-            loss = cross_entropy(features @ weight.mT + bias, labels).mean()
-            loss = loss + pull / 2 * (scale * (weight - towards).square().sum() + (bias - offset).square().sum())
-            (slope,) = torch.autograd.grad(loss, free)
-        return float(loss.detach()), slope.numpy()
+        free = torch.from_numpy(point)  # √s W, and b − b₀ where it is fitted: all of one scale
+        away, beside = free[:count].reshape(shape) - towards * root, free[count:]
+        logits = features @ free[:count].reshape(shape).mT / root + (offset + beside if free_bias else offset)
+        loss = cross_entropy(logits, labels).mean() + pull / 2 * (away.square().sum() + beside.square().sum())
+        residual = (probabilities(logits)[:, -len(offset) :] - target) / len(labels)  # of the mean loss by the logits
+        slopes = [(residual.mT @ features / root + pull * away).flatten()]
+        slopes += [residual.sum(dim=0) + pull * beside] if free_bias else []
+        return float(loss), torch.cat(slopes).numpy()
 
-    start = [(towards * scale**0.5).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
+    start = [(towards * root).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
     options = {"maxiter": ITERATIONS, "gtol": 1e-6, "ftol": 1e-9}
     with one_blas_thread():  # its products are too small for more
         found = minimize(objective, torch.cat(start).numpy(), jac=True, method="L-BFGS-B", options=options)
     best = torch.from_numpy(found.x)
-    return best[:count].reshape(shape) / scale**0.5, offset + best[count:] if free_bias else offset
+    return best[:count].reshape(shape) / root, offset + best[count:] if free_bias else offset
