@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError, first_of
 from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.look_over import look_over
+from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
@@ -113,6 +115,7 @@ def begin(
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
+        check_alike(provenance, samples)
         samples, outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
         provenance["outputs"] = samples.outputs
@@ -123,7 +126,7 @@ def begin(
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             with watching_first_norm(work) as seen:
                 whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            looks = look_over(whole.run.collected.logits, seen.remark(), work, where, samples, options)
+            looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
             training = [stage.name for stage in stages if stage.trains]
             further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
@@ -152,7 +155,7 @@ def collect_and_try(
 
     def passed(padding: Padding) -> tuple[Collected, int, Padding]:
         def run(size: int) -> Collected:
-            how = common | {"padding": padding, "exact": is_exact(options)}
+            how = common | {"padding": padding, "exact": is_exact(options), "shared": True}
             return collect(work, samples, folds, batch_size=size, show=options.progress, **how)
 
         collected, size = with_smaller_batches(run, samples.batch_size, options)
@@ -233,6 +236,15 @@ def prepare(
 
     how = (size, where, selection, padding, stored_as, options.seed, is_exact(options))
     return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
+
+
+def check_alike(provenance: Mapping[str, Any], samples: Samples) -> None:
+    """Refuse processes of one run that have other weights, samples, settings or versions than the first one."""
+    order = hashlib.sha256(b"".join(samples.digests) + samples.labels.numpy().tobytes()).digest()
+    names = {"model_sha256": "weights", "samples_sha256": "samples", "verifix": "version of verifix", "torch": "torch"}
+    what = {name: provenance[key] for key, name in names.items()} | {"order of the samples": order}
+    what["settings"] = {key: provenance[key] for key in provenance if key not in {*names, "device"}}
+    ranks.check_alike(what, "give all processes the same model, all verified samples in one order, and one call")
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:

@@ -19,6 +19,7 @@ from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.draw import check_drawn, drawn_note
 from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
 from verifix.losses import correct_or_not
+from verifix.model import ranks
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
 from verifix.model.outputs import understood
@@ -195,7 +196,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     began = time.perf_counter()
     if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
         settings = replace(settings, check_inputs=True)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
         samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from verifix.capture.census import Account, Census
+from verifix.capture.gather import Answers, gather_census_, gathered, gathered_moments, own_parts
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds.lags import Geometry, LagSums, Patches
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
 from verifix.errors import AmbiguousBatchError, DataError
+from verifix.model import ranks
 from verifix.model.nonfinite import check_finite
 from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
@@ -81,6 +84,7 @@ def collect(
     padding: Padding | None = None,
     exact: bool = False,
     show: bool = False,
+    shared: bool = False,
 ) -> Collected:
     """Run a borrowed model once over all folds; batches never cross folds.
 
@@ -104,6 +108,9 @@ def collect(
         Whether rows are multiplied in float64 in any case; see `verifix.moments`.
     show
         Whether to show progress.
+    shared
+        Whether all processes of the run call this together, each for its share of the batches; see
+        `verifix.model.ranks`.
 
     Returns
     -------
@@ -135,22 +142,33 @@ def collect(
 
     counting = False
     padded: tuple[int, ...] = ()
-    answers: list[tuple[Sequence[int], Tensor]] = []
+    answers: Answers = []
+    parts = own_parts(folds, batch_size) if shared else folds
     selection = selection or Selection()
     watched = intercepting(model, sink, selection, padding=padding, patched=patched)
-    with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
+    with (
+        ranks.sharing() if shared else nullcontext(),
+        progress_bar("moments", sum(map(len, parts)), show) as bar,
+        watched as census,
+    ):
         first, *others = (int(i) for fold in folds for i in fold)
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
-        _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
-        if census.untraced and another is not None:
-            _run(model, samples, samples.alone(another), census, device, trial=2)
+        with ranks.alike():
+            _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
+            if census.untraced and another is not None:
+                _run(model, samples, samples.alone(another), census, device, trial=2)
         counting = True
-        for fold in folds:
+        for part in parts:
             current = _Fold()
-            for batch in samples.batches(fold, batch_size):
+            for batch in samples.batches(part, batch_size):
                 padded = max(padded, _run(model, samples, batch, census, device, answers=answers), key=len)
                 bar.update(len(batch.labels))
             tables.append(current.moments())
+    if shared and ranks.size() > 1:
+        with ranks.sharing():
+            gather_census_(census)
+            answers, padded = gathered(answers, padded)
+            tables = gathered_moments(tables, moments_device(device))
     accounts = tuple(census.accounts(model, selection))
     _condense(tables)
     digests = frozenset(samples.digests)
@@ -192,7 +210,7 @@ def _run(
     census: Census,
     device: torch.device,
     trial: int = 0,
-    answers: list[tuple[Sequence[int], Tensor]] | None = None,
+    answers: Answers | None = None,
 ) -> tuple[int, ...]:
     """Run one batch, in parts if its samples and tokens could be mistaken for each other; return padded indices."""
     census.begin(len(batch.labels), trial)
