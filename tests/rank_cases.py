@@ -6,9 +6,11 @@ import copy
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,8 +21,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import verifix
+from verifix.capture import collect
 from verifix.cli import main as cli
 from verifix.errors import UsageError
+from verifix.recipe.stages import Project
 from verifix.storage import chunks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,6 +158,7 @@ def gathered() -> verifix.Correction:
 CASES: dict[str, Callable[[], verifix.Correction]] = {
     "choice, float64": lambda: corrected(*noisy(torch.float64), recipe="verifix"),
     "choice, float32": lambda: corrected(*noisy(torch.float32), recipe="verifix"),
+    "memory": lambda: corrected(*noisy(torch.float64), recipe="verifix", memory="40kB"),
     "every stage": lambda: corrected(*noisy(torch.float64), batch_size=64),
     "1000, float64": at(1000.0, torch.float64),
     "1, float32": at(1.0, torch.float32),
@@ -188,6 +193,32 @@ def trusted() -> dict[str, Any]:
 TRUST = {"count": 30, "batch_size": 16, "progress": False}
 
 
+def proof() -> dict[str, Any]:
+    """A nested proof."""
+    found = verifix.prove(*noisy(torch.float64), recipe="project,refit", batch_size=16, progress=False)
+    return {"before": found.before, "after": found.after, "folds": [fold.strengths for fold in found.folds]}
+
+
+def work() -> dict[str, Any]:
+    """Which samples a correction runs to collect moments, and in how many folds it fits each strength."""
+    samples: list[int] = []
+    fits: Counter[float] = Counter()
+    run, predict = collect._run, Project.predict
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        if not settings.get("trial"):
+            samples.extend(args[2].indices)
+        return run(*args, **settings)
+
+    def predicted(stage: Project, strength: float) -> torch.Tensor:
+        fits[strength] += 1
+        return predict(stage, strength)
+
+    with patch.object(collect, "_run", counted), patch.object(Project, "predict", predicted):
+        corrected(*noisy(torch.float64), recipe="verifix")
+    return {"samples": samples, "fits": fits}
+
+
 def main() -> None:
     folder, *names = sys.argv[1:]
     if folder == "verifix":
@@ -195,7 +226,7 @@ def main() -> None:
         sys.exit(cli.main())
     dist.init_process_group("gloo")
     results: dict[str, Any] = {name: found(name) for name in names or CASES}
-    results["trusted"] = trusted()
+    results |= {"trusted": trusted(), "proof": proof(), "work": work()}
     torch.save(results, Path(folder) / f"{dist.get_world_size()}.{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -10,6 +10,7 @@ Rows in float64 are multiplied in float64.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
@@ -53,12 +54,12 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows ``[groups, n, d_in]``, in float64, while ``n < d_in``, else None."""
+        """The rows ``[groups, n, d_in]`` while ``n < d_in``, else None; in float64, or float32 if they came in less."""
         if self._rows is None:
             return None
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows, dim=1)]
-        return self._rows[0].double()
+        return self._rows[0]
 
     @property
     def gram(self) -> Tensor:
@@ -78,7 +79,7 @@ class Moments:
     def effective_rank(self) -> Tensor:
         """``1 / ‖C‖²_F`` per group, ``[groups]``: how many directions the rows excite; 0 for a dead group."""
         rows = self.rows
-        inner = self.gram if rows is None else rows @ rows.mT
+        inner = self.gram if rows is None else _squares(rows.mT)
         squares = inner.square().sum(dim=(1, 2))
         return torch.where(squares > 0, self.trace.square() / squares, torch.zeros_like(squares))
 
@@ -110,9 +111,21 @@ class Moments:
 
     def to(self, device: torch.device) -> Moments:
         """Return the same moments on another device."""
+        return self.holding([x.to(device) for x in self.tensors])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is held: XᵀX alone, or the rows in the pieces that they came in."""
+        return [self._gram] if self._gram is not None else list(self._rows or ())
+
+    def holding(self, tensors: list[Tensor]) -> Moments:
+        """Return the same moments with other tensors in place of `tensors`, such as copies that lie elsewhere."""
+        other = copy.copy(self)
         if self._gram is not None:
-            return Moments.from_gram(self._gram.to(device), self.n)
-        return Moments(torch.cat(self._rows or [], dim=1).to(device))
+            (other._gram,) = tensors
+        else:
+            other._rows = list(tensors)
+        return other
 
     def condense_(self) -> Moments:
         """Go over to XᵀX now, where merging will need it anyway; returns this object."""
@@ -160,7 +173,7 @@ def product(rows: Tensor, others: Tensor) -> Tensor:
     return sum_of((a.mT @ b).double() for a, b in chunks)
 
 
-def within_float32(x: Tensor) -> tuple[Tensor, float]:
+def within_float32(x: Tensor) -> tuple[Tensor, Tensor | float]:
     """Scale numbers so that their squares, and sums of these, are within float32.
 
     Parameters
@@ -172,24 +185,33 @@ def within_float32(x: Tensor) -> tuple[Tensor, float]:
     -------
     x : Tensor
         The numbers in float32, divided by the scale, or in float64 if they were: there nothing overflows.
-    scale : float
-        A power of two, so that dividing is exact; 1 for numbers of usual size.
+    scale : Tensor or float
+        A power of two, so that dividing is exact; 1 for numbers of usual size. On a GPU it stays there, float64, since
+        reading it would make the GPU wait.
     """
     if x.dtype == torch.float64 or not x.is_floating_point():
         return x.double(), 1.0
     x = x.float()
-    largest = float(torch.linalg.vector_norm(x, torch.inf)) if x.numel() else 0.0
-    if SAFE[0] < largest < SAFE[1] or not 0 < largest < math.inf:
+    if not x.numel():
         return x, 1.0
-    scale = 2.0 ** math.frexp(largest)[1]
-    return (x.double() / scale).float(), scale
+    largest = torch.linalg.vector_norm(x, torch.inf)
+    if x.is_cpu and (SAFE[0] < float(largest) < SAFE[1] or not 0 < float(largest) < math.inf):
+        return x, 1.0
+    odd = ((largest <= SAFE[0]) | (largest >= SAFE[1])) & (largest > 0) & torch.isfinite(largest)
+    exponent = torch.where(odd, torch.frexp(largest).exponent, 0)
+    half = exponent // 2  # in two steps, each within float32
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent), torch.ldexp(torch.ones_like(largest).double(), exponent)
+
+
+def rescaled(product: Tensor, scale: Tensor | float) -> Tensor:
+    """Undo the scale of `within_float32` in products of two numbers."""
+    return product if isinstance(scale, float) else product * scale**2
 
 
 def _squares(rows: Tensor) -> Tensor:
     """Return XᵀX ``[groups, d, d]`` of rows ``[groups, n, d]``, in float64."""
     rows, scale = within_float32(rows)
-    found = product(rows, rows)
-    return found * scale**2 if scale != 1 else found
+    return rescaled(product(rows, rows), scale)
 
 
 def _kept(rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from tests.rank_cases import CASES, found, launched, trusted
+from tests.rank_cases import CASES, found, launched, proof, trusted
 from verifix.model.ranks import share
 
 
@@ -43,6 +43,22 @@ def test_scores_of_trust_are_those_of_one_process_to_the_bit(together):
         for own in together:
             assert own["trusted"][method][0] == indices
             assert torch.equal(own["trusted"][method][1], scores)
+
+
+def test_a_nested_proof_is_that_of_one_process(together):
+    want = proof()
+    for own in together:
+        assert own["proof"]["folds"] == want["folds"]
+        torch.testing.assert_close(own["proof"]["before"], want["before"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own["proof"]["after"], want["after"], rtol=1e-9, atol=1e-9)
+
+
+def test_every_sample_and_every_fold_is_the_work_of_one_process(together):
+    assert sorted(i for own in together for i in own["work"]["samples"]) == list(range(120))
+    assert all(own["work"]["samples"] for own in together)
+    fits = [own["work"]["fits"][10.0] for own in together]  # a strength that stays in the race
+    assert sum(fits) == 5
+    assert max(fits) <= 5 // len(together) + 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

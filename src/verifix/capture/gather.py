@@ -12,11 +12,8 @@ from verifix.capture.layer import Layer
 from verifix.model import ranks
 from verifix.moments import Moments, merge
 
-Answers = list[tuple[Sequence[int], Tensor]]
-"""Indices and logits of each batch that has run."""
 
-
-def own_parts(folds: Sequence[Sequence[int]], batch_size: int) -> list[Sequence[int]]:
+def own_parts(folds: Sequence[Sequence[int]], batch_size: int, *, of_each: bool = False) -> list[Sequence[int]]:
     """Return the part of each fold that this process runs: whole batches, the same that one process would run.
 
     Parameters
@@ -25,12 +22,16 @@ def own_parts(folds: Sequence[Sequence[int]], batch_size: int) -> list[Sequence[
         Indices of each fold.
     batch_size
         Samples per batch.
+    of_each
+        Whether each fold is shared among all, because they put one together before they begin the next.
 
     Returns
     -------
     list
         One part per fold, in the order of the fold; many are empty.
     """
+    if of_each and len(folds) > 1:
+        return [own_parts([fold], batch_size)[0] for fold in folds]
     places = [(k, start) for k, fold in enumerate(folds) for start in range(0, len(fold), batch_size)]
     own = ranks.share([len(folds[k][start : start + batch_size]) for k, start in places])
     mine = [places[i] for i in own]
@@ -41,10 +42,12 @@ def own_parts(folds: Sequence[Sequence[int]], batch_size: int) -> list[Sequence[
     return parts
 
 
-def gathered(answers: Answers, padded: tuple[int, ...]) -> tuple[Answers, tuple[int, ...]]:
-    """Return the answers of all processes, and the largest of their padded batches, the first of these."""
-    everyone = ranks.exchange((answers, padded))
-    return [answer for own, _ in everyone for answer in own], max((batch for _, batch in everyone), key=len)
+def gathered(answers: Mapping[int, Tensor], padded: tuple[int, ...]) -> tuple[dict[int, Tensor], tuple[int, ...]]:
+    """Return the answers to all samples, by index, and the largest padded batch of all processes, the first of them."""
+    own = torch.stack(list(answers.values())) if answers else None
+    everyone = ranks.exchange((list(answers), own, padded))
+    found = {i: row for indices, rows, _ in everyone if rows is not None for i, row in zip(indices, rows, strict=True)}
+    return found, max((batch for *_, batch in everyone), key=len)
 
 
 def gather_census_(census: Census) -> None:
@@ -76,6 +79,8 @@ def gathered_moments(tables: Sequence[Mapping[Layer, Moments]], device: torch.de
         The same of the whole folds: rows in the order of the samples where all have kept rows and there are few, sums
         of XᵀX in float64 elsewhere.
     """
+    if ranks.size() == 1:
+        return [dict(table) for table in tables]
     seen = ranks.exchange([{layer: _form(moments) for layer, moments in table.items()} for table in tables])
     found: list[dict[Layer, Moments]] = []
     for k, table in enumerate(tables):

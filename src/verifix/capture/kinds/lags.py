@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifix.moments import Moments, product, within_float32
+from verifix.moments import Moments, product, rescaled, within_float32
 
 COPY_BYTES = 64 * 2**20
 """Pixels are copied in pieces of about this many bytes."""
@@ -151,7 +151,7 @@ class LagSums:
             pixels = functools.cache(functools.partial(_stretch, x))
             for box, total in zip(boxes(self.geometry), self._sums, strict=True):
                 here, there = (pixels(own[1:])[:, slice(*own[0])].flatten(1, -2) for own in (box.here, box.there))
-                total.add_(product(here, there), alpha=scale**2)
+                total.add_(rescaled(product(here, there), scale))
 
     def moments(self) -> Moments:
         """Return the moments of all patches: XᵀX is put together from its blocks."""
