@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -133,6 +134,12 @@ def test_the_settings_of_the_command_line_are_those_of_the_call():
     assert {name: command[name] for name in call if name != "verified_from"} == {
         name: default for name, default in call.items() if name != "verified_from"
     }
+
+
+def test_one_module_knows_of_other_processes():
+    told = re.compile(r"torch\.distributed|torch import distributed")
+    users = {module for module, path in MODULES.items() if told.search(path.read_text())}
+    assert users == {"model.ranks", "model.wrappers"}  # the latter knows the names of sharded modules
 
 
 def test_functions_stay_small():

@@ -19,6 +19,7 @@ from verifix.capture.memory_plan import Limits, MemoryPlan, planned, size_of
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import UsageError
+from verifix.model import ranks
 from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
 from verifix.model.run import run_model, to_device
@@ -198,7 +199,7 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     """
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)

@@ -1,0 +1,70 @@
+"""Several processes find what one finds; real processes, started by torchrun, connected by gloo."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.rank_cases import CASES, found, launched, proof, trusted
+from verifix.model.ranks import share
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: found(name) for name in CASES}
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    result = launched(request.param, "tests.rank_cases", str(folder))
+    assert result.returncode == 0, result.stderr
+    return [torch.load(folder / f"{request.param}.{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_that_share_a_correction_find_what_one_finds(name, alone, together):
+    want, (first, *others) = alone[name], [own[name] for own in together]
+    assert first["corrected"].keys() == want["corrected"].keys() != set()
+    for parameter, value in want["corrected"].items():
+        most = 1e-10 if value.dtype == torch.float64 else 1e-7 * max(1.0, want["strengths"].get("project") or 1.0)
+        assert (first["corrected"][parameter] - value).norm() <= most * value.norm(), parameter
+        assert all(torch.equal(first["corrected"][parameter], other["corrected"][parameter]) for other in others)
+    for other in (first, *others):
+        assert {key: other[key] for key in ("strengths", "provenance", "layers")} == {
+            key: want[key] for key in ("strengths", "provenance", "layers")
+        }
+
+
+def test_scores_of_trust_are_those_of_one_process_to_the_bit(together):
+    for method, (indices, scores) in trusted().items():
+        for own in together:
+            assert own["trusted"][method][0] == indices
+            assert torch.equal(own["trusted"][method][1], scores)
+
+
+def test_a_nested_proof_is_that_of_one_process(together):
+    want = proof()
+    for own in together:
+        assert own["proof"]["folds"] == want["folds"]
+        torch.testing.assert_close(own["proof"]["before"], want["before"], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own["proof"]["after"], want["after"], rtol=1e-9, atol=1e-9)
+
+
+def test_every_sample_and_every_fold_is_the_work_of_one_process(together):
+    assert sorted(i for own in together for i in own["work"]["samples"]) == list(range(120))
+    assert all(own["work"]["samples"] for own in together)
+    fits = [own["work"]["fits"][10.0] for own in together]  # a strength that stays in the race
+    assert sum(fits) == 5
+    assert max(fits) <= 5 // len(together) + 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("weights", [[], [5], [64, 64, 64, 8] * 5, [1] * 100, [0, 0, 3], [100, 1, 1, 1, 1, 1]])
+def test_every_part_is_that_of_one_process_and_neighbours_stay_together(count, weights):
+    shares = [share(weights, count, own) for own in range(count)]
+    assert list(itertools.chain.from_iterable(shares)) == list(range(len(weights)))
+    sums = [sum(weights[i] for i in own) for own in shares]
+    assert max(sums) <= sum(weights) / count + max(weights, default=0)
