@@ -67,7 +67,7 @@ CASES = {
         for limited in (False, True)
     },
     "VGG16, 224 px, 20 images": Case(partial(of_torchvision, "vgg16"), 20, (3, 224, 224), 4),
-    "BERT, 64 tokens, 200 texts": Case(bert, 200, (TOKENS,), 20),
+    "BERT, 64 tokens, 50 texts": Case(bert, 50, (TOKENS,), 10),
 }
 
 
