@@ -96,7 +96,8 @@ class Survey:
 
     def memory(self, samples: int, folds: int) -> int:
         """Estimate the bytes that a correction without a limit holds besides model and samples; see `plan`."""
-        return self.plan(samples, folds).at_once
+        plan = self.plan(samples, folds)
+        return plan.at_once + plan.weights
 
     def as_dict(self) -> dict[str, Any]:
         """Return the survey as plain data."""

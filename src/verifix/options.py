@@ -343,6 +343,8 @@ class CorrectArguments(ForwardArguments, CorrectOptions):
     loss: Score | None = None
     """The loss to choose by: ``(logits, labels) → [n]``; lower is better. Default: cross-entropy at each candidate's
     best temperature."""
+    spectra: bool = False
+    """Compute the spectrum of every corrected layer for `Correction.spectra`, as the report shows it."""
     stored_as: Mapping[str, torch.dtype] | None = None
     """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
     Corrected weights are rounded to them once, before anything is scored."""

@@ -68,7 +68,7 @@ def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     plan, warning = survey.plan(command.samples, command.folds, limits), _warning(survey)
     result = Inspection(
         **survey.as_dict(),
-        memory_bytes=plan.at_once,
+        memory_bytes=plan.at_once + plan.weights,
         passes=[list(dict.fromkeys(layer.parameter for layer in group)) for group in plan.groups],
         file_bytes=plan.in_file,
         samples=command.samples,
