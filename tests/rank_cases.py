@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 import verifix
 from verifix.capture import collect
 from verifix.cli import main as cli
-from verifix.errors import UsageError
+from verifix.errors import UsageError, VerifixError
 from verifix.recipe.stages import Project
 from verifix.storage import chunks
 
@@ -225,7 +225,33 @@ def work() -> dict[str, Any]:
     return {"samples": samples, "fits": fits}
 
 
-EXTRA: dict[str, Callable[[], dict[str, Any]]] = {"trusted": trusted, "proof": proof, "work": work}
+def refused() -> dict[str, Any]:
+    """What each process is told if one of them was given something else; after that, all go on."""
+    first, (model, (x, y)) = dist.get_rank() == 0, noisy(torch.float64)
+    other, bad = copy.deepcopy(model), x.clone()
+    if not first:
+        other[0].bias.data += 1
+        bad[3] = torch.nan
+    calls: dict[str, Callable[[], Any]] = {
+        "weights": lambda: corrected(other, (x, y), alpha=1.0),
+        "samples": lambda: corrected(model, (x if first else x + 1, y), alpha=1.0),
+        "order": lambda: corrected(model, (x, y) if first else (x.flip(0), y.flip(0)), alpha=1.0),
+        "settings": lambda: corrected(model, (x, y), alpha=1.0 if first else 2.0),
+        "trust, weights": lambda: verifix.trust(other, (x, y), **TRUST),
+        "trust, samples": lambda: verifix.trust(model, (x if first else x + 1, y), **TRUST),
+        "moments, weights": lambda: verifix.collect_moments(other, (x, y), progress=False),
+        "one fails": lambda: corrected(model, (bad, y), alpha=1.0),
+        "rows": lambda: corrected(model, (x, y), alpha=1.0, max_rows=50),
+    }
+    messages = {}
+    for name, call in calls.items():
+        with pytest.raises(VerifixError) as caught:
+            call()
+        messages[name] = str(caught.value)
+    return messages
+
+
+EXTRA: dict[str, Callable[[], dict[str, Any]]] = {"trusted": trusted, "proof": proof, "work": work, "refused": refused}
 
 SHORT = ("choice, float32", "1000, float64", "1, float32", "1e6, float32", "memory", "work")
 """What four processes run, too: there the order of sums differs most."""

@@ -71,6 +71,16 @@ def test_every_sample_and_every_fold_is_the_work_of_one_process(together):
     assert max(fits) <= 5 // len(together) + 1
 
 
+@BY_TWO
+def test_processes_that_were_given_other_things_are_refused_alike(together):
+    first, second = (own["refused"] for own in together)
+    assert first == second
+    assert first.pop("one fails") == "the input of sample 3 contains NaN or Inf; every input must be finite"
+    assert "max_rows is 50 for 2 processes" in first.pop("rows")
+    for name, message in first.items():
+        assert f"process 1 has other {'order' if name == 'order' else name.split()[-1]}" in message
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("weights", [[], [5], [64, 64, 64, 8] * 5, [1] * 100, [0, 0, 3], [100, 1, 1, 1, 1, 1]])
 def test_every_part_is_that_of_one_process_and_neighbours_stay_together(count, weights):
