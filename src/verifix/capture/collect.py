@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from verifix.capture.census import Account, Census
 from verifix.capture.interceptor import intercepting
-from verifix.capture.kinds.lags import Geometry, LagSums, Patches
+from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
@@ -21,7 +21,7 @@ from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
-from verifix.moments import Moments, merge
+from verifix.moments import Moments, all_finite, merge
 from verifix.progress import progress_bar
 
 
@@ -147,7 +147,7 @@ def collect(
         counting = True
         for fold in folds:
             current = _Fold()
-            for batch in samples.batches(fold, batch_size):
+            for batch in census.aside(samples.batches(fold, batch_size)):
                 padded = max(padded, _run(model, samples, batch, census, device, answers=answers), key=len)
                 bar.update(len(batch.labels))
             tables.append(current.moments())
@@ -165,21 +165,22 @@ class _Fold:
 
     seen: dict[Layer, None] = field(default_factory=dict)
     table: dict[Layer, Moments] = field(default_factory=dict)
-    lags: dict[tuple[Layer, Geometry], LagSums] = field(default_factory=dict)
+    lags: dict[tuple[Layer, Geometry], PatchMoments] = field(default_factory=dict)
 
     def add_(self, layer: Layer, patches: Patches) -> None:
         """Add patches to the moments of their layer; refuse them if they are not finite."""
-        _check(bool(torch.isfinite(patches.x).all()), layer)
+        _check(all_finite(patches.x), layer)
         self.seen[layer] = None
         key = layer, patches.geometry
-        if key not in self.lags:
-            self.lags[key] = LagSums(patches)
-        self.lags[key].add_(patches)
+        if key in self.lags:
+            self.lags[key].add_patches_(patches)
+        else:
+            self.lags[key] = PatchMoments(patches)
 
     def moments(self) -> dict[Layer, Moments]:
         """Return the moments of every layer, in the order of first use."""
-        for (layer, _), sums in self.lags.items():
-            found = sums.moments()
+        for (layer, _), found in self.lags.items():
+            found.condense_()
             self.table[layer] = self.table[layer] + found if layer in self.table else found
         self.lags.clear()
         return {layer: self.table[layer] for layer in self.seen}
@@ -224,11 +225,11 @@ def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
 def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
     """Add rows ``[groups, n, d_in]`` to the moments of their layer; refuse rows that are not finite."""
     rows = rows.to(moments_device(rows.device))
+    _check(all_finite(rows), layer)
     if layer in table:
         table[layer].add_(rows)
     else:
         table[layer] = Moments(rows)
-    _check(bool(torch.isfinite(table[layer].trace).all()), layer)
 
 
 def _check(finite: bool, layer: Layer) -> None:
