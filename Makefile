@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,6 +16,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --all-cases
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ from verifix.evaluation.significance import (
     strata_of,
 )
 from verifix.recipe.candidates import Listed
-from verifix.recipe.decision import Scores, choose
+from verifix.recipe.decision import Raced, Scores, choose
 
 OUT = Path("benchmarks/results/proof_simulation.json")
 RUNS, SIZES, TRUTHS, STRENGTHS, FOLDS = 400, (50, 100, 200, 500, 1000), (0.0, -2.0, 3.0), 8, 5
@@ -141,9 +141,8 @@ def chosen(right: Array, losses: Array, right_after: Array, losses_after: Array,
         values = torch.from_numpy(r[rows].astype(float))
         return Scores(torch.from_numpy(loss[rows]), float(values.mean()), values)
 
-    tried = [scores(right_after[s], losses_after[s]) for s in range(STRENGTHS)]
-    strengths = tuple(float(s) for s in range(STRENGTHS))
-    found = choose(scores(right, losses), lambda _: tried, Listed(strengths)).strength
+    tried = Raced({float(s): scores(right_after[s], losses_after[s]) for s in range(STRENGTHS)})
+    found = choose(scores(right, losses), lambda _: tried, Listed(tuple(tried.scores))).strength
     return None if found is None else int(found)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from verifix.capture.collect import add_rows
+from verifix.capture.collect import add_rows, check_rows
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds import RowMask
 from verifix.capture.layer import read_matrix, write_matrix
@@ -131,6 +131,7 @@ def captured(model: nn.Module, *batches: torch.Tensor, keep=None, selection=None
             census.begin(len(batch))
             census.batch.keep = None if keep is None else RowMask(keep)
             model(batch)
+    check_rows(table)
     return table, census
 
 

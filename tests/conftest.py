@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,12 +14,35 @@ from hypothesis import settings
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items):
+SAMPLED = 4
+"""Of a table of slow cases, one in so many runs unless all are asked for."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-cases", action="store_true", help="run every case of the tables that are marked slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all-cases"):
+        kept = set(sampled([item.nodeid for item in items if "slow" in item.keywords]))
+        left_out = [item for item in items if "slow" in item.keywords and item.nodeid not in kept]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     if (SHARED / "networks").is_dir():
         return
     for item in items:
         if "shared" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs ../shared beside the checkout"))
+
+
+def sampled(cases):
+    """From the names of all cases, yield one in `SAMPLED` of every test, always the same ones, and at least one."""
+    tests = defaultdict(list)
+    for case in cases:
+        tests[case.partition("[")[0]].append(case)
+    for of_test in tests.values():
+        by_hash = sorted(of_test, key=lambda case: hashlib.sha256(case.encode()).digest())
+        yield from by_hash[: -(-len(by_hash) // SAMPLED)]
 
 
 def pytest_configure():
@@ -30,6 +55,12 @@ def pytest_configure():
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def often(request):
+    """How often to repeat what is slow: as often as said if all cases are asked for, else one in `SAMPLED` times."""
+    return lambda times: times if request.config.getoption("--all-cases") else -(-times // SAMPLED)
 
 
 @pytest.fixture

@@ -254,6 +254,7 @@ INPUTS = torch.randn(80, 6, generator=torch.Generator().manual_seed(1))
 SAMPLES = INPUTS, (INPUTS[:, 0] > 0).long()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("as_buffer", [False, True], ids=["parameter", "buffer"])
 @pytest.mark.parametrize("form", UNUSED)

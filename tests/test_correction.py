@@ -11,7 +11,8 @@ from torch import nn
 
 import verifix
 from tests.cases import small_data, small_net
-from verifix import CheckpointError, Correction, SavedMoments, UsageError
+from verifix import CheckpointError, Correction, SavedMoments, UsageError, preflight
+from verifix.capture.collect import collect
 from verifix.model.tensors import tensor_digest
 
 
@@ -184,3 +185,19 @@ def test_summary_and_repr_tell_what_was_done(case):
     assert "0.weight: linear, 80 rows, effective rank" in text
     assert repr(fixed) == "Correction(project=20; layers: 3 corrected)"
     assert "set by the user" in fixed.summary()
+
+
+def test_spectra_are_those_of_the_rows_and_take_no_further_run(monkeypatch):
+    model, (x, y) = small_net(), small_data(80)
+    runs = []
+    monkeypatch.setattr(preflight, "collect", lambda *a, **k: runs.append(a) or collect(*a, **k))
+    how = {"alpha": 100.0, "progress": False}
+    with_spectra = verifix.correct(model, (x, y), spectra=True, **how)
+    assert len(runs) == 1
+    plain = verifix.correct(model, (x, y), **how)
+    assert plain.spectra == {}
+    assert all(torch.equal(plain.corrected[name], w) for name, w in with_spectra.corrected.items())
+    assert with_spectra.spectra.keys() == with_spectra.corrected.keys()
+    first = x.double().T @ x.double()
+    expected = torch.linalg.eigvalsh(first / first.trace()).flip(0)
+    torch.testing.assert_close(torch.tensor(with_spectra.spectra["0.weight"]).double(), expected, rtol=1e-5, atol=1e-9)

@@ -30,7 +30,7 @@ from verifix.losses import best_sharpness, correct_or_not, cross_entropy, temper
 from verifix.moments import Moments, merge
 from verifix.projection import ALPHA_RANGE, eigenvalues, prepare
 from verifix.recipe.candidates import Listed
-from verifix.recipe.decision import MINIMAL_GAIN, TOLERATED, Scores, choose
+from verifix.recipe.decision import MINIMAL_GAIN, TOLERATED, Raced, Scores, choose
 from verifix.storage.tensors import read_safetensors, read_torch
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -114,7 +114,7 @@ def test_no_choice_is_worse_than_no_change(n, count, seed):
         return Scores(torch.tensor(size * generator.normal(0, 1, n)), float(values.mean()), values)
 
     baseline, every = scores(), {float(i + 1): scores() for i in range(count)}
-    choice = choose(baseline, lambda strengths: [every[s] for s in strengths], Listed(tuple(every)))
+    choice = choose(baseline, lambda _: Raced(every), Listed(tuple(every)))
     if choice.strength is not None:
         taken = every[choice.strength]
         gains = baseline.losses - taken.losses

@@ -166,3 +166,36 @@ def test_eigenvalues_are_those_of_c_and_stay_within_0_and_1(n):
     assert (r <= 1).all()
     assert (r[0].diff() >= 0).all()
     assert not r[1].any()
+
+
+@pytest.mark.parametrize("alpha", [10.0, 1e3, 1e6, 1e7])
+@pytest.mark.parametrize("dual", [False, True])
+def test_float32_solves_as_exactly_as_documented(alpha, dual):
+    generator = torch.Generator().manual_seed(3)
+    spectrum = torch.logspace(0, -8, 80)  # far more than float32 resolves once squared
+    rows = (torch.randn(60 if dual else 400, 80, generator=generator) * spectrum)[None]
+    weight = torch.randn(1, 30, 80, generator=generator)
+    exact, quick = (
+        prepare(weight, Moments(rows), dual=dual, dtype=dtype).project(alpha)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert quick.dtype == torch.float32
+    assert float((exact - quick).norm() / exact.norm()) < 1e-6 + 3e-9 * alpha
+
+
+def test_where_float32_has_no_factor_float64_solves(monkeypatch):
+    rows = torch.randn(1, 50, 12)
+    given = torch.linalg.cholesky_ex
+    kinds = []
+
+    def refusing(system):
+        kinds.append(system.dtype)
+        factor, failed = given(system)
+        return factor, failed + 1
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", refusing)
+    weight = torch.randn(1, 4, 12)
+    quick = prepare(weight, Moments(rows), dtype=torch.float32).project(100.0)
+    exact = prepare(weight, Moments(rows)).project(100.0)
+    assert kinds == [torch.float32]
+    torch.testing.assert_close(quick.double(), exact, rtol=1e-5, atol=1e-6)

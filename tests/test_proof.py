@@ -23,6 +23,7 @@ def case():
     return memorised(small_net(), x, torch.where(torch.arange(90) % 3 == 0, (y + 1) % 3, y)), x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"alpha": 30.0}, {"recipe": "verifix"}, {"recipe": "project,refit,finetune"}, {"folds": 3}, {"budget": 1e-9}],

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
 from verifix.progress import tell
+from verifix.projection import eigenvalues
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules, run_stage, trying
 from verifix.recipe.decision import Choice
@@ -108,11 +109,12 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             original, corrected = _outcome(start.work, whole)
             start.provenance["notes"] += remarks_on_zeros(original, corrected)
             reports = tuple(_report(whole, original, corrected))
+            spectra = _spectra(whole, corrected) if settings.spectra else {}
         tensors = tensors_of(start.work)
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
         remember_corrected(start.work, original, corrected)
-        return Correction(original, corrected, choices, reports, start.provenance, start.work)
+        return Correction(original, corrected, choices, reports, start.provenance, start.work, spectra)
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -146,6 +148,17 @@ def _report(whole: Context, original: dict[str, Tensor], corrected: dict[str, Te
             sum(ranks) / max(len(ranks), 1) if account.status == "corrected" and account.layers else None,
             _relative_change(original[name], corrected[name]) if name in corrected else None,
         )
+
+
+def _spectra(whole: Context, corrected: Mapping[str, Tensor]) -> dict[str, tuple[float, ...]]:
+    """Return the eigenvalues of C, descending, of the first layer of every corrected parameter, all groups together."""
+    found: dict[str, tuple[float, ...]] = {}
+    collected = whole.run.collected
+    for layer in collected.layers:
+        if layer.parameter in corrected and layer.parameter not in found:
+            values = eigenvalues(collected.moments(layer, whole.folds, {}))
+            found[layer.parameter] = tuple(values.flatten().sort(descending=True).values.tolist())
+    return found
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,7 @@ TRUSTED_NOTE = (
     "has seen (--test)."
 )
 TRUSTED_NO_CHANGE = (
-    " The model already agrees with the labels of picked samples, so choosing a strength mostly leads to no change: "
-    "give alpha as a number."
+    " The model agrees with the labels of picked samples, so no change mostly wins: give alpha as a number."
 )
 UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and does not estimate a gain"
 
@@ -57,6 +56,8 @@ class Correction:
         One report per parameter of two or more dimensions.
     provenance
         What this was made from: versions, digests of model and samples, and every setting. Plain data.
+    spectra
+        Eigenvalues of C by parameter, descending, if they were asked for; not saved.
     """
 
     original: Mapping[str, Tensor]
@@ -65,6 +66,7 @@ class Correction:
     layers: tuple[LayerReport, ...]
     provenance: Mapping[str, Any]
     _model: nn.Module | None = None
+    spectra: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from verifix.capture.census import Account
 from verifix.capture.interceptor import intercepting
 from verifix.capture.layer import Layer
+from verifix.capture.memory_plan import Limits, MemoryPlan, planned, size_of
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import UsageError
@@ -71,27 +73,29 @@ class Survey:
             sizes[account.fate] += account.size
         return sizes
 
-    def memory(self, samples: int, folds: int) -> int:
-        """Estimate the memory that a correction holds besides the model and the samples.
+    def plan(self, samples: int, folds: int, limits: Limits | None = None) -> MemoryPlan:
+        """Plan how the moments are collected, and estimate the memory that they take besides model and samples.
 
         Parameters
         ----------
         samples
             Verified samples.
         folds
-            Folds of the cross-fitting.
+            Folds of the cross-fitting; 1 if the strength is given.
+        limits
+            What the moments may take; no limit by default.
 
         Returns
         -------
-        int
-            Bytes: moments of every fold, and what the projection keeps of one of them.
+        MemoryPlan
+            Passes, and bytes.
         """
-        total = 0
-        for layer in self.layers:
-            groups, width = self.widths[layer]
-            per_fold = min(self.rows[layer] * samples / folds, width)
-            total += int(8 * groups * width * (folds * per_fold + 3 * width))
-        return total
+        sizes = {x: size_of(x, *self.widths[x], self.rows[x]) for x in self.rows if x in set(self.layers)}
+        return planned(sizes, samples, folds, limits)
+
+    def memory(self, samples: int, folds: int) -> int:
+        """Estimate the bytes that a correction without a limit holds besides model and samples; see `plan`."""
+        return self.plan(samples, folds).at_once
 
     def as_dict(self) -> dict[str, Any]:
         """Return the survey as plain data."""
@@ -120,10 +124,9 @@ def inspect(model: nn.Module, inputs: Any, settings: InspectArguments) -> Survey
     Parameters
     ----------
     model
-        The model; it is not changed.
+        The model; it is not changed. A model that does not fit into memory may be on the meta device, without values.
     inputs
-        A batch of inputs ``[n, ...]`` on the model's device, or a dictionary or tuple of tensors; their values do not
-        matter.
+        A batch of inputs ``[n, ...]`` on any device, or a dictionary or tuple of tensors; their values do not matter.
     settings
         Each is a keyword argument.
 
@@ -142,13 +145,22 @@ def inspect(model: nn.Module, inputs: Any, settings: InspectArguments) -> Survey
         widths[layer] = (x.shape[0], x.shape[2])
 
     model = unwrapped(model)
-    check_model(model)
+    check_model(model, may_be_meta=True)
     selection = selection_of(settings.include, settings.exclude)
     work = copy_model(model)
-    with borrowed(work), intercepting(work, sink, selection, masked=False) as census:
+    with borrowed(work), _WithoutValues(), intercepting(work, sink, selection, masked=False) as census:
         census.begin(samples)
         run_model(work, to_device(inputs, device_of(work)), settings.forward)
     return Survey(tuple(census.accounts(work, selection)), rows, widths)
+
+
+class _WithoutValues(TorchDispatchMode):
+    """Lets a model on the meta device ask for numbers, such as whether a mask is full: the answer is 1, or True."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return torch.ones((), dtype=args[0].dtype).item()
+        return func(*args, **(kwargs or {}))
 
 
 def _count(inputs: Any) -> int:

@@ -10,6 +10,7 @@ Rows in float64 are multiplied in float64.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import operator
@@ -61,12 +62,12 @@ class Moments:
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows ``[groups, n, d_in]``, in float64, while ``n < d_in``, else None."""
+        """The rows ``[groups, n, d_in]`` while ``n < d_in``, else None; in float64, or float32 if they came in less."""
         if not self._has_rows:
             return None
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows, dim=1)]
-        return self._rows[0].double()
+        return self._rows[0]
 
     @property
     def _has_rows(self) -> bool:
@@ -77,7 +78,7 @@ class Moments:
     def gram(self) -> Tensor:
         """``XᵀX`` ``[groups, d_in, d_in]``."""
         if self._upper is None:
-            return Moments(self._rows[0]).add_(*self._rows[1:]).condense_().gram
+            return sum_of(map(_squares, self._rows))
         self.condense_()
         if not self._even:
             mirror_(self._upper)
@@ -96,7 +97,7 @@ class Moments:
     def effective_rank(self) -> Tensor:
         """``1 / ‖C‖²_F`` per group, ``[groups]``: how many directions the rows excite; 0 for a dead group."""
         rows = self.rows
-        inner = self.gram if rows is None else rows @ rows.mT
+        inner = self.gram if rows is None else _squares(rows.mT)
         squares = inner.square().sum(dim=(1, 2))
         return torch.where(squares > 0, self.trace.square() / squares, torch.zeros_like(squares))
 
@@ -128,9 +129,21 @@ class Moments:
 
     def to(self, device: torch.device) -> Moments:
         """Return the same moments on another device."""
-        if self._upper is not None:
-            return Moments.from_gram(self.gram.to(device), self.n)
-        return Moments(torch.cat(self._rows, dim=1).to(device))
+        return self.holding([x.to(device) for x in self.tensors])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is held: XᵀX alone, or the rows in the pieces that they came in."""
+        return list(self._rows) if self._upper is None else [self.gram]
+
+    def holding(self, tensors: list[Tensor]) -> Moments:
+        """Return the same moments with other tensors in place of `tensors`, such as copies that lie elsewhere."""
+        other = copy.copy(self)
+        if self._upper is None:
+            other._rows = list(tensors)
+        else:
+            (other._upper,), other._rows, other._even = tensors, [], True
+        return other
 
     def condense_(self) -> Moments:
         """Go over to XᵀX now, where merging will need it anyway; returns this object."""
@@ -198,7 +211,15 @@ def add_squares_(total: Tensor, rows: Tensor) -> None:
             # A few at a time are converted to float64 where they are near, not written to memory and read again.
             target = total[:, start : start + COLUMNS, start:]
             for there, here in zip(target.split(CONVERTED, dim=1), block.split(CONVERTED, dim=1), strict=True):
-                there.add_(here, alpha=scale**2)
+                there.add_(rescaled(here, scale))
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Return XᵀX ``[groups, d, d]`` of rows ``[groups, n, d]``, in float64."""
+    total = rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2], dtype=torch.float64)
+    add_squares_(total, rows)
+    mirror_(total)
+    return total
 
 
 def mirror_(total: Tensor) -> None:
@@ -208,7 +229,7 @@ def mirror_(total: Tensor) -> None:
         total[:, block, :start] = total[:, :start, block].mT
 
 
-def within_float32(x: Tensor) -> tuple[Tensor, float]:
+def within_float32(x: Tensor) -> tuple[Tensor, Tensor | float]:
     """Scale numbers so that their squares, and sums of these, are within float32.
 
     Parameters
@@ -220,23 +241,27 @@ def within_float32(x: Tensor) -> tuple[Tensor, float]:
     -------
     x : Tensor
         The numbers in float32, divided by the scale, or in float64 if they were: there nothing overflows.
-    scale : float
-        A power of two, so that dividing is exact; 1 for numbers of usual size.
+    scale : Tensor or float
+        A power of two, so that dividing is exact; 1 for numbers of usual size. On a GPU it stays there, float64, since
+        reading it would make the GPU wait.
     """
     if x.dtype == torch.float64 or not x.is_floating_point():
         return x.double(), 1.0
     x = x.float()
-    # Several times as fast as a norm or isfinite, on the CPU.
-    largest = float(torch.stack(torch.aminmax(x)).abs().max()) if x.numel() else 0.0
-    if SAFE[0] < largest < SAFE[1] or not 0 < largest < math.inf:
+    if not x.numel():
         return x, 1.0
-    scale = 2.0 ** math.frexp(largest)[1]
-    return (x.double() / scale).float(), scale
+    largest = torch.stack(torch.aminmax(x)).abs().max()  # several times as fast as a norm, on the CPU
+    if x.is_cpu and (SAFE[0] < float(largest) < SAFE[1] or not 0 < float(largest) < math.inf):
+        return x, 1.0
+    odd = ((largest <= SAFE[0]) | (largest >= SAFE[1])) & (largest > 0) & torch.isfinite(largest)
+    exponent = torch.where(odd, torch.frexp(largest).exponent, 0)
+    half = exponent // 2  # in two steps, each within float32
+    return torch.ldexp(torch.ldexp(x, -half), half - exponent), torch.ldexp(torch.ones_like(largest).double(), exponent)
 
 
-def all_finite(x: Tensor) -> bool:
-    """Tell whether all numbers and their squares are finite; several times as fast as ``isfinite`` on the CPU."""
-    return not x.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(x)).double().square()).all())
+def rescaled(product: Tensor, scale: Tensor | float) -> Tensor:
+    """Undo the scale of `within_float32` in products of two numbers."""
+    return product if isinstance(scale, float) else product.double() * scale**2
 
 
 def _kept(rows: Tensor) -> Tensor:

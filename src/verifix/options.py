@@ -73,6 +73,9 @@ OUTPUTS = ("auto", "logits", "log-probabilities", "probabilities", "percent")
 UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 """Units of time, in seconds."""
 
+SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+"""Units of memory, in bytes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Settings):
@@ -167,6 +170,36 @@ class LayerOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryOptions(Settings):
+    """What the moments may take."""
+
+    memory: Annotated[int | str | None, COMPUTING] = None
+    """Most memory for moments and for the work on one layer, besides the model and one batch: bytes, or a text such as
+    2GB or 500MB. If more is needed, the layers are split into groups with one pass over the samples each, and moments
+    wait in a temporary file (in the folder that TMPDIR names). The result stays the same, and it takes longer."""
+    max_rows: Annotated[int | None, CORRECTION] = None
+    """Most input rows of a layer (tokens, or positions of a convolution) that its moments are made of, over all
+    samples: drawn at random, with the expected error stated. All rows by default."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        _ = self.memory_bytes
+        ok = self.max_rows is None or whole(self.max_rows, 1)
+        require(ok, "max_rows", self.max_rows, "a whole number of rows, 1 or more")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory in bytes; None for no limit."""
+        if self.memory is None:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", str(self.memory).strip().lower())
+        size = float(found[1]) * SIZES.get(found[2], 0) if found and not isinstance(self.memory, bool) else 0
+        require(size >= 1, "memory", self.memory, "a number of bytes, or a text such as 2GB or 500MB")
+        return int(size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldOptions(Settings):
     """How the verified samples are split."""
 
@@ -256,7 +289,7 @@ class InputOptions(ExpectOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions):
+class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions, MemoryOptions):
     """How a model is corrected: what Python and the command line can both give."""
 
     moments: Annotated[str | Moments | None, CORRECTION, READS] = None
@@ -285,7 +318,8 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, I
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
-        apart = {"progress", "moments", "max_samples", "groups"}  # what is in these is told elsewhere
+        # What is in these is told elsewhere, or changes nothing.
+        apart = {"progress", "moments", "max_samples", "groups", "memory"}
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
         return plain | {"device": str(self.device), "verified_from": self.origin}
 
@@ -309,6 +343,8 @@ class CorrectArguments(ForwardArguments, CorrectOptions):
     loss: Score | None = None
     """The loss to choose by: ``(logits, labels) → [n]``; lower is better. Default: cross-entropy at each candidate's
     best temperature."""
+    spectra: bool = False
+    """Compute the spectrum of every corrected layer for `Correction.spectra`, as the report shows it."""
     stored_as: Mapping[str, torch.dtype] | None = None
     """Dtypes, by parameter name, in which the weights will be stored, if these are narrower than the model's own.
     Corrected weights are rounded to them once, before anything is scored."""

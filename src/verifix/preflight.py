@@ -18,6 +18,7 @@ from verifix.capture.collect import Collected, collect
 from verifix.capture.first_runs import check_runs
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.layer import Layer
+from verifix.capture.memory_plan import Limits
 from verifix.capture.padding import Padding
 from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
@@ -39,7 +40,7 @@ from verifix.model.weights import tensors_of
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
-from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, RunOptions
+from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions, RunOptions
 from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.context import Context, Run
 from verifix.recipe.frozen import remark_on_frozen
@@ -125,6 +126,7 @@ def begin(
                 whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
             looks = look_over(whole.run.collected.logits, seen.remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
+            provenance["notes"] += whole.run.collected.remarks
             training = [stage.name for stage in stages if stage.trains]
             further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
             provenance["notes"] += [remark for remark in further if remark]
@@ -152,7 +154,7 @@ def collect_and_try(
 
     def passed(padding: Padding) -> tuple[Collected, int, Padding]:
         def run(size: int) -> Collected:
-            how = common | {"padding": padding, "exact": is_exact(options)}
+            how = common | {"padding": padding, "exact": is_exact(options), "limits": limits_of(options)}
             return collect(work, samples, folds, batch_size=size, show=options.progress, **how)
 
         collected, size = with_smaller_batches(run, samples.batch_size, options)
@@ -168,6 +170,13 @@ def is_exact(options: CollectOptions) -> bool:
     """Whether moments need products in float64: for a strength that multiplies rounding, or for later use with any."""
     strength = getattr(options, "alpha", math.inf)
     return strength != "auto" and float(strength) > FLOAT32_ALPHA
+
+
+def limits_of(options: CollectOptions) -> Limits:
+    """Return what the moments may take; there is no limit where there is no such setting."""
+    if not isinstance(options, MemoryOptions):
+        return Limits()
+    return Limits(options.memory_bytes, options.max_rows, options.seed)
 
 
 def remarks_on_padding(padding: Padding) -> list[str]:
@@ -231,8 +240,9 @@ def prepare(
     if saved is not None:
         earlier = saved.checked(saved.origin or "the saved moments", digest, collected, where)
 
-    how = (size, where, selection, padding, stored_as, options.seed, is_exact(options))
-    return Context(Run(work, samples, folds, collected, earlier, *how), range(len(folds)))
+    how = (size, where, selection, padding, stored_as, options.seed, is_exact(options), limits_of(options))
+    frugal = options.memory is not None or not is_choosing(options)  # a single strength has nothing to share
+    return Context(Run(work, samples, folds, collected, earlier, *how, frugal), range(len(folds)))
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:

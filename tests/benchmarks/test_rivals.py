@@ -140,6 +140,7 @@ def test_numbers_nearby_lie_on_either_side_within_bounds(value, settings, expect
     assert nearby(*value, **settings) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - {"nothing", "verifix", "auto", "retrain", "published_oracle"}))
 def test_no_fit_reads_the_samples_that_it_is_scored_on(case, name):
     given = torch.where(torch.arange(60) % 4 == 0, (case.truth + 1) % 3, case.truth)

@@ -86,6 +86,7 @@ def test_the_table_holds_every_method_and_the_recipes_of_the_tool():
         assert isinstance(make, str) or make.name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_settings_are_eight_or_more_different_ones_unless_there_is_nothing_to_set(lend, name):
     context, _ = context_for(lend, case := trained_case())
@@ -94,6 +95,7 @@ def test_settings_are_eight_or_more_different_ones_unless_there_is_nothing_to_se
     assert len(strengths) >= 8 or (name in ("nothing", "retrain") and strengths == ((),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_every_method_answers_after_the_network_was_given_back(name):
     case = trained_case()
@@ -112,6 +114,7 @@ def test_every_method_answers_after_the_network_was_given_back(name):
         assert answer.tried[0].strength == NO_CHANGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OWN.keys() - {"nothing", "retrain"}))
 def test_neighbours_are_other_settings_that_can_be_fitted(lend, name):
     context, _ = context_for(lend, case := trained_case())

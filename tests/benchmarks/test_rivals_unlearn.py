@@ -459,6 +459,7 @@ def test_the_oracle_takes_the_best_alpha_for_the_true_labels_of_the_training_sam
     assert len(chosen) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", RIVALS)
 def test_every_rival_runs_from_end_to_end_and_leaves_the_network_alone(rival):
     model = memorised(network().float(), *((p.float() if p.is_floating_point() else p) for p in data(40, 1)))

@@ -47,6 +47,7 @@ def digests(samples):
     return set(samples.digests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "architecture", "sizes"),
     [("digits", "mlp", (1000, 397)), ("spirals", "mlp", (250, 2000)), ("texts", "bert", (160, None))],
@@ -126,6 +127,7 @@ def test_the_spirals_are_those_of_the_demo():
     assert (learner.train, learner.epochs, learner.rate, learner.batch) == (train, 400, 0.01, spiral.TRAINING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["texts", "pictures"])
 def test_transformers_are_trained_as_in_their_own_benchmark(vision, name):
     task = getattr(texts_and_vit, name)(0)

@@ -223,6 +223,7 @@ def real_rows(inputs: object) -> Callable[[Tensor], Tensor] | None:
     return lambda rows: rows[mask.flatten()] if len(rows) == mask.numel() else rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_corrected_as_its_single_operators_are(name, vision):
     model, inputs, verified = build(name)

@@ -322,7 +322,9 @@ def test_inspect_lists_every_layer_and_estimates_memory(world, capsys):
     data = json.loads(text)
     assert code == 0
     assert data["parameters"][1]["reason"] == "not selected"
-    assert data["memory_bytes"] == 8 * 27 * (5 * 27 + 3 * 27)
+    moments, factors, space = 5 * 8 * 27 * 27, 8 * 27 * 27 + 2 * 8 * 27 * 8, 4 * 8 * 27 * 27 + 4 * 8 * 27 * 8
+    assert data["memory_bytes"] == moments + factors + space
+    assert (data["passes"], data["file_bytes"]) == ([["0.weight"]], 0)
     assert run([*base, "--input-shape", "3,10,10", "--exclude", "*"], capsys)[0] == 4
 
 

@@ -287,6 +287,7 @@ def test_a_tiny_gain_needs_a_number_that_is_found_quickly():
     assert 5e7 < samples_needed(outcomes(501, 500, 10_000)) < 1e8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("truth", "changes", "n"), [((0.08, 0.05), 0.13, 200), ((0.05, 0.05), 0.1, 400)])
 def test_the_interval_covers_the_truth(truth, changes, n):
     generator, covered = np.random.default_rng(5), 0
@@ -401,6 +402,7 @@ NULLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [50, 300])
 @pytest.mark.parametrize("case", NULLS)
 def test_the_weighted_test_errs_in_one_run_of_forty_at_most(case, n):

@@ -32,7 +32,7 @@ from verifix.model.groups import as_groups, joined
 from verifix.model.samples import read_samples
 from verifix.proof import halves, measured
 from verifix.recipe.candidates import Listed
-from verifix.recipe.decision import Scores, choose
+from verifix.recipe.decision import Raced, Scores, choose
 from verifix.report.proof_section import interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +62,7 @@ def outcomes_of(groups: np.ndarray, seed: int, weights: np.ndarray | None = None
 # Tests.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_the_share_of_signs_is_that_of_all_of_them(seed):
     totals = np.random.default_rng(seed).integers(-4, 6, 11)
@@ -330,6 +331,7 @@ def test_copies_among_test_samples_count_once():
     assert proof.comparison.gain == once.comparison.gain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bases", "copies"), [(100, 2), (40, 5), (20, 10)])
 def test_labels_without_meaning_are_not_proved_by_copies(bases, copies):
     verdicts = []
@@ -354,7 +356,7 @@ def scored(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def chosen(gains, right, after, groups=None):
     base = Scores(torch.ones(len(gains)).double(), float(right.mean()), right, groups)
     tried = Scores(1 - gains, float(after.mean()), after, groups)
-    return choose(base, lambda strengths: [tried for _ in strengths], Listed((1.0,))).points[1]
+    return choose(base, lambda strengths: Raced(dict.fromkeys(strengths, tried)), Listed((1.0,))).points[1]
 
 
 def test_a_choice_among_copies_is_as_sure_as_without_them():
@@ -410,6 +412,7 @@ def test_points_of_no_spread_are_no_near_copies():
         assert len(near_copies(torch.as_tensor(x), y, every, every % 5)) == 0
 
 
+@pytest.mark.slow
 def test_no_verdict_improved_on_near_copies_without_a_word():
     x, y, _ = copied(40, 5, 0.05, 0)
     found = verifix.prove(net(), (x, y), recipe="refit", **PROOF)

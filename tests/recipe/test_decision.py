@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from verifix.recipe.candidates import Grid, Listed
-from verifix.recipe.decision import MINIMAL_GAIN, Choice, Scores, choose, given, not_tried, spelled
+from verifix.recipe.decision import (
+    BEHIND,
+    MINIMAL_GAIN,
+    Choice,
+    Raced,
+    Scores,
+    behind,
+    choose,
+    given,
+    not_tried,
+    spelled,
+)
 
 N = 100
 BASE = Scores(torch.ones(N, dtype=torch.float64), 0.5)
@@ -23,7 +34,7 @@ def run(losses, grid=None, score=lambda s: 0.6, spread=0.0):
 
     def evaluate(strengths):
         rounds.append(list(strengths))
-        return [scores(losses(s), score(s), spread) for s in strengths]
+        return Raced({s: scores(losses(s), score(s), spread) for s in strengths})
 
     return choose(BASE, evaluate, grid or Grid(10, 1e6)), rounds
 
@@ -85,7 +96,7 @@ def listed(table: dict, base: Scores = BASE):
     """Choose among strengths whose mean loss and score are given."""
 
     def evaluate(strengths):
-        return [scores(*table[s]) for s in strengths]
+        return Raced({s: scores(*table[s]) for s in strengths})
 
     return choose(base, evaluate, Listed(tuple(table)))
 
@@ -100,7 +111,7 @@ def test_if_the_score_forbids_the_best_strength_the_next_best_is_taken():
 def test_if_the_best_strength_is_not_sure_a_surer_one_is_taken():
     wave = torch.linspace(-1, 1, N, dtype=torch.float64)
     table = {1.0: Scores(0.5 + 20 * wave, 0.6), 2.0: Scores(0.9 + 0 * wave, 0.6)}
-    choice = choose(BASE, lambda strengths: [table[s] for s in strengths], Listed((1.0, 2.0)))
+    choice = choose(BASE, lambda _: Raced(table), Listed((1.0, 2.0)))
     assert choice.strength == 2.0
 
 
@@ -117,7 +128,7 @@ def test_a_list_is_tried_in_one_round_and_a_grid_as_its_rounds_say():
 
     def evaluate(strengths):
         rounds.append(list(strengths))
-        return [scores(1.0) for _ in strengths]
+        return Raced({s: scores(1.0) for s in strengths})
 
     for candidates in (Listed((3.0, 1.0)), Listed(((1e-3, 2.0), (1e-4, 8.0))), Grid(10, 1e6), Grid(1e-5, 1.0, (0.5,))):
         rounds.clear()
@@ -166,12 +177,68 @@ def test_a_score_that_may_well_be_worse_does_not_win(count, gained, lost, wins):
     after[:lost], after[count - gained :] = 0.0, 1.0
     losses = torch.ones(count, dtype=torch.float64)
     before = Scores(losses, float(right.mean()), right)
-    choice = choose(before, lambda s: [Scores(losses / 2, float(after.mean()), after) for _ in s], Listed((1.0,)))
+    choice = choose(before, lambda _: Raced({1.0: Scores(losses / 2, float(after.mean()), after)}), Listed((1.0,)))
     difference = torch.cat([after - right, torch.tensor([1.0, -1.0])])
     expected = (difference.square().mean() - difference.mean() ** 2).sqrt() / (count + 1) ** 0.5
     assert choice.points[1].score_error == pytest.approx(float(expected))
     assert (choice.strength is not None) is wins
     only_mean = choose(
-        replace(before, values=None), lambda s: [Scores(losses / 2, float(after.mean())) for _ in s], Listed((1.0,))
+        replace(before, values=None), lambda _: Raced({1.0: Scores(losses / 2, float(after.mean()))}), Listed((1.0,))
     )
     assert (only_mean.strength is not None) is (gained >= lost)
+
+
+def test_strengths_that_lose_by_more_than_two_standard_errors_are_behind():
+    wave = torch.linspace(-1, 1, N, dtype=torch.float64)
+    error = float(wave.std() / N**0.5)
+    best = torch.ones(N, dtype=torch.float64)
+    losses = {
+        None: best + 1,
+        1.0: best,
+        2.0: best + 1.99 * error + wave,
+        3.0: best + 2.01 * error + wave,
+        4.0: best + 5,
+    }
+    assert BEHIND == 2.0
+    assert behind(losses, [1.0, 2.0, 3.0, 4.0], None) == pytest.approx({3.0: 2.01 * error, 4.0: 5.0})
+    assert behind(losses, [1.0, 2.0], None) == {}
+    no_change = {None: best, 1.0: best + 1}
+    assert behind(no_change, [1.0], None) == {1.0: 1.0}
+
+
+def test_samples_of_one_group_do_not_make_a_loss_clear():
+    base = {None: torch.zeros(4).double(), 1.0: torch.tensor([1.0, 1.1, -0.3, -0.2]).double()}
+    copies = {strength: loss.repeat_interleave(50) for strength, loss in base.items()}
+    assert behind(base, [1.0], None) == {}
+    assert behind(copies, [1.0], None) == {1.0: pytest.approx(0.4)}
+    assert behind(copies, [1.0], torch.arange(4).repeat_interleave(50)) == {}
+
+
+def raced(losses, lost):
+    """Search where some strengths are dropped early, by what they lose to the best."""
+    rounds: list[list[float]] = []
+
+    def evaluate(strengths):
+        rounds.append(list(strengths))
+        gone = {s: lost(s) for s in strengths if lost(s)}
+        return Raced({s: scores(losses(s)) for s in strengths if s not in gone}, gone)
+
+    return choose(BASE, evaluate, Grid(10, 1e6)), rounds
+
+
+def test_the_search_goes_on_from_what_is_left_towards_the_side_that_lost_less():
+    log = lambda s: float(torch.tensor(s).log10())  # noqa: E731 - for two lines
+    choice, rounds = raced(lambda s: 0.5, lambda s: 0.0 if s == 1e4 else 0.1 * abs(log(s) - 4.1))
+    assert list(rounds[1]) == pytest.approx([10**3.5, 10**4.5])
+    assert rounds[2] == pytest.approx([10**4.25])
+    assert choice.strength == 1e4
+    assert [p.strength for p in choice.points] == [None, 1e4]
+    assert choice.dropped == tuple(sorted(s for r in rounds for s in r if s != 1e4))
+    assert Choice.from_dict(json.loads(json.dumps(choice.as_dict()))) == choice
+
+
+def test_if_all_are_dropped_nothing_changes_and_nothing_more_is_tried():
+    choice, rounds = raced(lambda s: 0.5, lambda s: 1.0)
+    assert choice.strength is None
+    assert len(rounds) == 1
+    assert choice.reason == "no change: every strength clearly raised the loss on the first folds"

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.texts_and_vit import measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["texts", "pictures"])
 def test_a_transformer_that_memorised_wrong_labels_gains(name, vision):
     found = measure(name, 0, ["verifix"])

@@ -49,6 +49,7 @@ main(sys.argv[2:])
 """The command line, killed just before the file with a certain ending takes its place."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_kill_at_a_random_moment_leaves_the_old_or_the_new(form, tmp_path):
     result = kill_at_random(world(tmp_path, form), 5)
@@ -56,6 +57,7 @@ def test_a_kill_at_a_random_moment_leaves_the_old_or_the_new(form, tmp_path):
     assert result["killed"] >= 1  # some may have finished before the signal came
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "over"), [("safetensors", True), ("pt", False), ("folder", True)])
 def test_a_kill_at_any_call_to_the_file_system_leaves_the_old_or_the_new(form, over, tmp_path):
     result = kill_at_each_call(world(tmp_path, form), over=over, every=6)

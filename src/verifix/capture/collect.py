@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,18 @@ from verifix.capture.census import Account, Census
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments
 from verifix.capture.layer import Bias, Layer
+from verifix.capture.memory_plan import LayerSize, Limits, MemoryPlan, planned, size_of
 from verifix.capture.padding import Padding
+from verifix.capture.row_sample import RowSample
 from verifix.capture.selection import Selection
+from verifix.capture.spilled_moments import Spill, SpilledTable
 from verifix.errors import AmbiguousBatchError, DataError
 from verifix.model.nonfinite import check_finite
 from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
-from verifix.moments import Moments, all_finite, merge
+from verifix.moments import Moments, merge
 from verifix.progress import progress_bar
 
 
@@ -45,6 +50,8 @@ class Collected:
         Sizes of the buffers that multiply activations, by name.
     logits
         What the model answers, ``[n, outputs]``, float64 on the CPU, in the order of the samples' indices.
+    remarks
+        What is to be known of how they were collected.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -54,6 +61,7 @@ class Collected:
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
     logits: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    remarks: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[Layer]:
@@ -64,10 +72,11 @@ class Collected:
     def moments(self, layer: Layer, folds: Iterable[int], earlier: Mapping[Layer, Moments]) -> Moments:
         """Merge one layer's moments over some folds, and those of earlier samples."""
         # Adding the other folds up is total − fold without the cancellation: what none of them excites stays zero.
-        parts = [self.folds[fold][layer] for fold in folds if layer in self.folds[fold]]
-        if layer in earlier:
-            parts.append(earlier[layer])
-        return merge(parts) if parts else next(table[layer] for table in self.folds if layer in table).empty()
+        tables = [self.folds[fold] for fold in folds if layer in self.folds[fold]]
+        tables += [earlier] * (layer in earlier)
+        if not tables:
+            return next(table[layer] for table in self.folds if layer in table).empty()
+        return merge(table[layer] for table in tables)  # one by one: they may wait in a file
 
 
 def collect(
@@ -80,9 +89,10 @@ def collect(
     selection: Selection | None = None,
     padding: Padding | None = None,
     exact: bool = False,
+    limits: Limits | None = None,
     show: bool = False,
 ) -> Collected:
-    """Run a borrowed model once over all folds; batches never cross folds.
+    """Run a borrowed model over all folds, once unless memory is limited; batches never cross folds.
 
     Parameters
     ----------
@@ -102,6 +112,8 @@ def collect(
         How padding is told; as usual by default.
     exact
         Whether rows are multiplied in float64 in any case; see `verifix.moments`.
+    limits
+        What the moments may take; none by default.
     show
         Whether to show progress.
 
@@ -113,50 +125,134 @@ def collect(
     Raises
     ------
     DataError
-        If the rows of a layer are not finite.
+        If the rows of a layer or the answers are not finite.
     """
-    tables: list[dict[Layer, Moments]] = []
-    current = _Fold()
     sizes = [len(fold) for fold in folds]
     fewest = sum(sizes) - max(sizes) if len(sizes) > 1 else sum(sizes)  # samples that moments will be wanted of
-
-    def sink(layer: Layer, rows: Tensor) -> None:
-        if counting:
-            current.seen[layer] = None
-            add_rows(current.table, layer, rows.double() if exact else rows)
-
-    def patched(layer: Layer, patches: Patches) -> bool:
-        few = fewest * patches.geometry.positions < patches.shape[2]  # too few rows to go without them
-        if few or moments_device(patches.x.device) != patches.x.device or not patches.worthwhile:
-            return False
-        if counting:
-            current.add_(layer, replace(patches, x=patches.x.double()) if exact else patches)
-        return True
-
-    counting = False
+    taking = _Taking(fewest, exact)
+    selection, limits = selection or Selection(), limits or Limits()
+    how: dict[str, Any] = {"padding": padding, "patched": taking.patches, "waits": taking.waits}
+    watched = intercepting(model, taking.rows, selection, **how)
     padded: tuple[int, ...] = ()
-    answers: list[tuple[Sequence[int], Tensor]] = []
-    selection = selection or Selection()
-    watched = intercepting(model, sink, selection, padding=padding, patched=patched)
-    with progress_bar("moments", sum(map(len, folds)), show) as bar, watched as census:
+    answers: dict[int, Tensor] = {}
+    with progress_bar("moments", sum(sizes), show) as bar, watched as census:
         first, *others = (int(i) for fold in folds for i in fold)
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
         _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
+        plan = planned(taking.sizes, sum(sizes), len(sizes), limits)
         if census.untraced and another is not None:
             _run(model, samples, samples.alone(another), census, device, trial=2)
-        counting = True
-        for fold in folds:
-            current = _Fold()
-            for batch in census.aside(samples.batches(fold, batch_size)):
-                padded = max(padded, _run(model, samples, batch, census, device, answers=answers), key=len)
-                bar.update(len(batch.labels))
-            tables.append(current.moments())
+        spill = Spill(plan.in_file) if plan.in_file else None
+        tables: list[Any] = [{} if spill is None else SpilledTable(spill) for _ in folds]
+        taking.begin(plan, limits, sum(sizes))
+        bar.total *= plan.passes
+        for taking.turn in range(plan.passes):
+            for fold, table in zip(folds, tables, strict=True):
+                taking.fold = _Fold()
+                given: list[tuple[Sequence[int], Tensor]] = []
+                for batch in census.aside(samples.batches(fold, batch_size)):
+                    padded = max(padded, _run(model, samples, batch, census, device, answers=given), key=len)
+                    bar.update(len(batch.labels))
+                table.update(taking.moments(len(fold)))
+                answers.update(_checked(given))
     accounts = tuple(census.accounts(model, selection))
-    _condense(tables)
+    remarks = (plan.line,) * bool(plan.in_file)
+    logits = torch.stack([answers[i] for i in sorted(answers)])
     digests = frozenset(samples.digests)
-    order = torch.tensor([int(i) for indices, _ in answers for i in indices]).argsort()
-    logits = torch.cat([part for _, part in answers])[order]
-    return Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits)
+    found = Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits, remarks)
+    return replace(found, remarks=(*remarks, *taking.remarks(found)))
+
+
+@dataclass
+class _Taking:
+    """Takes in what the interceptor hands on: measures the layers first, then adds their rows to a fold's moments.
+
+    Attributes
+    ----------
+    fewest
+        Samples that moments will be wanted of, at least.
+    exact
+        Whether rows are multiplied in float64 in any case.
+    sizes
+        What the first sample brings to each layer.
+    groups, turn
+        The pass in which each layer's rows are taken in, and the pass that runs. Layers that the first sample did not
+        show have the first.
+    fold
+        What is being collected; None before the first pass.
+    sample
+        Which rows are drawn; None for all.
+    """
+
+    fewest: int
+    exact: bool
+    sizes: dict[Layer, LayerSize] = field(default_factory=dict)
+    groups: dict[Layer, int] = field(default_factory=dict)
+    turn: int = 0
+    fold: _Fold | None = None
+    sample: RowSample | None = None
+
+    def begin(self, plan: MemoryPlan, limits: Limits, samples: int) -> None:
+        """Go over from measuring to the passes of a plan."""
+        self.groups = {layer: turn for turn, group in enumerate(plan.groups) for layer in group}
+        if limits.rows is not None:
+            expected = {layer: size.rows * samples for layer, size in self.sizes.items()}
+            self.sample = RowSample(limits.rows, expected, limits.seed)
+
+    def waits(self, layer: Layer) -> bool:
+        """Tell whether a layer has its turn in another pass."""
+        return self.groups.get(layer, 0) != self.turn
+
+    def rows(self, layer: Layer, rows: Tensor) -> None:
+        """Take in rows ``[groups, n, d_in]``."""
+        if self.fold is None:
+            self._measure(layer, rows.shape, rows.dtype)
+        else:
+            drawn = rows if self.sample is None else self.sample.draw(layer, rows)
+            self.fold.seen[layer] = None
+            add_rows(self.fold.table, layer, drawn.double() if self.exact else drawn)
+
+    def patches(self, layer: Layer, patches: Patches) -> bool:
+        """Take in patches if they are better than rows; tell whether they are."""
+        few = self.fewest * patches.geometry.positions < patches.shape[2]  # too few rows to go without them
+        few = few or (self.sample is not None and self.sample.thins(layer))
+        if few or moments_device(patches.x.device) != patches.x.device or not patches.worthwhile:
+            return False
+        if self.fold is None:
+            self._measure(layer, patches.shape, patches.x.dtype)
+        else:
+            self.fold.add_(layer, replace(patches, x=patches.x.double()) if self.exact else patches)
+        return True
+
+    def _measure(self, layer: Layer, shape: Sequence[int], dtype: torch.dtype) -> None:
+        groups, rows, width = shape
+        before = self.sizes[layer].rows if layer in self.sizes else 0
+        itemsize = 8 if self.exact or dtype == torch.float64 else 4
+        self.sizes[layer] = size_of(layer, groups, width, before + rows, itemsize)
+
+    def moments(self, samples: int) -> dict[Layer, Moments]:
+        """Return the moments of a fold of so many samples; multiply rows out that are too many for the dual form."""
+        assert self.fold is not None  # noqa: S101 - a pass has begun
+        table = self.fold.moments()
+        check_rows(table)
+        for moments in table.values():
+            if moments.n * self.fewest >= moments.width * samples:
+                moments.condense_()
+        return table
+
+    def remarks(self, found: Collected) -> Iterator[str]:
+        """Say how far moments of drawn rows are off."""
+        layers = [layer for layer in found.layers if self.sample is not None and self.sample.thins(layer)]
+        if self.sample is None or not layers:
+            return
+        every = range(len(found.folds))
+        errors = {layer: self.sample.error(layer, found.moments(layer, every, {})) for layer in layers}
+        worst = max(errors, key=errors.__getitem__)
+        yield (
+            f"The moments of {len(layers)} layers are made of about {self.sample.wanted} rows each, drawn at random: "
+            f"they are off by about {statistics.median(errors.values()):.1%} of their size in the middle, and by "
+            f"{errors[worst]:.1%} in {worst.parameter!r}."
+        )
 
 
 @dataclass
@@ -168,8 +264,7 @@ class _Fold:
     lags: dict[tuple[Layer, Geometry], PatchMoments] = field(default_factory=dict)
 
     def add_(self, layer: Layer, patches: Patches) -> None:
-        """Add patches to the moments of their layer; refuse them if they are not finite."""
-        _check(all_finite(patches.x), layer)
+        """Add patches to the moments of their layer."""
         self.seen[layer] = None
         key = layer, patches.geometry
         if key in self.lags:
@@ -182,7 +277,6 @@ class _Fold:
         for (layer, _), found in self.lags.items():
             found.condense_()
             self.table[layer] = self.table[layer] + found if layer in self.table else found
-        self.lags.clear()
         return {layer: self.table[layer] for layer in self.seen}
 
 
@@ -200,9 +294,7 @@ def _run(
     try:
         output = run_model(model, to_device(batch.inputs, device), samples.forward)
         if answers is not None:
-            logits = logits_in(output, len(batch.labels)).detach()
-            check_finite(logits, batch.indices)
-            answers.append((batch.indices, logits.to("cpu", torch.float64, copy=True)))
+            answers.append((batch.indices, logits_in(output, len(batch.labels)).detach().clone()))
     except AmbiguousBatchError:
         if census.batch.counted:
             raise
@@ -213,30 +305,32 @@ def _run(
     return tuple(batch.indices) if census.batch.padded is not None else ()
 
 
-def _condense(tables: Sequence[Mapping[Layer, Moments]]) -> None:
-    """Multiply a fold's rows out once, if the rows of the others are too many for the dual form anyway."""
-    for layer in {layer for table in tables for layer in table}:
-        parts = [table[layer] for table in tables if layer in table]
-        if sum(part.n for part in parts) - max(part.n for part in parts) >= parts[0].width:
-            for part in parts:
-                part.condense_()
+def _checked(answers: Sequence[tuple[Sequence[int], Tensor]]) -> dict[int, Tensor]:
+    """Return the logits of each sample, float64 on the CPU; refuse them if they are not finite."""
+    indices = [int(i) for some, _ in answers for i in some]
+    logits = torch.cat([part for _, part in answers]).to("cpu", torch.float64)
+    check_finite(logits, indices)
+    return dict(zip(indices, logits, strict=True))
 
 
 def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
-    """Add rows ``[groups, n, d_in]`` to the moments of their layer; refuse rows that are not finite."""
+    """Add rows ``[groups, n, d_in]`` to the moments of their layer."""
     rows = rows.to(moments_device(rows.device))
-    _check(all_finite(rows), layer)
     if layer in table:
         table[layer].add_(rows)
     else:
         table[layer] = Moments(rows)
 
 
-def _check(finite: bool, layer: Layer) -> None:
-    if not finite:
-        raise DataError(
-            f"the input of layer {layer.parameter!r} contains NaN or Inf; check the weights before it and the inputs"
-        )
+def check_rows(table: Mapping[Layer, Moments]) -> None:
+    """Refuse moments of rows that are not finite: all layers in one question, since asking a GPU makes it wait."""
+    finite = [torch.isfinite(moments.trace).all() for moments in table.values()]
+    if not finite or bool(torch.stack([each.to(finite[0].device) for each in finite]).all()):
+        return
+    layer = next(layer for layer, each in zip(table, finite, strict=True) if not each)
+    raise DataError(
+        f"the input of layer {layer.parameter!r} contains NaN or Inf; check the weights before it and the inputs"
+    )
 
 
 def moments_device(device: torch.device) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -54,7 +55,13 @@ class _Interceptor(TorchFunctionMode):
     """Sees each function call; hands on the rows of those with an adapter before they run."""
 
     def __init__(
-        self, index: ParameterIndex, census: Census, selection: Selection, sink: Sink, patched: PatchSink
+        self,
+        index: ParameterIndex,
+        census: Census,
+        selection: Selection,
+        sink: Sink,
+        patched: PatchSink,
+        waits: Callable[[Layer], bool],
     ) -> None:
         super().__init__()
         self.index = index
@@ -62,6 +69,7 @@ class _Interceptor(TorchFunctionMode):
         self.selection = selection
         self.sink = sink
         self.patched = patched
+        self.waits = waits
         self.constants = Constants(index.model)
         self.depth = 0
         self._buffers = {
@@ -112,6 +120,8 @@ class _Interceptor(TorchFunctionMode):
                 keep, times = None, self.census.batch.samples or 1
         understood: set[str] = set()
         try:
+            if any(map(is_functorch_wrapped_tensor, tensors)):
+                raise RuntimeError("inside torch.func, whose tensors must not leave it")
             for product in kind.products(args, kwargs, keep):
                 name = self.index.find(product.weight)
                 if name is None or (product.partner is not None and constant):
@@ -187,6 +197,9 @@ class _Interceptor(TorchFunctionMode):
                 f"before layer {layer.parameter!r}; pass the attention_mask with the ids, or set padding=False "
                 "(--no-padding) if these ids are not padding"
             )
+        if self.waits(layer):
+            self.census.batch.counted = True
+            return
         try:
             # What is computed here is not the model's: watching it would cost more than computing it.
             with _disable_current_modes():
@@ -247,6 +260,7 @@ def intercepting(
     padding: Padding | None = None,
     masked: bool = True,
     patched: PatchSink = lambda *_: False,
+    waits: Callable[[Layer], bool] = lambda _: False,
 ) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
@@ -265,6 +279,8 @@ def intercepting(
     patched
         Receives the input of a convolution first, where that is faster to multiply than its rows; `sink` receives the
         rows unless it has used it.
+    waits
+        Tells whether a selected layer is handed on in another pass over the same batches.
 
     Yields
     ------
@@ -273,7 +289,7 @@ def intercepting(
     """
     index = ParameterIndex(model)
     census = Census(index=index)
-    interceptor = _Interceptor(index, census, selection or Selection(), sink, patched)
+    interceptor = _Interceptor(index, census, selection or Selection(), sink, patched, waits)
     watching = watching_padding(model, census.batch, padding or Padding()) if masked else nullcontext()
     with watching, interceptor, _Witness(interceptor):
         yield census

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from verifix.capture.collect import add_rows
+from verifix.capture.collect import add_rows, check_rows
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds import RowMask
 from verifix.capture.kinds.masks import REMEDY
@@ -137,6 +137,7 @@ def _try(
         with intercepting(model, lambda x, rows: add_rows(table, x, rows), selection, padding=padding) as census:
             census.begin(len(batch.labels))
             output = run_model(model, to_device(inputs, device), forward)
+            check_rows(table)
             return as_logits(output, len(batch.labels)), table, census.batch
 
     logits, moments, seen = captured(batch.inputs)

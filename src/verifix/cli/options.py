@@ -28,6 +28,7 @@ from verifix.options import (
     GroupOptions,
     InputOptions,
     LayerOptions,
+    MemoryOptions,
     RunOptions,
 )
 from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
@@ -238,7 +239,7 @@ class CompareCommand(Command, WeightOptions, GroupOptions, RunOptions, InputOpti
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectCommand(Command, FoldOptions, LayerOptions, SampleOptions, CheckpointOptions):
+class InspectCommand(Command, FoldOptions, LayerOptions, MemoryOptions, SampleOptions, CheckpointOptions):
     """Show what would be corrected, what would be skipped and why, and the memory needed.
 
     Example: verifix inspect --model torchvision:resnet18 --input-shape 3,224,224

@@ -188,17 +188,19 @@ def _give_back(
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two buffers hold the same, NaN counted as equal to nothing; sparse ones are never compared."""
-    return a.layout is torch.strided and a.shape == b.shape and torch.equal(a, b)
+    return a.layout is torch.strided and a.shape == b.shape and (a.is_meta or torch.equal(a, b))
 
 
 @torch.no_grad()
-def check_model(model: object) -> None:
+def check_model(model: object, *, may_be_meta: bool = False) -> None:
     """Check that a model can be run and copied, and that its values are values.
 
     Parameters
     ----------
     model
         What the user gave.
+    may_be_meta
+        Whether it may be on the meta device, where it has no values.
 
     Raises
     ------
@@ -213,6 +215,8 @@ def check_model(model: object) -> None:
     refuse_form(model)
     parameters = dict(model.named_parameters())
     for name, tensor in (*parameters.items(), *model.named_buffers()):
+        if tensor.is_meta and may_be_meta:
+            continue
         if tensor.is_meta or nn.parameter.is_lazy(tensor):
             what = "is on the meta device and has no values" if tensor.is_meta else "is not initialised"
             raise UsageError(f"{name!r} {what}; load the weights first")

@@ -27,11 +27,28 @@ def predict(
     model: nn.Module, samples: Samples, indices: Sequence[int], batch_size: int, device: torch.device
 ) -> Tensor:
     """Return logits ``[n, outputs]``, float64 on the CPU, of the samples at `indices`, in that order."""
-    parts = [
-        logits_of(model, to_device(batch.inputs, device), batch, samples.forward)
-        for batch in samples.batches(indices, batch_size)
-    ]
-    return torch.cat(parts)
+    answers: list[Tensor] = []
+    for batch in samples.batches(indices, batch_size):
+        output = run_model(model, to_device(batch.inputs, device), samples.forward)
+        answers.append(logits_in(output, len(batch.labels)).detach().clone())
+    logits = torch.cat(answers).cpu().double()  # all in one go: a GPU would have to wait for each batch
+    check_finite(logits, indices, partial(_place, model, samples, indices, batch_size, device, logits))
+    return logits
+
+
+def _place(
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    logits: Tensor,
+) -> str:
+    """Run the batch of the first logits that are not finite again, and name the module where that begins."""
+    row = int(torch.isfinite(logits).all(dim=1).logical_not().nonzero()[0])
+    start = row // batch_size * batch_size
+    batch = next(samples.batches(indices[start : start + batch_size], batch_size))
+    return first_broken(model, to_device(batch.inputs, device), samples.forward)
 
 
 def logits_of(model: nn.Module, inputs: object, batch: Batch, forward: Forward | None = None) -> Tensor:

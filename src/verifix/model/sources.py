@@ -109,9 +109,8 @@ class Source:
             If they are no pair of inputs and labels, or do not fit into one batch.
         """
         own = [int(i) for i in indices]
-        loader = DataLoader(Subset(self.dataset, own), batch_size=batch_size, collate_fn=self.collate, **self.options)
         try:
-            for i, item in enumerate(loader):
+            for i, item in enumerate(self._collated(own, batch_size)):
                 yield replace(batch_of(item), indices=own[i * batch_size : (i + 1) * batch_size])
         except (RuntimeError, TypeError) as error:
             if "stack expects" in str(error) or "default_collate" in str(error):
@@ -120,6 +119,14 @@ class Source:
                     "bring them to one shape, or give a DataLoader with a collate_fn"
                 ) from None
             raise
+
+    def _collated(self, indices: Sequence[int], batch_size: int) -> Iterator[Any]:
+        if isinstance(self.dataset, Items) and not self.options:  # in memory: a loader takes longer than a small model
+            for start in range(0, len(indices), batch_size):
+                yield self.collate([self.dataset[i] for i in indices[start : start + batch_size]])
+        else:
+            own = Subset(self.dataset, indices)
+            yield from DataLoader(own, batch_size=batch_size, collate_fn=self.collate, **self.options)
 
     def items(self, batch_size: int) -> Iterator[Any]:
         """Yield all samples as they are before they are put into batches."""

@@ -25,11 +25,12 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a plain tensor's memory; 0 for one without (sparse, nested, batched, meta)."""
+    """Return what identifies a plain tensor's memory, its address if there is one; 0 for others (sparse, nested)."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return 0
     try:
-        return tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() or (storage._cdata if storage.nbytes() else 0)  # on the meta device there is none
     except (RuntimeError, NotImplementedError):
         return 0
 

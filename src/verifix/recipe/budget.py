@@ -37,18 +37,20 @@ class Stopwatch:
         self.expected: float | None = None
         self._begun, self._done = time.perf_counter(), 0
 
-    def fitted(self) -> None:
-        """Note one more fit.
+    def fitted(self, count: int = 1) -> None:
+        """Note one more fit, or several that need not be made.
 
         Raises
         ------
         OutOfTimeError
             If nothing is left, or what is left will not suffice by the time that the first fold took.
         """
-        self._done += 1
+        self._done += count
         elapsed = time.perf_counter() - self._begun
         expected = elapsed * max(self.fits / self._done, 1.0)
-        if self._done == self.first:
+        if self.expected is None and self._done >= self.first:
             self.expected = expected
-        if (expected if self._done == self.first else elapsed) > self.left:
+            if expected > self.left:
+                raise OutOfTimeError(expected)
+        if elapsed > self.left:
             raise OutOfTimeError(expected)

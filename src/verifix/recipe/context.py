@@ -6,20 +6,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from verifix.capture.collect import Collected, collect
 from verifix.capture.layer import Layer
+from verifix.capture.memory_plan import Limits
 from verifix.capture.padding import Padding
 from verifix.capture.selection import Selection
+from verifix.model.batching import with_smaller_batches
 from verifix.model.groups import in_order
 from verifix.model.predict import predict
 from verifix.model.samples import Samples
 from verifix.model.weights import Update, tensors_of, weights_replaced
 from verifix.moments import Moments
 from verifix.recipe.candidates import Strength
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,10 @@ class Run:
         Seed of what a stage draws at random.
     exact
         Whether moments need products in float64.
+    limits
+        What the moments may take.
+    frugal
+        Whether what strengths share is made anew for each layer, instead of being kept.
     """
 
     model: nn.Module
@@ -60,6 +69,28 @@ class Run:
     stored_as: Mapping[str, torch.dtype] = field(default_factory=dict)
     seed: int = 0
     exact: bool = False
+    limits: Limits = field(default_factory=Limits)
+    frugal: bool = False
+
+    def by_layer(self, layers: Sequence[Layer], make: Callable[[Layer], T]) -> Mapping[Layer, T]:
+        """Return what is made of every layer: at once, or each anew when it is asked for."""
+        return _Made(layers, make) if self.frugal else {layer: make(layer) for layer in layers}
+
+
+class _Made(Mapping[Layer, T]):
+    """What is made of layers, one at a time, and not kept."""
+
+    def __init__(self, layers: Sequence[Layer], make: Callable[[Layer], T]) -> None:
+        self._layers, self._make = layers, make
+
+    def __getitem__(self, layer: Layer) -> T:
+        return self._make(layer)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +142,7 @@ class Context:
     @property
     def groups(self) -> Tensor | None:
         """Which of `indices` are not independent, int64 ``[n]``; None if all are."""
-        own = in_order(self.run.samples.groups[self.indices])
-        return None if own.max() + 1 == len(own) else torch.from_numpy(own)
+        return self.groups_of(self.indices)
 
     @property
     def outside(self) -> list[int]:
@@ -136,6 +166,11 @@ class Context:
     def samples_of(self, folds: Sequence[int]) -> list[int]:
         """Return the indices of the samples of some folds, ascending."""
         return sorted(int(i) for fold in folds for i in self.run.members[fold])
+
+    def groups_of(self, indices: Sequence[int]) -> Tensor | None:
+        """Return which of some samples are not independent, int64 ``[n]``; None if all are."""
+        own = in_order(self.run.samples.groups[indices])
+        return None if own.max() + 1 == len(own) else torch.from_numpy(own)
 
     def moments(self) -> Callable[[Layer], Moments]:
         """Return what gives a layer's moments over this context's samples under its current weights.
@@ -161,12 +196,18 @@ class Context:
                 selection=run.selection,
                 padding=run.padding,
                 exact=run.exact,
+                limits=run.limits,
             )
         return partial(again.moments, folds=[0], earlier={})
 
     def parameter(self, name: str) -> Tensor:
         """Return the current value of a parameter or buffer, laid out as in the model; not to be written to."""
         return self.update[name] if name in self.update else self.original(name)
+
+    def precision(self, layer: Layer) -> torch.dtype:
+        """Return what to solve a layer's projection in: float64 for weights that may be kept, and of float64 models."""
+        scored = len(self.folds) < len(self.run.members)  # by samples that it lacks, and then thrown away
+        return torch.float32 if scored and self.original(layer.parameter).dtype != torch.float64 else torch.float64
 
     def original(self, name: str) -> Tensor:
         """Return the value that a parameter or buffer had before any stage; not to be written to."""
@@ -193,4 +234,6 @@ class Context:
     def predict(self, indices: Sequence[int], update: Update) -> Tensor:
         """Return logits ``[n, outputs]`` of some samples under the current weights with an update on top."""
         with self.corrected(update) as model:
-            return predict(model, self.run.samples, indices, self.run.batch_size, self.run.device)
+            # What a stage holds may leave less memory than the first pass had, for which the batches were chosen.
+            run = partial(predict, model, self.run.samples, indices, device=self.run.device)
+            return with_smaller_batches(run, self.run.batch_size)[0]

@@ -16,8 +16,11 @@ from verifix.progress import duration, progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Strength
 from verifix.recipe.context import Context
-from verifix.recipe.decision import Choice, Scores, choose, given, not_tried
+from verifix.recipe.decision import Choice, Raced, Scores, behind, choose, given, not_tried
 from verifix.recipe.stages import Stage
+
+ENOUGH = 50
+"""Held-out samples from which strengths are compared before all folds are through."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,10 @@ class Trial:
     def predicted(self, strength: Strength | None) -> Tensor:
         """Return the logits ``[n, outputs]`` of the samples outside under one strength, fitted once."""
         if strength not in self.logits:
-            update = {} if strength is None else self.fitter.fit(strength)
-            self.logits[strength] = self.context.predict(self.context.outside, update)
+            unchanged = strength is None
+            self.logits[strength] = (
+                self.context.predict(self.context.outside, {}) if unchanged else self.fitter.predict(strength)
+            )
         return self.logits[strength]
 
     def after(self, strength: Strength | None) -> Context:
@@ -191,36 +196,105 @@ def choose_strength(
     trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules, watch: Stopwatch
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
-    labels, groups = whole.labels, whole.groups
     tried = [trials[part] for part in parts]
+    held_out, loss = HeldOut(whole, tried), rules.loss or tempered_cross_entropy
+    finished: list[Strength | None] = [None]
 
     def scores(strength: Strength | None) -> Scores:
-        logits = _in_order(whole, tried, strength)
-        losses = apply_score(rules.loss or tempered_cross_entropy, logits, labels, "loss", per_sample=True)
+        logits, labels = held_out.logits(strength), held_out.labels
         values = apply_score(rules.score or correct_or_not, logits, labels, "score", per_sample=False)
-        return Scores(losses, float(values.mean()), values if values.ndim else None, groups)
+        losses = held_out.losses(strength, loss)
+        return Scores(losses, float(values.mean()), values if values.ndim else None, held_out.groups)
 
-    def cross_fitted(strengths: Sequence[Strength]) -> list[Scores]:
-        cross_fit(tried, strengths, rules.options.progress, watch.fitted)
-        return [scores(strength) for strength in strengths]
+    def cross_fitted(strengths: Sequence[Strength]) -> Raced:
+        with progress_bar(
+            f"strength of {trials.stage.name}", len(parts) * len(strengths), rules.options.progress, unit="fit"
+        ) as bar:
+
+            def fitted(count: int = 1) -> None:
+                bar.update(count)
+                watch.fitted(count)
+
+            lost = race(whole, tried, strengths, finished, loss, fitted)
+        left = [strength for strength in strengths if strength not in lost]
+        finished.extend(left)
+        return Raced({strength: scores(strength) for strength in left}, lost)
 
     return choose(scores(None), cross_fitted, candidates)
 
 
-def cross_fit(parts: Sequence[Trial], strengths: Sequence[Strength], show: bool, fitted: Callable[[], object]) -> None:
-    """Fit a stage with some strengths in every part, one round each, and predict the samples outside."""
-    what = f"strength of {parts[0].fitter.name}"
-    with progress_bar(what, len(parts) * len(strengths), show, unit="fit") as bar:
-        for part in parts:
-            with part.fitter.round():
-                for strength in strengths:
-                    part.predicted(strength)
-                    bar.update()
-                    fitted()
+class HeldOut:
+    """The samples of a context that some parts of it lack, and what those predict for them.
+
+    Parameters
+    ----------
+    whole
+        The context.
+    parts
+        A stage in the context without each of some folds.
+
+    Attributes
+    ----------
+    labels, groups
+        As in `Context`, ``[n]`` in the order of the samples.
+    """
+
+    def __init__(self, whole: Context, parts: Sequence[Trial]) -> None:
+        place = {i: row for row, i in enumerate(i for part in parts for i in part.context.outside)}
+        indices = [i for i in whole.indices if i in place]
+        self.parts, self._rows = parts, [place[i] for i in indices]
+        self.labels, self.groups = whole.run.samples.labels[indices], whole.groups_of(indices)
+
+    def logits(self, strength: Strength | None) -> Tensor:
+        """Return what the parts predict with a strength, ``[n, outputs]``."""
+        return torch.cat([part.predicted(strength) for part in self.parts])[self._rows]
+
+    def losses(self, strength: Strength | None, loss: Score) -> Tensor:
+        """Return each sample's loss with a strength, ``[n]``."""
+        return apply_score(loss, self.logits(strength), self.labels, "loss", per_sample=True)
 
 
-def _in_order(whole: Context, parts: Sequence[Trial], strength: Strength | None) -> Tensor:
-    """Put together what the parts predict for the samples of `whole` that they lack, in the order of the samples."""
-    place = {i: row for row, i in enumerate(i for part in parts for i in part.context.outside)}
-    logits = torch.cat([part.predicted(strength) for part in parts])
-    return logits[[place[i] for i in whole.indices]]
+def race(
+    whole: Context,
+    parts: Sequence[Trial],
+    strengths: Sequence[Strength],
+    finished: Sequence[Strength | None],
+    loss: Score,
+    fitted: Callable[[int], object],
+) -> dict[Strength, float]:
+    """Fit a stage with some strengths in one part after the other; those that clearly lose early run no further.
+
+    Parameters
+    ----------
+    whole, parts
+        As in `HeldOut`.
+    strengths
+        Those to fit.
+    finished
+        No change, and strengths that have been fitted in all parts: they are raced against, too.
+    loss
+        By what they are compared, as soon as there are `ENOUGH` samples.
+    fitted
+        Told how many fits were made, or will not be.
+
+    Returns
+    -------
+    dict
+        The strengths that were dropped, and by how much they lost; see `verifix.recipe.decision.behind`.
+    """
+    lost: dict[Strength, float] = {}
+    for count, part in enumerate(parts, 1):
+        left = [strength for strength in strengths if strength not in lost]
+        if not left:
+            break
+        with part.fitter.round():
+            for strength in left:
+                part.predicted(strength)
+                fitted(1)
+        seen = HeldOut(whole, parts[:count])
+        if count < len(parts) and len(seen.labels) >= ENOUGH:
+            losses = {strength: seen.losses(strength, loss) for strength in [*finished, *left]}
+            fresh = behind(losses, left, seen.groups)
+            lost |= fresh
+            fitted(len(fresh) * (len(parts) - count))
+    return lost

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifix.recipe.candidates import Candidates, Grid, Listed, Strength
+from verifix.recipe.candidates import Candidates, Listed, Strength
 
 SELECTION_NOTE = "selection score: it chose the strength, so it overstates the gain"
 
@@ -24,6 +24,10 @@ that: 95%, one-sided. It is the usual test of "not worse by more than".
 A head fitted to 80 samples can lower the loss clearly, by being less sure of itself, and get fewer answers right. That
 its score is no worse on the 20 left out shows little: then this rule leaves it out, and with a thousand it does not.
 """
+
+
+BEHIND = 2.0
+"""By how many standard errors a strength must lose on the first folds to be dropped."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,22 @@ class Scores:
     score: float
     values: Tensor | None = None
     groups: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Raced:
+    """What became of some strengths that were tried fold by fold.
+
+    Attributes
+    ----------
+    scores
+        Of those that were tried in all folds.
+    lost
+        Of those that were dropped after some, by how many nats per sample they lost to the best one there.
+    """
+
+    scores: Mapping[Strength, Scores]
+    lost: Mapping[Strength, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,8 +106,8 @@ class Choice:
     strength
         The choice; None if no change won.
     points
-        The curve: first no change, then the strengths in ascending order. Empty if the strength was given, or the
-        stage was not tried.
+        The curve: first no change, then the strengths that were tried in all folds, in ascending order. Empty if the
+        strength was given, or the stage was not tried.
     reason
         Why, in one sentence.
     layers
@@ -97,6 +117,8 @@ class Choice:
         What the stage was expected to take, and what it took, in seconds; None if that is not known.
     about
         What the stage does, in one sentence; empty if that is not known.
+    dropped
+        Strengths that lost clearly on the first folds, and were not tried in the others; ascending.
     note
         What the scores are and are not.
     """
@@ -108,6 +130,7 @@ class Choice:
     estimated: float | None = None
     seconds: float | None = None
     about: str = ""
+    dropped: tuple[Strength, ...] = ()
     note: str | None = SELECTION_NOTE
 
     def as_dict(self) -> dict[str, object]:
@@ -121,6 +144,7 @@ class Choice:
             "estimated": self.estimated,
             "seconds": self.seconds,
             "about": self.about,
+            "dropped": list(self.dropped),
         }
 
     @classmethod
@@ -128,7 +152,8 @@ class Choice:
         """Undo `as_dict`."""
         points = tuple(Point(**point | {"strength": _strength(point["strength"])}) for point in data["points"])
         rest = {key: data[key] for key in ("reason", "layers", "estimated", "seconds", "note")}
-        return cls(_strength(data["strength"]), points, about=data.get("about", ""), **rest)
+        dropped: tuple[Any, ...] = tuple(map(_strength, data.get("dropped", ())))
+        return cls(_strength(data["strength"]), points, about=data.get("about", ""), dropped=dropped, **rest)
 
 
 def _strength(value: Any) -> Strength | None:
@@ -153,9 +178,7 @@ def not_tried(reason: str, estimated: float | None = None) -> Choice:
     return Choice(None, (), f"not tried: {reason}", estimated=estimated)
 
 
-def choose(
-    baseline: Scores, evaluate: Callable[[Sequence[Strength]], Sequence[Scores]], candidates: Candidates
-) -> Choice:
+def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], candidates: Candidates) -> Choice:
     """Choose a strength.
 
     Parameters
@@ -175,34 +198,70 @@ def choose(
         `MINIMAL_GAIN`, and whose score is not below that of no change, nor by more than `TOLERATED` if `SURENESS`
         paired standard errors are taken off, the one with the smallest mean loss; no change if there is none.
     """
-    tried: dict[Strength, Scores] = {}
+    tried: dict[Any, Scores] = {}
+    lost: dict[Any, float] = {}
 
     def try_all(strengths: Sequence[Strength]) -> None:
-        tried.update(zip(strengths, evaluate(strengths), strict=True))
+        raced = evaluate(strengths)
+        tried.update(raced.scores)
+        lost.update(raced.lost)
+
+    def loss_of(strength: Strength) -> float:
+        if strength in tried:
+            return float(tried[strength].losses.mean())
+        return min(float(scores.losses.mean()) for scores in (baseline, *tried.values())) + lost[strength]
 
     if isinstance(candidates, Listed):
         try_all(candidates.strengths)
     else:
-        _search(candidates, tried, try_all)
+        try_all(candidates.coarse)
+        for step in candidates.refinements if tried else ():
+            last, best = step == candidates.refinements[-1], min(tried, key=loss_of)
+            try_all(_neighbours(best, step, [*tried, *lost], loss_of, last=last))
     points = [_point(None, baseline, baseline)]
     points += [_point(strength, tried[strength], baseline) for strength in sorted(tried)]
-    return _decide(points)
+    choice, dropped = _decide(points), tuple(sorted(lost))
+    if dropped and tried:
+        choice = replace(choice, reason=f"{choice.reason}; {_dropped(dropped)}")
+    return replace(choice, dropped=dropped)
 
 
-def _search(grid: Grid, tried: dict[Any, Scores], try_all: Callable[[Sequence[float]], None]) -> None:
-    """Try a grid, coarse to fine."""
+def _dropped(strengths: Sequence[Strength]) -> str:
+    were = "was" if len(strengths) == 1 else "were"
+    return f"{', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing clearly there"
 
-    def loss_of(strength: float) -> float:
-        return float(tried[strength].losses.mean())
 
-    try_all(grid.coarse)
-    for step in grid.refinements:
-        best = min(tried, key=loss_of)
-        try_all(_neighbours(best, step, tried, loss_of, last=step == grid.refinements[-1]))
+def behind(
+    losses: Mapping[Strength | None, Tensor], strengths: Sequence[Strength], groups: Tensor | None
+) -> dict[Strength, float]:
+    """Return the strengths that lose clearly, and by how much.
+
+    Parameters
+    ----------
+    losses
+        Of no change and of some strengths on the same samples, ``[n]`` each.
+    strengths
+        Those of them that may still be dropped.
+    groups
+        Which of the samples are not independent, int64 ``[n]``; None if all are.
+
+    Returns
+    -------
+    dict
+        Strength → nats per sample above the smallest mean loss, for those that are above it by more than `BEHIND`
+        paired standard errors.
+    """
+    best = min(losses.values(), key=lambda loss: float(loss.mean()))
+    gaps = {strength: losses[strength] - best for strength in strengths}
+    return {
+        strength: float(gap.mean())
+        for strength, gap in gaps.items()
+        if float(gap.mean()) > BEHIND * _standard_error(gap, groups)
+    }
 
 
 def _neighbours(
-    best: float, step: float, tried: dict[float, Scores], loss_of: Callable[[float], float], last: bool
+    best: float, step: float, tried: Collection[float], loss_of: Callable[[float], float], last: bool
 ) -> list[float]:
     """Return the strengths `step` decades below and above the best; in the last round only towards the better side."""
     below, above = best * 10**-step, best * 10**step
@@ -242,6 +301,8 @@ def _standard_error(differences: Tensor, groups: Tensor | None, further: Sequenc
 def _decide(points: Sequence[Point]) -> Choice:
     """Let no change win unless a strength beats it clearly in loss, and is not worse in score."""
     no_change, *candidates = points
+    if not candidates:
+        return Choice(None, tuple(points), "no change: every strength clearly raised the loss on the first folds")
     lower = [p for p in candidates if p.loss_gain > max(p.standard_error, MINIMAL_GAIN)]
     sure = [p for p in lower if p.score - no_change.score >= max(0.0, SURENESS * p.score_error - TOLERATED)]
     if sure:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifix.moments import Moments, product, within_float32
+from verifix.moments import Moments, product, rescaled, within_float32
 
 PIXELS = 8192
 """About so many pixels are multiplied at once: enough for fast products, few enough to stay near the processor."""
@@ -183,7 +183,7 @@ class PatchMoments(Moments):
         cut = functools.cache(functools.partial(_cut, x))
         for box, total in zip(boxes(self.geometry), self._totals, strict=True):
             here, there = (cut(own[1:])[:, slice(*own[0])].flatten(1, -2) for own in (box.here, box.there))
-            total.add_(product(here, there), alpha=scale**2)
+            total.add_(rescaled(product(here, there), scale))
 
     @property
     def rows(self) -> None:
@@ -220,9 +220,16 @@ class PatchMoments(Moments):
         self._multiply()
         return self
 
-    def to(self, device: torch.device) -> Moments:
-        """Return the same moments on another device."""
-        return self._like(self._sums.to(device), self.n)
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is held: the sums per lag and box."""
+        return [self._sums]
+
+    def holding(self, tensors: list[Tensor]) -> PatchMoments:
+        """Return the same moments with other sums."""
+        other = copy.copy(self)
+        (other._totals,), other._waiting = tensors, []
+        return other
 
     def add_(self, *rows: Tensor) -> Moments:
         """Refuse rows, which have another form: merge with their own moments."""
@@ -231,13 +238,10 @@ class PatchMoments(Moments):
     def __add__(self, other: Moments) -> Moments:
         """Merge with the moments of other patches or rows of the same layer."""
         if isinstance(other, PatchMoments) and other.geometry == self.geometry:
-            return self._like(self._sums + other._sums, self.n + other.n)
+            both = self.holding([self._sums + other._sums])
+            both.n += other.n
+            return both
         return super().__add__(other)
-
-    def _like(self, sums: Tensor, n: int) -> PatchMoments:
-        other = copy.copy(self)
-        other._totals, other._waiting, other.n = sums, [], n
-        return other
 
 
 def _cut(x: Tensor, where: tuple[tuple[int, int], ...]) -> Tensor:

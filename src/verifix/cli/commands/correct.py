@@ -89,12 +89,10 @@ def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
         verdict = None if proof is None else proof.verdict
         outputs = outputs_of(correction, inputs.model, inputs.checkpoint, command.out, verdict)
     result = _result(inputs, correction, proof, command, *(str(output.path) for output in outputs))
-    if command.save_moments is not None or command.shows:
-        moments = _moments(inputs, command)
-        result = replace(result, spectra=spectra(moments, correction) if command.shows else None)
-        if command.save_moments is not None:
-            outputs.append(output_of_moments(moments, command.save_moments))
-    result = replace(result, seconds=round(time.perf_counter() - start, 2), memory_bytes=peak_memory())
+    if command.save_moments is not None:
+        outputs.append(output_of_moments(_moments(inputs, command), command.save_moments))
+    shown = spectra(correction) if command.shows else None
+    result = replace(result, spectra=shown, seconds=round(time.perf_counter() - start, 2), memory_bytes=peak_memory())
     outputs += _about(result, command)
     if outputs:
         write_together(outputs, force=command.force)
@@ -197,27 +195,28 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     kind = command.proves_by
     shown: dict[str, Any] = {"seed": command.seed, "show": command.progress}
     model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
+    asked = settings | {"spectra": command.shows}
     names = inputs.preparation.class_names
     if test is not None:
         weights = weights_of(command, test.labels, names, inputs.kept)
         inputs.notes.extend(check_weighted(model, test, inputs.kept, weights, "test", command))
-        correction = correct(model, verified, **settings)
+        correction = correct(model, verified, **asked)
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
-        return correct(model, verified, **settings), None
+        return correct(model, verified, **asked), None
     check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = weights_of(command, verified.labels, names, proving)
         inputs.notes.extend(check_weighted(model, verified, proving, weights, "verified", command))
         used = verified.subset(correcting)
-        correction = correct(model, used, **settings)
+        correction = correct(model, used, **asked)
         shown |= {"used": used, "drawn": command.drawn}
         return correction, measured("split", model, correction, verified, proving, weights, **shown)
     weights = weights_of(command, verified.labels, names, range(len(verified)))
     inputs.notes.extend(check_weighted(model, verified, range(len(verified)), weights, "verified", command))
     start = time.perf_counter()
-    correction = correct(model, verified, **settings)
+    correction = correct(model, verified, **asked)
     if not correction.changed:
         return correction, None
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
@@ -267,7 +266,7 @@ def _trust(model: nn.Module, source: Source, command: CorrectCommand) -> Trusted
 
 
 def _moments(inputs: _Inputs, command: CorrectCommand) -> SavedMoments:
-    """Collect the moments of the verified samples, and say how they were prepared."""
+    """Collect the moments of the verified samples in float64, which leaves the correction what it is without them."""
     collected = collect_moments(
         inputs.model,
         inputs.verified,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from verifix.capture.memory_plan import Limits
 from verifix.cli.commands.common import first_sample, open_model
 from verifix.cli.options import InspectCommand
 from verifix.errors import UsageError, printable
@@ -31,6 +32,10 @@ class Inspection:
         What becomes of each parameter of two or more dimensions.
     memory_bytes
         What a correction holds besides the model, with so many samples and folds.
+    passes
+        For each pass over the samples, the parameters whose moments it collects.
+    file_bytes
+        What waits in a temporary file.
     samples, folds
         As they were given.
     warning
@@ -40,6 +45,8 @@ class Inspection:
     corrected_share: float
     parameters: list[dict[str, Any]]
     memory_bytes: int
+    passes: list[list[str]]
+    file_bytes: int
     samples: int
     folds: int
     warning: str | None
@@ -57,16 +64,25 @@ def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
         first = first_sample(open_data(command.data, command, preparation))
         inputs = next(first.batches([0], 1)).inputs
     survey = inspect(model, inputs, include=command.include, exclude=command.exclude)
-    memory, warning = survey.memory(command.samples, command.folds), _warning(survey)
+    limits = Limits(command.memory_bytes, command.max_rows)
+    plan, warning = survey.plan(command.samples, command.folds, limits), _warning(survey)
     result = Inspection(
-        **survey.as_dict(), memory_bytes=memory, samples=command.samples, folds=command.folds, warning=warning
+        **survey.as_dict(),
+        memory_bytes=plan.at_once,
+        passes=[list(dict.fromkeys(layer.parameter for layer in group)) for group in plan.groups],
+        file_bytes=plan.in_file,
+        samples=command.samples,
+        folds=command.folds,
+        warning=warning,
     )
     lines = [_inspect_line(entry) for entry in result.parameters]
     lines.append(_share_line(survey))
     lines.append(
-        f"{len(survey.layers)} layers would be corrected; about {memory / 2**20:.0f} MiB besides the model, with "
-        f"{command.samples} samples and {command.folds} folds."
+        f"{len(survey.layers)} layers would be corrected, with {command.samples} samples and {command.folds} folds. "
+        f"{plan.line}"
     )
+    if plan.passes > 1:
+        lines += [f"pass {i}: {names[0]} to {names[-1]}" for i, names in enumerate(result.passes, 1)]
     lines += [f"Warning: {warning}."] if warning else []
     return (0 if survey.layers else 4), result, "\n".join(lines)
 

@@ -16,13 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.io.data.preparation import Preparation
 from verifix.losses import probabilities
 from verifix.model.samples import Samples
-from verifix.projection import eigenvalues
 from verifix.proof import Proof
 from verifix.report.result import Example, FileRead, Spectrum
 from verifix.storage.atomic import file_digest
@@ -106,30 +104,14 @@ def _picture(samples: Samples, index: int, preparation: Preparation) -> str | No
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def spectra(saved: SavedMoments, correction: Correction) -> dict[str, Spectrum]:
-    """Return the spectrum of every corrected layer.
-
-    Parameters
-    ----------
-    saved
-        Moments of all verified samples.
-    correction
-        The correction.
-
-    Returns
-    -------
-    dict
-        By parameter name; the eigenvalues are those of all groups together, and each group adds up to 1.
-    """
+def spectra(correction: Correction) -> dict[str, Spectrum]:
+    """Return the spectrum of every corrected layer and the α it had in the end, by parameter name."""
     found: dict[str, Spectrum] = {}
-    for layer, moments in saved.moments.items():
-        name = layer.parameter
-        if name in correction.corrected and name not in found:
-            alpha = correction.alpha
-            for numbers in correction.layer_strengths.values():  # a later stage may have given the layer its own
-                alpha = numbers.get(name, {}).get("alpha", alpha)
-            values = eigenvalues(moments).flatten().sort(descending=True).values
-            found[name] = Spectrum(tuple(values.tolist()), alpha)
+    for name, values in correction.spectra.items():
+        alpha = correction.alpha
+        for numbers in correction.layer_strengths.values():  # a later stage may have given the layer its own
+            alpha = numbers.get(name, {}).get("alpha", alpha)
+        found[name] = Spectrum(values, alpha)
     return found
 
 

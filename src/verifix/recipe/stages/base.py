@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.recipe.candidates import Candidates, Strength
@@ -76,6 +78,10 @@ class Stage(ABC):
     @abstractmethod
     def fit(self, strength: Any) -> Update:
         """Return new weights, fitted on the context's samples with this strength, whatever was tried before."""
+
+    def predict(self, strength: Any) -> Tensor:
+        """Return what the model would answer after `fit`, ``[n, outputs]``, for the samples outside the context."""
+        return self.context.predict(self.context.outside, self.fit(strength))
 
     def layers(self, strength: Any) -> Mapping[str, Mapping[str, float]]:  # noqa: ARG002 - none, unless it says so
         """Say what a strength that has been fitted means for each layer, by parameter name; nothing by default."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from verifix.capture.interceptor import Sink, intercepting
 from verifix.capture.layer import Bias, Layer, read_matrix
 from verifix.capture.selection import Selection
-from verifix.losses import cross_entropy
+from verifix.losses import cross_entropy, probabilities
 from verifix.model.borrow import one_blas_thread
 from verifix.model.predict import as_logits
 from verifix.model.run import run_model, to_device
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
+from verifix.recipe.stages.base import Stage
 
 ITERATIONS = 200
 """Most steps of L-BFGS. Weak pulls take the most; what is left then changes no prediction that was sure."""
@@ -51,6 +55,45 @@ class Head:
     features: Tensor
     offset: Tensor
     beyond: Tensor
+
+
+class HeadStage(Stage):
+    """A stage that changes the last layer alone, and so can be scored without running the layers before it again.
+
+    Attributes
+    ----------
+    independent
+        Whether the answers follow from what the last layer sees; None before that is known.
+    """
+
+    independent: bool | None = None
+
+    @property
+    @abstractmethod
+    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
+        """The layer, its own bias, and what else is added to the products, ``[outputs]``; None if more is changed."""
+
+    @cached_property
+    def outside(self) -> Tensor | None:
+        """What the last layer sees of the samples outside, ``[n, d]``; None if that is not one row of each."""
+        if self.last is None:
+            return None
+        layer, outside = self.last[0], self.context.outside
+        rows = watch(self.context, [layer], outside)[1].get(layer)
+        return rows[:, 0] if rows is not None and rows.shape[1] == 1 else None
+
+    def predict(self, strength: float) -> Tensor:
+        """Return the logits from what the last layer sees, if two samples show that this is all it takes."""
+        update, context = self.fit(strength), self.context
+        if self.last is None or self.outside is None or self.independent is False:
+            return context.predict(context.outside, update)
+        layer, bias, offset = self.last
+        own = 0.0 if bias is None else bias.view(update[bias.parameter]).double().cpu()
+        logits = self.outside @ read_matrix(layer, update.__getitem__)[0].cpu().mT + own + offset
+        if self.independent is None:  # not so if the weight is used elsewhere as well, or outputs are no logits
+            found = context.predict(context.outside[:2], update)
+            self.independent = bool((found - logits[:2]).abs().max() <= TOLERANCE * found.abs().max())
+        return logits if self.independent else context.predict(context.outside, update)
 
 
 def find_head(context: Context) -> Head | None:
@@ -185,21 +228,22 @@ def fit_logistic(
     from scipy.optimize import minimize
 
     scale = float(features.square().sum(dim=1).mean()) or 1.0
-    shape, count = towards.shape, towards.numel()
+    root, shape, count = scale**0.5, towards.shape, towards.numel()
+    target = one_hot(labels, max(len(offset), 2))[:, -len(offset) :]
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
-        with torch.enable_grad():
-            free = torch.from_numpy(point).requires_grad_()
-            weight = free[:count].reshape(shape) / scale**0.5
-            bias = offset + free[count:] if free_bias else offset
-            loss = cross_entropy(features @ weight.mT + bias, labels).mean()
-            loss = loss + pull / 2 * (scale * (weight - towards).square().sum() + (bias - offset).square().sum())
-            (slope,) = torch.autograd.grad(loss, free)
-        return float(loss.detach()), slope.numpy()
+        free = torch.from_numpy(point)  # √s W, and b − b₀ where it is fitted: all of one scale
+        away, beside = free[:count].reshape(shape) - towards * root, free[count:]
+        logits = features @ free[:count].reshape(shape).mT / root + (offset + beside if free_bias else offset)
+        loss = cross_entropy(logits, labels).mean() + pull / 2 * (away.square().sum() + beside.square().sum())
+        residual = (probabilities(logits)[:, -len(offset) :] - target) / len(labels)  # of the mean loss by the logits
+        slopes = [(residual.mT @ features / root + pull * away).flatten()]
+        slopes += [residual.sum(dim=0) + pull * beside] if free_bias else []
+        return float(loss), torch.cat(slopes).numpy()
 
-    start = [(towards * scale**0.5).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
+    start = [(towards * root).flatten(), *([torch.zeros_like(offset)] if free_bias else [])]
     options = {"maxiter": ITERATIONS, "gtol": 1e-6, "ftol": 1e-9}
     with one_blas_thread():  # its products are too small for more
         found = minimize(objective, torch.cat(start).numpy(), jac=True, method="L-BFGS-B", options=options)
     best = torch.from_numpy(found.x)
-    return best[:count].reshape(shape) / scale**0.5, offset + best[count:] if free_bias else offset
+    return best[:count].reshape(shape) / root, offset + best[count:] if free_bias else offset

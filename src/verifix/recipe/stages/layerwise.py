@@ -128,7 +128,7 @@ class Layerwise(Stage):
         Returns
         -------
         Update
-            New parameters: computed in float64, rounded once to the dtype they will have.
+            New parameters, rounded once to the dtype they will have; see `Context.precision`.
         """
         context = self.context
         update: dict[str, Tensor] = {}
@@ -139,7 +139,7 @@ class Layerwise(Stage):
             weight = read_matrix(layer, context.original)
             if gate > 0:
                 if layer not in self.factors:
-                    self.factors[layer] = _factors(context, layer, context.folds)
+                    self.factors[layer] = _factors(context, layer, context.folds, context.precision(layer))
                 projected = self.factors[layer].project(alpha)
                 weight = gate * projected + (1 - gate) * weight.to(projected.device)
             write_matrix(layer, update, weight)
@@ -226,14 +226,14 @@ def _half(context: Context, tables: Tables, knots: Tensor, of_loss: Sequence[int
 
 
 def _table(context: Context, layer: Layer, knots: Tensor, folds: Sequence[int]) -> Tensor:
-    factors = _factors(context, layer, folds)
+    factors = _factors(context, layer, folds, torch.float32)
     table = [factors.weight, *(factors.project(float(knot.exp())) for knot in knots)]
     return torch.stack([matrix.float() for matrix in table]).to(context.run.device)
 
 
-def _factors(context: Context, layer: Layer, folds: Sequence[int]) -> Factors:
+def _factors(context: Context, layer: Layer, folds: Sequence[int], dtype: torch.dtype) -> Factors:
     moments = context.run.collected.moments(layer, folds, context.run.earlier)
-    return prepare(read_matrix(layer, context.original), moments)
+    return prepare(read_matrix(layer, context.original), moments, dtype=dtype)
 
 
 def _endless(indices: Sequence[int], size: int, seed: int) -> Iterator[list[int]]:

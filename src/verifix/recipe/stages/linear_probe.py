@@ -21,11 +21,19 @@ from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
 from verifix.recipe.frozen import held_by
-from verifix.recipe.stages.base import Stage
-from verifix.recipe.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, seeing_one_row, watch
+from verifix.recipe.stages.heads import (
+    PULLS,
+    TOLERANCE,
+    Head,
+    HeadStage,
+    find_head,
+    fit_logistic,
+    seeing_one_row,
+    watch,
+)
 
 
-class LinearProbe(Stage):
+class LinearProbe(HeadStage):
     """Minimise cross-entropy + λ / 2 · (s ‖V‖² + ‖c‖²) over V, c on the earliest features that allow it; strength λ."""
 
     name = "linear_probe"
@@ -38,6 +46,11 @@ class LinearProbe(Stage):
     def site(self) -> _Site | None:
         """Where the probe goes; None if there is no head to replace."""
         return _find_site(self.context)
+
+    @property
+    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
+        """The layer that takes the probe, if it is the last one; see `HeadStage`."""
+        return (*self.site.chain[0], self.site.offset) if self.site and len(self.site.chain) == 1 else None
 
     def obstacle(self) -> str:
         """Say if there is no head to replace."""
@@ -110,6 +123,8 @@ def _find_site(context: Context) -> _Site | None:
         return None
     chain = seeing_one_row(context)
     chain = [*chain[: chain.index(head.layer)], head.layer] if head.layer in chain else [head.layer]
+    if len(chain) == 1:
+        return _of_head(head)
     _, seen = watch(context, chain, context.indices)
     biases = context.run.collected.biases
     for start in range(len(chain) - 1):

@@ -33,7 +33,7 @@ class Project(Stage):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self.factors: dict[Layer, Factors] = {}
+        self.factors: Mapping[Layer, Factors] = {}
 
     @classmethod
     def given(cls, options: CorrectOptions) -> float | None:
@@ -59,7 +59,7 @@ class Project(Stage):
         Returns
         -------
         Update
-            New parameters: computed in float64, rounded once to the dtype they will have.
+            New parameters, rounded once to the dtype they will have; see `Context.precision`.
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
@@ -80,6 +80,10 @@ class Project(Stage):
         self.factors = {}
 
 
-def _prepared(context: Context) -> dict[Layer, Factors]:
+def _prepared(context: Context) -> Mapping[Layer, Factors]:
     moments = context.moments()
-    return {layer: prepare(read_matrix(layer, context.parameter), moments(layer)) for layer in context.layers}
+
+    def made(layer: Layer) -> Factors:
+        return prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
+
+    return context.run.by_layer(context.layers, made)

@@ -7,17 +7,16 @@ from functools import cached_property
 
 from torch import Tensor
 
-from verifix.capture.layer import read_matrix, write_bias, write_matrix
+from verifix.capture.layer import Bias, Layer, read_matrix, write_bias, write_matrix
 from verifix.losses import best_sharpness
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
 from verifix.recipe.frozen import held_by
-from verifix.recipe.stages.base import Stage
-from verifix.recipe.stages.heads import PULLS, Head, find_head, fit_logistic
+from verifix.recipe.stages.heads import PULLS, Head, HeadStage, find_head, fit_logistic
 
 
-class Refit(Stage):
+class Refit(HeadStage):
     """Minimise cross-entropy + λ / 2 · (s ‖W − τ W₀‖² + ‖b − τ b₀‖²) over W and b; its strength is the pull λ.
 
     τ is one over the temperature that suits the trained logits best, so that a network that is too sure of itself, or
@@ -34,6 +33,12 @@ class Refit(Stage):
     def head(self) -> Head | None:
         """The layer to fit; None if there is none."""
         return find_head(self.context)
+
+    @property
+    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
+        """The head; see `HeadStage`."""
+        head = self.head
+        return None if head is None else (head.layer, head.bias, head.offset if head.bias is None else head.beyond)
 
     def obstacle(self) -> str:
         """Say if there is no linear layer whose products are the logits."""

@@ -1,0 +1,90 @@
+"""The race of strengths: it must choose what fitting all strengths in all folds chooses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from torch import nn
+
+import verifix
+from tests.cases import small_data, small_net
+from tests.stage_cases import memorised
+from verifix.cli.demo import digits
+from verifix.recipe import crossfit
+from verifix.recipe.stages.linear_probe import LinearProbe
+from verifix.recipe.stages.refit import Refit
+
+
+class Shares(nn.Module):
+    """Its outputs are logarithms of shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x):
+        return self.net(x).log_softmax(1)
+
+
+NETS = {"plain": small_net, "logarithms": Shares}
+FEW = ("project", "recalibrate", "refit")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    data = digits.load(3)
+    return data, digits.trained(data, 3)
+
+
+def corrected(trained, count, recipe):
+    data, model = trained
+    chosen = data.verified[:count]
+    return verifix.correct(
+        model, (data.inputs[chosen], data.labels[chosen]), recipe=recipe, progress=False, check_inputs=False
+    )
+
+
+@pytest.mark.parametrize("count", [110, 200])
+def test_the_race_chooses_what_all_folds_choose_and_scores_it_alike(trained, count, monkeypatch):
+    raced = corrected(trained, count, ",".join(FEW))
+    monkeypatch.setattr(crossfit, "ENOUGH", math.inf)
+    whole = corrected(trained, count, ",".join(FEW))
+    assert sum(len(choice.dropped) for choice in raced.choices.values()) > 0
+    for stage in FEW:
+        one, other = raced.choices[stage], whole.choices[stage]
+        assert one.strength == other.strength
+        assert other.dropped == ()
+        every = {point.strength: point for point in other.points}
+        assert all(point == every[point.strength] for point in one.points)
+        assert {*one.dropped, *(p.strength for p in one.points)} == every.keys()
+
+
+def test_what_was_dropped_is_said(trained):
+    choice = corrected(trained, 200, "verifix").choices["project"]
+    assert 1e6 in choice.dropped
+    assert "1e+06 " in choice.reason
+    assert choice.reason.endswith("dropped after the first folds, losing clearly there")
+
+
+@pytest.mark.parametrize("stage", [Refit, LinearProbe])
+@pytest.mark.parametrize("kind", NETS)
+def test_logits_from_features_are_those_of_the_model(stage, kind, monkeypatch):
+    x, y = small_data(120)
+    model = memorised(NETS[kind](), x, y)
+    found, ways = [], []
+    plain = crossfit.Stage.predict
+
+    def checked(self, strength):
+        logits = original(self, strength)
+        ways.append(self.independent)
+        found.append(float((logits - plain(self, strength)).abs().max() / logits.abs().max()))
+        return logits
+
+    original = stage.predict
+    monkeypatch.setattr(stage, "predict", checked)
+    verifix.correct(model, (x, y), recipe=stage.name, progress=False, check_inputs=False)
+    assert found
+    assert max(found) < 1e-5
+    if stage is Refit:
+        assert set(ways) == {kind == "plain"}
