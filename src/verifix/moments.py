@@ -5,7 +5,8 @@ and XᵀX. Both only ever add, so moments of the same rows agree however the row
 
 Rows in float32 are multiplied in float32, chunk by chunk, and the products are added in float64. That moves XᵀX by
 about 1e-7 of its size, which is what a forward pass in float32 does to the rows themselves, and takes half the time.
-Rows in float64 are multiplied in float64.
+Rows in float64 are multiplied in float64. Only blocks from the diagonal on are multiplied, and mirrored when XᵀX is
+asked for; batches with few rows wait for others.
 """
 
 from __future__ import annotations
