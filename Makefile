@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: bench bench-all demo test test-all lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,15 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --all-cases
+
+# On a quiet machine; the first takes a few minutes.
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.speed --rounds 2
+	$(BIN)/python -m benchmarks.five_strengths --images 200
+
+bench-all: .venv/ready
+	$(BIN)/python -m benchmarks.speed --rounds 5
+	$(BIN)/python -m benchmarks.five_strengths
 
 lint: .venv/ready
 	$(BIN)/ruff check .

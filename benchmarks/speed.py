@@ -3,7 +3,7 @@
 Run from the repository's root on a machine that is otherwise quiet: ``python -m benchmarks.speed``. The two passes
 take turns, in the batches and with the threads of a correction, and their least times are compared. The floor is the
 forward pass and the multiplications that XᵀX needs, at the rate of this machine's own product of large matrices. The
-network of ../shared is used if it is there. Writes JSON to benchmarks/results.
+network of a folder `shared` beside or above the repository is used if it is there. Writes JSON to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,17 +35,17 @@ from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 
 OUT = Path("benchmarks/results/speed.json")
-SHARED = Path("../shared/networks")
+SHARED = next((folder / "shared" for folder in Path.cwd().parents if (folder / "shared").exists()), Path("../shared"))
 CPU = torch.device("cpu")
 
 
 def vgg() -> nn.Module:
     """Return the trained network of ../shared."""
-    spec = importlib.util.spec_from_file_location("shared_vgg", SHARED / "vgg11_bn_cifar.py")
+    spec = importlib.util.spec_from_file_location("shared_vgg", SHARED / "networks/vgg11_bn_cifar.py")
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     spec.loader.exec_module(module)  # type: ignore[union-attr]
     model: nn.Module = module.build()
-    model.load_state_dict(load_file(SHARED / "vgg11_bn_cifar10_sym25.safetensors"))
+    model.load_state_dict(load_file(SHARED / "networks/vgg11_bn_cifar10_sym25.safetensors"))
     return model
 
 
@@ -67,26 +68,32 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
 
 
 def multiplications(model: nn.Module, samples: Samples) -> float:
-    """Return the multiplications that the moments of a sample take, by the form that is chosen."""
+    """Return the multiplications that the moments of all samples take: half of XᵀX, or products per lag, or none."""
+    few, count = 8, len(samples)
+    widths: dict[Layer, tuple[int, int]] = {}
+    seen: Counter[Layer] = Counter()
     total = 0.0
 
-    def dense(_: Layer, rows: torch.Tensor) -> None:
-        nonlocal total
-        total += rows.shape[0] * rows.shape[1] * rows.shape[2] ** 2
+    def dense(layer: Layer, rows: torch.Tensor) -> None:
+        seen[layer] += rows.shape[1]
+        widths[layer] = rows.shape[0], rows.shape[2]
 
     def patched(_: Layer, patches: Patches) -> bool:
         nonlocal total
-        if not patches.worthwhile:
-            return False
-        pixels = len(patches.x) * sum(box.pixels for box in boxes(patches.geometry))
-        total += patches.groups * pixels * (patches.x.shape[1] // patches.groups) ** 2
-        return True
+        enough = count * patches.geometry.positions >= patches.shape[2]
+        if enough and patches.worthwhile:
+            pixels = count * sum(box.pixels for box in boxes(patches.geometry))
+            total += patches.groups * pixels * (patches.x.shape[1] // patches.groups) ** 2
+        return enough and patches.worthwhile
 
-    batch = next(samples.batches(range(8), 8))
+    batch = next(samples.batches(range(few), few))
     with borrowed(model), intercepting(model, dense, patched=patched, masked=False) as census:
-        census.begin(8)
+        census.begin(few)
         model(batch.inputs)
-    return total / 8
+    for layer, (groups, width) in widths.items():
+        rows = seen[layer] * count / few
+        total += groups * rows * width * (width + 1) / 2 if rows >= width else 0  # fewer are kept as they are
+    return total
 
 
 def least(run: Callable[[], object]) -> float:
@@ -114,7 +121,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         capture = partial(collect, model, samples, [every], batch_size=size, device=CPU)
         times = [(least(plain), least(capture)) for _ in range(rounds)]
         forward, captured = (min(column) for column in zip(*times, strict=True))
-        floor = forward + count * multiplications(model, samples) / rate()
+        floor = forward + multiplications(model, samples) / rate()
         threads = torch.get_num_threads()
     ratios = {"ratio": captured / forward, "floor_ratio": floor / forward, "over_floor": captured / floor}
     return {"images": count, "threads": threads, "forward": forward, "capture": captured, **ratios}
@@ -129,7 +136,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     found = {name: measure(name, arguments.rounds) for name in arguments.networks}
-    OUT.write_text(json.dumps({"networks": found, **environment()}, indent=1) + "\n")
+    earlier = json.loads(OUT.read_text(encoding="utf-8"))["networks"] if OUT.exists() else {}
+    OUT.write_text(json.dumps({"networks": earlier | found, **environment()}, indent=1) + "\n", encoding="utf-8")
     for name, row in found.items():
         print(f"{name}: {row['ratio']:.2f} times a forward pass, {row['over_floor']:.2f} times the floor")
 

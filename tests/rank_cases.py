@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 import verifix
 from verifix.capture import collect
 from verifix.cli import main as cli
-from verifix.errors import UsageError
+from verifix.errors import UsageError, VerifixError
 from verifix.recipe.stages import Project
 from verifix.storage import chunks
 
@@ -65,6 +66,11 @@ def pictures(n: int, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, t
 
 def convolutional(dtype: torch.dtype) -> nn.Module:
     """A network that has learned a few wrong labels."""
+    return copy.deepcopy(_trained()).to(dtype).eval()
+
+
+@cache
+def _trained() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -84,7 +90,7 @@ def convolutional(dtype: torch.dtype) -> nn.Module:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), wrong).backward()
         optimizer.step()
-    return model.to(dtype).eval()
+    return model
 
 
 class Texts(nn.Module):
@@ -219,14 +225,45 @@ def work() -> dict[str, Any]:
     return {"samples": samples, "fits": fits}
 
 
+def refused() -> dict[str, Any]:
+    """What each process is told if one of them was given something else; after that, all go on."""
+    first, (model, (x, y)) = dist.get_rank() == 0, noisy(torch.float64)
+    other, bad = copy.deepcopy(model), x.clone()
+    if not first:
+        other[0].bias.data += 1
+        bad[3] = torch.nan
+    calls: dict[str, Callable[[], Any]] = {
+        "weights": lambda: corrected(other, (x, y), alpha=1.0),
+        "samples": lambda: corrected(model, (x if first else x + 1, y), alpha=1.0),
+        "order": lambda: corrected(model, (x, y) if first else (x.flip(0), y.flip(0)), alpha=1.0),
+        "settings": lambda: corrected(model, (x, y), alpha=1.0 if first else 2.0),
+        "trust, weights": lambda: verifix.trust(other, (x, y), **TRUST),
+        "trust, samples": lambda: verifix.trust(model, (x if first else x + 1, y), **TRUST),
+        "moments, weights": lambda: verifix.collect_moments(other, (x, y), progress=False),
+        "one fails": lambda: corrected(model, (bad, y), alpha=1.0),
+        "rows": lambda: corrected(model, (x, y), alpha=1.0, max_rows=50),
+    }
+    messages = {}
+    for name, call in calls.items():
+        with pytest.raises(VerifixError) as caught:
+            call()
+        messages[name] = str(caught.value)
+    return messages
+
+
+EXTRA: dict[str, Callable[[], dict[str, Any]]] = {"trusted": trusted, "proof": proof, "work": work, "refused": refused}
+
+SHORT = ("choice, float32", "1000, float64", "1, float32", "1e6, float32", "memory", "work")
+"""What four processes run, too: there the order of sums differs most."""
+
+
 def main() -> None:
     folder, *names = sys.argv[1:]
     if folder == "verifix":
         chunks.CHUNK, sys.argv[1:] = 16, names
         sys.exit(cli.main())
     dist.init_process_group("gloo")
-    results: dict[str, Any] = {name: found(name) for name in names or CASES}
-    results |= {"trusted": trusted(), "proof": proof(), "work": work()}
+    results = {name: EXTRA[name]() if name in EXTRA else found(name) for name in names}
     torch.save(results, Path(folder) / f"{dist.get_world_size()}.{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

@@ -122,11 +122,11 @@ def test_every_public_name_is_there_and_in_dir():
 
 def test_the_settings_of_the_command_line_are_those_of_the_call():
     parameters = inspect.signature(verifix.correct).parameters
-    callables = {"score", "loss", "forward", "stored_as"}
+    only_python = {"score", "loss", "forward", "stored_as", "spectra"}
     call = {
         name: p.default
         for name, p in parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in callables
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in only_python
     }
     assert {f.name: f.default for f in fields(CorrectOptions)} == call
     command = {f.name: f.default for f in fields(CorrectCommand)}

@@ -116,3 +116,18 @@ def test_a_not_finite_row_shows_in_the_trace():
         rows = torch.ones(1, n, 4)
         rows[0, 1, 2] = float("nan")
         assert not torch.isfinite(Moments(rows).trace).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_half_of_the_blocks_and_rows_that_wait_make_the_whole_matrix(dtype):
+    parts = [torch.randn(2, n, 600, dtype=dtype) for n in (40, 700, 10, 290, 1, 310, 3)]
+    moments = Moments(parts[0])
+    for i, part in enumerate(parts[1:], start=2):
+        moments.add_(part)
+        whole = torch.cat(parts[:i], dim=1).double()
+        if i % 2:  # asked for in between, and not at all
+            assert relative(moments.gram, whole.mT @ whole) <= (5e-7 if dtype == torch.float32 else 1e-14)
+            assert relative(moments.gram, moments.gram.mT) <= 5e-7
+        assert relative(moments.trace, whole.square().sum(dim=(1, 2))) <= 1e-6
+        assert moments.n == whole.shape[1]
+    assert relative((moments + Moments(parts[0])).gram - moments.gram, Moments(parts[0]).gram) <= 1e-6

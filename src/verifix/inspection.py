@@ -205,5 +205,6 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
         check_picked(samples, origin)
         with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):
             digest = model_digest(work)
+            ranks.check_alike({"weights": digest, "samples": samples.digests})
             collected, *_ = collect_and_try(work, where, samples, [range(len(samples))], settings)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

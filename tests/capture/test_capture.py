@@ -573,3 +573,24 @@ def test_what_went_through_python_is_no_constant(way, batch_size):
     c = rows.mT @ rows / rows.square().sum()
     expected = 30 * model.first.weight.double() @ c @ torch.linalg.inv(torch.eye(8) + 29 * c)
     torch.testing.assert_close(found.corrected["first.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_neither_reading_samples_nor_multiplying_rows_is_watched():
+    model = nn.Linear(3, 2)
+    modes = []
+
+    def read():
+        yield model.weight.detach() * 2
+
+    def sink(layer, rows):
+        modes.append(_get_current_dispatch_mode())
+
+    with borrowed(model), intercepting(model, sink) as census:
+        for x in census.aside(read()):
+            census.begin(2)
+            model(x)
+            assert _get_current_dispatch_mode() is not None
+        assert "weight" not in census.used_by
+        model.weight * 2
+    assert modes == [None]
+    assert "weight" in census.used_by

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from verifix.capture.collect import collect
 from verifix.capture.kinds.convolution import unfold
-from verifix.capture.kinds.lags import Geometry, LagSums, Patches, boxes
+from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments, boxes
 from verifix.model.borrow import borrowed
 from verifix.model.samples import read_samples
 from verifix.moments import Moments
@@ -50,10 +50,8 @@ def test_it_is_the_gram_matrix_of_the_patches(axes, groups, per_group, samples):
     patches = Patches(x, groups, geometry)
     rows = patches_of(x, groups, geometry)
     assert patches.shape == rows.shape
-    sums = LagSums(patches)
-    sums.add_(patches)
-    sums.add_(patches)
-    found = sums.moments()
+    found = PatchMoments(patches)
+    found.add_patches_(patches)
     assert found.n == 2 * rows.shape[1]
     torch.testing.assert_close(found.gram, 2 * rows.mT @ rows, rtol=1e-12, atol=1e-12)
     assert torch.equal(found.gram, found.gram.mT) or torch.allclose(found.gram, found.gram.mT, rtol=1e-14, atol=1e-14)
@@ -62,20 +60,39 @@ def test_it_is_the_gram_matrix_of_the_patches(axes, groups, per_group, samples):
 def test_three_axes():
     geometry = Geometry((3, 4, 2), (2, 3, 2), ((1, 0), (1, 1), (0, 1)), (1, 1, 1))
     x = torch.randn(2, 4, 3, 4, 2, dtype=torch.float64)
-    sums = LagSums(Patches(x, 2, geometry))
-    sums.add_(Patches(x, 2, geometry))
     rows = patches_of(x, 2, geometry)
-    torch.testing.assert_close(sums.moments().gram, rows.mT @ rows, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(PatchMoments(Patches(x, 2, geometry)).gram, rows.mT @ rows, rtol=1e-12, atol=1e-12)
+
+
+def test_patches_that_wait_and_parts_that_are_merged_are_those_of_all_samples():
+    geometry = Geometry((4, 5), (3, 2), ((1, 1), (0, 1)), (1, 1))
+    x = torch.randn(90, 40, 4, 5, dtype=torch.float64)
+    first, second, third = (Patches(part, 2, geometry) for part in x.split((7, 60, 23)))
+    whole = PatchMoments(first)
+    for patches in (second, third):
+        whole.add_patches_(patches)
+    (rows,) = unfold(x, (3, 2), (1, 1), geometry.pads, (1, 1), 2)
+    expected = Moments(rows)
+    merged = PatchMoments(first) + PatchMoments(second) + PatchMoments(third)
+    assert isinstance(merged, PatchMoments)
+    mixed = PatchMoments(first) + Moments(next(iter(unfold(x[7:], (3, 2), (1, 1), geometry.pads, (1, 1), 2))))
+    for found in (whole, merged, mixed, merged.to(torch.device("cpu"))):
+        assert found.n == expected.n
+        assert found.rows is None
+        torch.testing.assert_close(found.gram, expected.gram, rtol=1e-12, atol=1e-9)
+        torch.testing.assert_close(found.trace, expected.trace)
+        torch.testing.assert_close(found.effective_rank, expected.effective_rank)
+    assert not whole.empty().gram.any()
+    with pytest.raises(NotImplementedError):
+        whole.add_(rows)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
 def test_float32_is_as_exact_as_the_products_of_rows(size):
     geometry = Geometry((9, 8), (3, 3), ((1, 1), (1, 1)), (1, 1))
     x = size * torch.randn(40, 16, 9, 8)
-    sums = LagSums(Patches(x, 1, geometry))
-    sums.add_(Patches(x, 1, geometry))
     (rows,) = unfold(x.double(), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1)
-    exact, found = rows.mT @ rows, sums.moments().gram
+    exact, found = rows.mT @ rows, PatchMoments(Patches(x, 1, geometry)).gram
     assert found.dtype == torch.float64
     assert float((found - exact).norm() / exact.norm()) < 2e-7
 
@@ -111,7 +128,8 @@ def test_a_pass_gives_the_moments_of_all_patches_in_the_order_of_first_use(dtype
     samples = read_samples((torch.randn(60, 3, 16, 16, dtype=dtype), torch.arange(60) % 3))
     folds = [range(30), range(30, 60)]
     used = []
-    monkeypatch.setattr(LagSums, "add_", lambda self, patches, add=LagSums.add_: (used.append(1), add(self, patches)))
+    add = PatchMoments.add_patches_
+    monkeypatch.setattr(PatchMoments, "add_patches_", lambda self, patches: (used.append(1), add(self, patches)))
     with borrowed(model):
         found = collect(model, samples, folds, batch_size=16, device=torch.device("cpu"))
         assert used

@@ -101,6 +101,7 @@ def _untimed(text: str) -> str:
     return re.sub(r"[\d.]+ s\b", "… s", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["fail 1 build", "fail 1 run1", "fail 0 run1", "fail 1 run5"])
 def test_what_fails_in_one_process_is_said_once_and_ends_all(where, folder):
     begun = time.monotonic()
@@ -113,6 +114,7 @@ def test_what_fails_in_one_process_is_said_once_and_ends_all(where, folder):
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["kill 1 build", "kill 1 run5", "kill 0 run5", "other", "kill 0 write"])
 def test_a_process_that_is_killed_leaves_all_or_nothing_and_the_others_end(where, folder):
     begun = time.monotonic()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from verifix.capture.selection import Selection
 from verifix.capture.skip_reasons import MULTIPLY_NOT, explained, fixed_reasons
 from verifix.errors import one_line
 
+T = TypeVar("T")
 Status = Literal["corrected", "skipped", "unused"]
 
 
@@ -84,6 +85,8 @@ class Census:
         Sizes of the buffers that have met samples in products, by name.
     added
         What has been added to each layer's outputs, call by call; None for calls that added no parameter.
+    reading
+        Whether samples are being read, so that nothing that is called belongs to the model; see `aside`.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -98,6 +101,7 @@ class Census:
     confirmed: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
     buffers: dict[str, int] = field(default_factory=dict)
     added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
+    reading: bool = False
 
     @property
     def biases(self) -> dict[Layer, Bias]:
@@ -108,6 +112,19 @@ class Census:
             for layer, (bias, *others) in self.added.items()
             if bias is not None and not others and owners[bias] == 1
         }
+
+    def aside(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches of samples; how they are read is not watched, which is no use of the model's."""
+        reader = iter(batches)
+        while True:
+            self.reading = True
+            try:
+                batch = next(reader)
+            except StopIteration:
+                return
+            finally:
+                self.reading = False
+            yield batch
 
     def begin(self, samples: int, trial: int = 0) -> None:
         """Get ready for the next batch, of this many samples; `trial` is 1 or 2 if it does not count."""

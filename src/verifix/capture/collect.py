@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from verifix.capture.census import Account, Census
 from verifix.capture.gather import gather_census_, gathered, gathered_moments, own_parts
 from verifix.capture.interceptor import intercepting
-from verifix.capture.kinds.lags import Geometry, LagSums, Patches
+from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments
 from verifix.capture.layer import Bias, Layer
 from verifix.capture.memory_plan import LayerSize, Limits, MemoryPlan, planned, size_of
 from verifix.capture.padding import Padding
@@ -159,7 +159,7 @@ def collect(
             for part, fold, table in zip(parts, folds, tables, strict=True):
                 taking.fold = _Fold()
                 given: list[tuple[Sequence[int], Tensor]] = []
-                for batch in samples.batches(part, batch_size):
+                for batch in census.aside(samples.batches(part, batch_size)):
                     padded = max(padded, _run(model, samples, batch, census, device, answers=given), key=len)
                     bar.update(len(batch.labels))
                 found = taking.moments()
@@ -284,21 +284,21 @@ class _Fold:
 
     seen: dict[Layer, None] = field(default_factory=dict)
     table: dict[Layer, Moments] = field(default_factory=dict)
-    lags: dict[tuple[Layer, Geometry], LagSums] = field(default_factory=dict)
+    lags: dict[tuple[Layer, Geometry], PatchMoments] = field(default_factory=dict)
 
     def add_(self, layer: Layer, patches: Patches) -> None:
         """Add patches to the moments of their layer."""
         self.seen[layer] = None
         key = layer, patches.geometry
-        if key not in self.lags:
-            self.lags[key] = LagSums(patches)
-        self.lags[key].add_(patches)
+        if key in self.lags:
+            self.lags[key].add_patches_(patches)
+        else:
+            self.lags[key] = PatchMoments(patches)
 
     def moments(self) -> dict[Layer, Moments]:
         """Return the moments of every layer, in the order of first use."""
-        while self.lags:  # one layer after the other, so that not all are there twice
-            (layer, _), sums = self.lags.popitem()
-            found = sums.moments()
+        for (layer, _), found in self.lags.items():
+            found.condense_()
             self.table[layer] = self.table[layer] + found if layer in self.table else found
         return {layer: self.table[layer] for layer in self.seen}
 

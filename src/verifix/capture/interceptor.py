@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from verifix.capture.batch_invariant import Constants
 from verifix.capture.census import Census
@@ -82,6 +82,8 @@ class _Interceptor(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.census.reading:
+            return func(*args, **kwargs)
         tensors = tensors_in((args, kwargs))
         names = self.index.names_of(tensors)
         constant = self.constants.holds(tensors)
@@ -199,12 +201,14 @@ class _Interceptor(TorchFunctionMode):
             self.census.batch.counted = True
             return
         try:
-            if times == 1 and product.patches is not None and self.patched(layer, product.patches):
-                self.census.batch.counted = True
-                return
-            for rows in product.rows():
-                self.census.batch.counted = True
-                self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
+            # What is computed here is not the model's: watching it would cost more than computing it.
+            with _disable_current_modes():
+                if times == 1 and product.patches is not None and self.patched(layer, product.patches):
+                    self.census.batch.counted = True
+                    return
+                for rows in product.rows():
+                    self.census.batch.counted = True
+                    self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
         except DataError as error:
             raise type(error)(f"layer {layer.parameter!r}: {error}") from None
 
@@ -224,7 +228,7 @@ class _Witness(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.interceptor.depth == 0:
+        if self.interceptor.depth == 0 and not self.interceptor.census.reading:
             for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):
                 if not self.interceptor._only_looks(name, func, result):
                     self.interceptor.census.note_use(name, f"{func} in a function that cannot be intercepted")

@@ -182,7 +182,9 @@ def counts() -> bool:
     return not _ALIKE.get() or rank() == 0
 
 
-def check_alike(what: Mapping[str, object], remedy: str) -> None:
+def check_alike(
+    what: Mapping[str, object], remedy: str = "give all processes the same model, samples and settings"
+) -> None:
     """Refuse processes that were not given the same.
 
     Parameters
@@ -240,7 +242,7 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:
         raise _shared(
             LostError(
-                f"the connection to another process of this run was lost ({one_line(error, 120)}): it has ended, or "
-                "it never made this call; see what it has said, and start all processes again"
+                f"the exchange with another process of this run failed ({one_line(error, 120)}): it has ended, or it "
+                "never made this call; see what it has said, and start all processes again"
             )
         ) from None

@@ -55,6 +55,9 @@ def read_in_parts(
         return read_samples(data, batch_size, show, forward, most)
     source, own_size = opened(data, batch_size, most)
     count = len(source.dataset)  # type: ignore[arg-type]
+    if ranks.size() > 1:  # that all see the same samples cannot be known, as each reads its own part alone
+        ends = [input_digest(alone(source, source.dataset[i], i).inputs) for i in (0, count - 1)]
+        ranks.check_alike({"samples": (count, own_size, ends)})
     parts = chunks.split(count, own_size or DEFAULT_BATCH_SIZE)
     memory = _Memory()
     with progress_bar("reading samples", sum(len(parts[k]) for k in ranks.share([len(p) for p in parts])), show) as bar:

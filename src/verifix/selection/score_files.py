@@ -19,7 +19,7 @@ from verifix.storage.chunks import Chunks
 
 
 def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **further: Any) -> None:
-    """Begin a folder of scores, or go on in it; refuse one that is of something else.
+    """Begin a folder of scores, or go on in it; refuse one that is of something else, and other models elsewhere.
 
     Parameters
     ----------
@@ -32,6 +32,8 @@ def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **furthe
     **further
         What else the scores depend on, as plain data.
     """
+    if ranks.size() > 1:
+        ranks.check_alike({"weights": model_digest(model), "settings": further})
     if chunks.folder is None:
         return
     about = {

@@ -13,6 +13,7 @@ a sum: nothing is subtracted.
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Sequence
@@ -23,8 +24,11 @@ from torch import Tensor
 
 from verifix.moments import Moments, product, rescaled, within_float32
 
-COPY_BYTES = 64 * 2**20
-"""Pixels are copied in pieces of about this many bytes."""
+PIXELS = 8192
+"""About so many pixels are multiplied at once: enough for fast products, few enough to stay near the processor."""
+
+LINES = 16
+"""Lines of channels of which XᵀX is put together at once."""
 
 FEWEST_CHANNELS = 8
 """Below so many channels per group the products are too narrow, and unfolding is faster."""
@@ -59,6 +63,11 @@ class Geometry:
     def taps(self) -> int:
         """Elements of the filter per pair of channels."""
         return torch.Size(self.kernel).numel()
+
+    @property
+    def pixels(self) -> int:
+        """Pixels per sample."""
+        return torch.Size(self.space).numel()
 
     @property
     def positions(self) -> int:
@@ -125,49 +134,130 @@ class Box:
         return torch.Size([stop - start for start, stop in self.here]).numel()
 
 
-class LagSums:
-    """Sums of products of pixels per lag and box; see the top of this module.
+class PatchMoments(Moments):
+    """Second moments of patches, as sums per lag and box; XᵀX is put together whenever it is asked for.
+
+    That is less to keep, to add to and to merge: 29 C² numbers for a 3 × 3 filter in place of 81 C².
 
     Parameters
     ----------
     patches
-        The first patches, which are not added yet; all others have the same geometry.
+        The first patches.
     """
 
     def __init__(self, patches: Patches) -> None:
-        self.geometry, self.groups, self.n = patches.geometry, patches.groups, 0
-        self.channels = patches.x.shape[1] // patches.groups
-        self._like = patches.x.new_zeros(self.groups, self.channels, self.channels, dtype=torch.float64)
-        self._sums = [self._like.clone() for _ in boxes(patches.geometry)]
+        self.groups, _, self.width = patches.shape
+        self.n = 0
+        self.geometry, self.channels = patches.geometry, patches.x.shape[1] // patches.groups
+        shape = len(boxes(patches.geometry)), self.groups, self.channels, self.channels
+        self._totals = patches.x.new_zeros(shape, dtype=torch.float64)
+        self._waiting: list[Tensor] = []
+        self.add_patches_(patches)
 
-    def add_(self, patches: Patches) -> None:
-        """Take in further patches."""
+    def add_patches_(self, patches: Patches) -> None:
+        """Take in further patches of the same geometry."""
         self.n += patches.shape[1]
-        size = max(1, COPY_BYTES // max(patches.x[:1].numel() * patches.x.element_size(), 1))
-        for piece in patches.x.split(size):
-            # Samples behind the first axis: stretches along it are then views, and only those along others are copied.
-            x = piece.unflatten(1, (self.groups, self.channels)).movedim((1, 0, 2), (0, -2, -1)).contiguous()
-            x, scale = within_float32(x)
-            pixels = functools.cache(functools.partial(_stretch, x))
-            for box, total in zip(boxes(self.geometry), self._sums, strict=True):
-                here, there = (pixels(own[1:])[:, slice(*own[0])].flatten(1, -2) for own in (box.here, box.there))
-                total.add_(rescaled(product(here, there), scale))
+        waiting = sum(map(len, self._waiting)) + len(patches.x)
+        if waiting * self.geometry.pixels < PIXELS:
+            self._waiting.append(patches.x.clone())
+        else:
+            self._multiply(patches.x)
 
-    def moments(self) -> Moments:
-        """Return the moments of all patches: XᵀX is put together from its blocks."""
-        taps, width = self.geometry.taps, self.channels * self.geometry.taps
-        blocks = self._like.new_zeros(self.groups, taps, taps, self.channels, self.channels)
-        for box, total in zip(boxes(self.geometry), self._sums, strict=True):
-            for a, b in box.blocks:
-                blocks[:, a, b] += total
-                if a != b:
-                    blocks[:, b, a] += total.mT
-        return Moments.from_gram(blocks.permute(0, 3, 1, 4, 2).reshape(self.groups, width, width), self.n)
+    @property
+    def _sums(self) -> Tensor:
+        """The sums ``[boxes, groups, C, C]`` of all patches."""
+        self._multiply()
+        return self._totals
+
+    def _multiply(self, *more: Tensor) -> None:
+        """Add the products of the pixels that wait, and of further ones."""
+        waiting, self._waiting = self._waiting, []
+        for x in (*((torch.cat(waiting),) if waiting else ()), *more):
+            for piece in x.split(max(1, PIXELS // self.geometry.pixels)):
+                self._add(piece)
+
+    def _add(self, x: Tensor) -> None:
+        x, scale = within_float32(x)
+        # Samples behind the first axis: stretches along it are then views, and only those along others are copied.
+        x = x.unflatten(1, (self.groups, self.channels)).movedim((1, 3, 0, 2), (0, 1, 2, -1)).contiguous()
+        cut = functools.cache(functools.partial(_cut, x))
+        for box, total in zip(boxes(self.geometry), self._totals, strict=True):
+            here, there = (cut(own[1:])[:, slice(*own[0])].flatten(1, -2) for own in (box.here, box.there))
+            total.add_(rescaled(product(here, there), scale))
+
+    @property
+    def rows(self) -> None:
+        """None: patches are never made."""
+
+    @property
+    def _has_rows(self) -> bool:
+        return False
+
+    @property
+    def gram(self) -> Tensor:
+        """``XᵀX`` ``[groups, d_in, d_in]``."""
+        sums, taps = self._sums, self.geometry.taps
+        straight, turned = _places(self.geometry).to(sums.device)
+        result = sums.new_empty(self.groups, self.channels, taps, self.channels, taps)
+        for group in range(self.groups):
+            for c in range(0, self.channels, LINES):
+                lines = slice(c, c + LINES)
+                # Each block is a sum of some boxes' products, or of their transposes: that is a product with 0 and 1.
+                blocks = sums[:, group, lines].flatten(1).mT @ straight
+                blocks += sums[:, group, :, lines].mT.flatten(1).mT @ turned
+                result[group, lines] = blocks.unflatten(0, (-1, self.channels)).unflatten(2, (taps, taps)).movedim(2, 1)
+        return result.reshape(self.groups, self.width, self.width)
+
+    @property
+    def trace(self) -> Tensor:
+        """``‖X‖²_F`` per group, ``[groups]``."""
+        own = [sum(a == b for a, b in box.blocks) for box in boxes(self.geometry)]
+        sums = self._sums.diagonal(dim1=2, dim2=3).sum(dim=2)
+        return (sums * torch.tensor(own, dtype=sums.dtype, device=sums.device)[:, None]).sum(dim=0)
+
+    def condense_(self) -> Moments:
+        """Multiply what waits; returns this object."""
+        self._multiply()
+        return self
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is held: the sums per lag and box."""
+        return [self._sums]
+
+    def holding(self, tensors: list[Tensor]) -> PatchMoments:
+        """Return the same moments with other sums."""
+        other = copy.copy(self)
+        (other._totals,), other._waiting = tensors, []
+        return other
+
+    def add_(self, *rows: Tensor) -> Moments:
+        """Refuse rows, which have another form: merge with their own moments."""
+        raise NotImplementedError("rows are merged as Moments, with +")
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge with the moments of other patches or rows of the same layer."""
+        if isinstance(other, PatchMoments) and other.geometry == self.geometry:
+            both = self.holding([self._sums + other._sums])
+            both.n += other.n
+            return both
+        return super().__add__(other)
 
 
-def _stretch(x: Tensor, where: tuple[tuple[int, int], ...]) -> Tensor:
-    """Return ``[groups, *space, samples, C]`` cut along all spatial axes but the first."""
-    return x[(slice(None), slice(None), *(slice(*ends) for ends in where))].contiguous()
+def _cut(x: Tensor, where: tuple[tuple[int, int], ...]) -> Tensor:
+    """Return ``[groups, first, samples, …, C]`` cut along all spatial axes but the first."""
+    return x[(slice(None), slice(None), slice(None), *(slice(*ends) for ends in where))].contiguous()
+
+
+@functools.lru_cache(maxsize=256)
+def _places(geometry: Geometry) -> Tensor:
+    """Return 1 where a box's product, or its transpose, belongs to a block: ``[2, boxes, taps · taps]``."""
+    found = torch.zeros(2, len(boxes(geometry)), geometry.taps, geometry.taps, dtype=torch.float64)
+    for i, box in enumerate(boxes(geometry)):
+        for a, b in box.blocks:
+            found[0, i, a, b] = 1
+            found[1, i, b, a] = float(a != b)
+    return found.flatten(2)
 
 
 @functools.lru_cache(maxsize=256)
