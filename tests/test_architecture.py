@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import inspect
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -121,11 +122,11 @@ def test_every_public_name_is_there_and_in_dir():
 
 def test_the_settings_of_the_command_line_are_those_of_the_call():
     parameters = inspect.signature(verifix.correct).parameters
-    callables = {"score", "loss", "forward", "stored_as"}
+    only_python = {"score", "loss", "forward", "stored_as", "spectra"}
     call = {
         name: p.default
         for name, p in parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in callables
+        if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in only_python
     }
     assert {f.name: f.default for f in fields(CorrectOptions)} == call
     command = {f.name: f.default for f in fields(CorrectCommand)}
@@ -133,6 +134,12 @@ def test_the_settings_of_the_command_line_are_those_of_the_call():
     assert {name: command[name] for name in call if name != "verified_from"} == {
         name: default for name, default in call.items() if name != "verified_from"
     }
+
+
+def test_one_module_knows_of_other_processes():
+    told = re.compile(r"torch\.distributed|torch import distributed")
+    users = {module for module, path in MODULES.items() if told.search(path.read_text())}
+    assert users == {"model.ranks", "model.wrappers"}  # the latter knows the names of sharded modules
 
 
 def test_functions_stay_small():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from verifix.correction import Correction
 from verifix.errors import DataError
 from verifix.evaluation.near_copies import remark_between_folds
+from verifix.model import ranks
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
 from verifix.model.threads import one_thread
@@ -91,7 +92,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     100.0
     """
     choosing = is_choosing(settings)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             doubt = remark_between_folds(whole) if choosing and settings.origin == "unseen" else None
@@ -100,7 +101,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             rules, begun = Rules(settings, settings.score, settings.loss), time.perf_counter()
             choices: dict[str, Choice] = {}
             for stage in start.stages:
-                left, last = settings.budget_seconds - (time.perf_counter() - begun), stage is start.stages[-1]
+                left = ranks.from_first(settings.budget_seconds - (time.perf_counter() - begun))
+                last = stage is start.stages[-1]
                 with trying(stage) as trials:
                     choice, whole, parts = run_stage(trials, whole, parts, rules, left, last=last)
                 choices[stage.name] = choice

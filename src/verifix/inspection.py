@@ -19,6 +19,7 @@ from verifix.capture.memory_plan import Limits, MemoryPlan, planned, size_of
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import UsageError
+from verifix.model import ranks
 from verifix.model.borrow import borrowed, check_model, seeded
 from verifix.model.clone import copy_model
 from verifix.model.run import run_model, to_device
@@ -95,7 +96,8 @@ class Survey:
 
     def memory(self, samples: int, folds: int) -> int:
         """Estimate the bytes that a correction without a limit holds besides model and samples; see `plan`."""
-        return self.plan(samples, folds).at_once
+        plan = self.plan(samples, folds)
+        return plan.at_once + plan.weights
 
     def as_dict(self) -> dict[str, Any]:
         """Return the survey as plain data."""
@@ -197,11 +199,12 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     """
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)
         with working_copy(model, settings) as (work, where), threads_for(partial(work_of, work, samples, where)):
             digest = model_digest(work)
+            ranks.check_alike({"weights": digest, "samples": samples.digests})
             collected, *_ = collect_and_try(work, where, samples, [range(len(samples))], settings)
     return SavedMoments({x: collected.folds[0][x] for x in collected.layers}, digest, collected.digests, None, origin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError, first_of
 from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.look_over import look_over
+from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
 from verifix.model.borrow import borrowed, check_model
 from verifix.model.clone import copy_model
@@ -114,6 +116,7 @@ def begin(
     check_enough(samples, options)
     with working_copy(model, options) as (work, where):
         provenance = describe(work, samples, options, earlier=saved is not None)
+        check_alike(provenance, samples)
         samples, outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
         provenance["outputs"] = samples.outputs
@@ -124,7 +127,7 @@ def begin(
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             with watching_first_norm(work) as seen:
                 whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
-            looks = look_over(whole.run.collected.logits, seen.remark(), work, where, samples, options)
+            looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
             provenance["notes"] += whole.run.collected.remarks
             training = [stage.name for stage in stages if stage.trains]
@@ -155,7 +158,7 @@ def collect_and_try(
     def passed(padding: Padding) -> tuple[Collected, int, Padding]:
         def run(size: int) -> Collected:
             how = common | {"padding": padding, "exact": is_exact(options), "limits": limits_of(options)}
-            return collect(work, samples, folds, batch_size=size, show=options.progress, **how)
+            return collect(work, samples, folds, batch_size=size, show=options.progress, shared=True, **how)
 
         collected, size = with_smaller_batches(run, samples.batch_size, options)
         if not (collected.padded and collected.layers):
@@ -176,6 +179,11 @@ def limits_of(options: CollectOptions) -> Limits:
     """Return what the moments may take; there is no limit where there is no such setting."""
     if not isinstance(options, MemoryOptions):
         return Limits()
+    if options.max_rows is not None and ranks.size() > 1:
+        raise UsageError(
+            f"max_rows is {options.max_rows} for {ranks.size()} processes, but rows are drawn in one; omit it, or give "
+            "memory"
+        )
     return Limits(options.memory_bytes, options.max_rows, options.seed)
 
 
@@ -243,6 +251,15 @@ def prepare(
     how = (size, where, selection, padding, stored_as, options.seed, is_exact(options), limits_of(options))
     frugal = options.memory is not None or not is_choosing(options)  # a single strength has nothing to share
     return Context(Run(work, samples, folds, collected, earlier, *how, frugal), range(len(folds)))
+
+
+def check_alike(provenance: Mapping[str, Any], samples: Samples) -> None:
+    """Refuse processes of one run that have other weights, samples, settings or versions than the first one."""
+    order = hashlib.sha256(b"".join(samples.digests) + samples.labels.numpy().tobytes()).digest()
+    names = {"model_sha256": "weights", "samples_sha256": "samples", "verifix": "version of verifix", "torch": "torch"}
+    what = {name: provenance[key] for key, name in names.items()} | {"order of the samples": order}
+    what["settings"] = {key: provenance[key] for key in provenance if key not in {*names, "device"}}
+    ranks.check_alike(what, "give all processes the same model, all verified samples in one order, and one call")
 
 
 def check_enough(samples: Samples, options: CorrectOptions) -> None:

@@ -12,11 +12,22 @@ from tqdm import tqdm
 from verifix.errors import printable
 
 _KEPT: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quiet(*, on: bool) -> Iterator[None]:
+    """Show nothing while the context lasts, if that is on: notes are kept all the same; see `notes_kept`."""
+    token = _QUIET.set(on or _QUIET.get())
+    try:
+        yield
+    finally:
+        _QUIET.reset(token)
 
 
 def tell(line: str, show: bool) -> None:
     """Write a line on stderr, between bars, if anything is to be shown."""
-    if show:
+    if show and not _QUIET.get():
         tqdm.write(printable(line), file=sys.stderr)
 
 
@@ -40,6 +51,7 @@ def progress_bar(title: str, total: int, show: bool, unit: str = "sample") -> It
     tqdm
         To be moved on with ``update(n)``.
     """
+    show = show and not _QUIET.get()
     with tqdm(desc=title, total=total, unit=unit, disable=not show, leave=False, dynamic_ncols=True) as bar:
         yield bar
 
@@ -56,7 +68,8 @@ def note(text: str) -> None:
     kept = _KEPT.get()
     if kept is not None:
         kept.append(f"{line}.")
-    sys.stderr.write(f"verifix: note: {printable(line)}\n")
+    if not _QUIET.get():
+        sys.stderr.write(f"verifix: note: {printable(line)}\n")
 
 
 @contextmanager

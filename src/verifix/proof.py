@@ -19,6 +19,7 @@ from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.draw import check_drawn, drawn_note
 from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
 from verifix.losses import correct_or_not
+from verifix.model import ranks
 from verifix.model.borrow import borrowed, seeded
 from verifix.model.folds import split_folds
 from verifix.model.outputs import understood
@@ -195,7 +196,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     began = time.perf_counter()
     if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
         settings = replace(settings, check_inputs=True)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
         samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)
@@ -203,7 +204,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.stages, start.whole, rules, settings.progress)
-            pairs = [_judged(start.whole, course) for course in courses]
+            pairs = ranks.spread(partial(_judged, start.whole), courses, [1] * len(courses))
             groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
@@ -364,14 +365,17 @@ def predicted(
 ) -> Tensor:
     """Return logits ``[n, outputs]``, float64 on the CPU, of some samples, or of all; tell `done` how many more."""
     some = range(len(samples)) if indices is None else indices
-    size, device, parts = samples.batch_size or DEFAULT_BATCH_SIZE, device_of(model), []
+    size, device = samples.batch_size or DEFAULT_BATCH_SIZE, device_of(model)
+    batches = [some[start : start + size] for start in range(0, len(some), size)]
+
+    def run(batch: Sequence[int]) -> Tensor:
+        logits = predict(model, samples, batch, size, device)
+        if done is not None:
+            done(len(batch))
+        return logits
+
     with borrowed(model), threads_for(partial(work_of, model, samples, device)):
-        for start in range(0, len(some), size):
-            batch = some[start : start + size]
-            parts.append(predict(model, samples, batch, size, device))
-            if done is not None:
-                done(len(batch))
-    return torch.cat(parts)
+        return torch.cat(ranks.spread(run, batches, [len(batch) for batch in batches]))
 
 
 def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:

@@ -130,7 +130,7 @@ def test_a_group_holds_as_much_as_fits_and_a_layer_that_does_not_fit_is_named():
     assert (one, space) == (8 * 10 * 10, 4 * 8 * 10 * 10 + 4 * 8 * 10 * 4)
     plan = planned(sizes, 90, 3, Limits(space + 2 * one))
     assert [len(group) for group in plan.groups] == [2, 2, 1]
-    assert (plan.at_once, plan.in_file) == (space + 2 * one, 3 * 5 * one)
+    assert (plan.at_once, plan.in_file, plan.weights) == (space + 2 * one, 3 * 5 * one, 5 * 3 * 4 * 10 * 4)
     with pytest.raises(UsageError, match=r"memory is 5.2 kB, but layer 'stem.weight' alone takes 5.3 kB; give that"):
         planned(sizes, 90, 3, Limits(space + one - 100))
 
@@ -205,6 +205,22 @@ WRONG = [("memory", x) for x in ("2 cups", "GB", 0, -5, True, "0.1")] + [("max_r
 def test_other_memory_and_rows_are_refused(name, value):
     with pytest.raises(UsageError, match=rf"^{name} is .*; it must be "):
         MemoryOptions(**{name: value})
+
+
+class Asking(Net):
+    """Asks for a number on its way, as models do that look whether a mask hides anything."""
+
+    def forward(self, x):
+        return self.head(self.lags(self.body(self.stem(x).relu()).relu()).relu().flatten(1) * bool((x == x).all()))
+
+
+def test_a_model_without_values_is_surveyed_as_one_with_values():
+    model, x = Asking().eval(), images(2)[0]
+    plain, without = verifix.inspect(model, x), verifix.inspect(Asking().eval().to("meta"), x)
+    assert (without.accounts, without.rows, without.widths) == (plain.accounts, plain.rows, plain.widths)
+    assert without.plan(90, 3, Limits(240_000)) == plain.plan(90, 3, Limits(240_000))
+    with pytest.raises(UsageError, match="is on the meta device and has no values"):
+        verifix.correct(Asking().eval().to("meta"), images(), alpha=10.0, progress=False)
 
 
 def test_sizes_are_rounded_up():

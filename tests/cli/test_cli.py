@@ -323,9 +323,23 @@ def test_inspect_lists_every_layer_and_estimates_memory(world, capsys):
     assert code == 0
     assert data["parameters"][1]["reason"] == "not selected"
     moments, factors, space = 5 * 8 * 27 * 27, 8 * 27 * 27 + 2 * 8 * 27 * 8, 4 * 8 * 27 * 27 + 4 * 8 * 27 * 8
-    assert data["memory_bytes"] == moments + factors + space
+    assert data["memory_bytes"] == moments + factors + space + 3 * 4 * 27 * 8
     assert (data["passes"], data["file_bytes"]) == ([["0.weight"]], 0)
     assert run([*base, "--input-shape", "3,10,10", "--exclude", "*"], capsys)[0] == 4
+
+
+def test_inspect_prints_the_passes_that_a_limit_of_memory_takes(world, capsys):
+    base = ["inspect", "--model", f"py:{world / 'net.py'}:build", "--input-shape", "3,10,10", "--samples", "1000"]
+    _, text, _ = run([*base, "--memory", "48kB"], capsys)
+    assert "The moments take 2 passes over the samples, one per group of layers, and " in text
+    assert "pass 1: 0.weight to 0.weight\npass 2: 4.weight to 4.weight" in text
+    _, text, _ = run([*base, "--memory", "48kB", "--json"], capsys)
+    data = json.loads(text)
+    assert data["passes"] == [["0.weight"], ["4.weight"]]
+    assert data["file_bytes"] == 5 * 8 * (27**2 + 32**2)
+    code, _, err = run([*base, "--memory", "1kB"], capsys)
+    assert code == 2
+    assert "memory is 1 kB, but layer" in err
 
 
 def bad_commands() -> dict:

@@ -421,3 +421,15 @@ def test_an_own_checkpoint_goes_before_that_of_the_folder(folders, tmp_path, cap
     argv = ["--model", f"hf:{folders / 'text'}", "--data", str(tmp_path / "t.csv"), "--json", "--no-progress"]
     assert main(["score", str(tmp_path / "zero.safetensors"), *argv]) == 0
     assert json.loads(capsys.readouterr().out)["cross_entropy"] == pytest.approx(np.log(2))
+
+
+def test_a_folder_of_transformers_is_inspected_without_making_values(tmp_path, vision, capsys):
+    size = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 10, "num_attention_heads": 64}
+    tiny.text_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | size))  # 130 GB of weights
+    assert main(["inspect", "--model", f"hf:{tmp_path}", "--input-shape", "16", "--memory", "100GB"]) == 0
+    text = capsys.readouterr().out
+    assert "Of 32480722944 multiplied weights: 100.00% corrected" in text
+    assert "62 layers would be corrected, with 1000 samples and 5 folds. The moments take " in text
+    assert "wait in a temporary file" in text

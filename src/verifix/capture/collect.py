@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from verifix.capture.census import Account, Census
+from verifix.capture.gather import gather_census_, gathered, gathered_moments, own_parts
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments
 from verifix.capture.layer import Bias, Layer
@@ -21,6 +23,7 @@ from verifix.capture.row_sample import RowSample
 from verifix.capture.selection import Selection
 from verifix.capture.spilled_moments import Spill, SpilledTable
 from verifix.errors import AmbiguousBatchError, DataError
+from verifix.model import ranks
 from verifix.model.nonfinite import check_finite
 from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
@@ -91,6 +94,7 @@ def collect(
     exact: bool = False,
     limits: Limits | None = None,
     show: bool = False,
+    shared: bool = False,
 ) -> Collected:
     """Run a borrowed model over all folds, once unless memory is limited; batches never cross folds.
 
@@ -116,6 +120,9 @@ def collect(
         What the moments may take; none by default.
     show
         Whether to show progress.
+    shared
+        Whether all processes of the run call this together, each for its share of the batches; see
+        `verifix.model.ranks`.
 
     Returns
     -------
@@ -135,32 +142,44 @@ def collect(
     watched = intercepting(model, taking.rows, selection, **how)
     padded: tuple[int, ...] = ()
     answers: dict[int, Tensor] = {}
-    with progress_bar("moments", sum(sizes), show) as bar, watched as census:
+    with ranks.sharing() if shared else nullcontext(), progress_bar("moments", 1, show) as bar, watched as census:
         first, *others = (int(i) for fold in folds for i in fold)
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
-        _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
-        plan = planned(taking.sizes, sum(sizes), len(sizes), limits)
-        if census.untraced and another is not None:
-            _run(model, samples, samples.alone(another), census, device, trial=2)
+        with ranks.alike():
+            _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
+            plan = planned(taking.sizes, sum(sizes), len(sizes), limits)
+            if census.untraced and another is not None:
+                _run(model, samples, samples.alone(another), census, device, trial=2)
         spill = Spill(plan.in_file) if plan.in_file else None
         tables: list[Any] = [{} if spill is None else SpilledTable(spill) for _ in folds]
+        parts = own_parts(folds, batch_size, of_each=spill is not None) if shared else folds
         taking.begin(plan, limits, sum(sizes))
-        bar.total *= plan.passes
+        bar.total = plan.passes * sum(map(len, parts))
         for taking.turn in range(plan.passes):
-            for fold, table in zip(folds, tables, strict=True):
+            for part, fold, table in zip(parts, folds, tables, strict=True):
                 taking.fold = _Fold()
                 given: list[tuple[Sequence[int], Tensor]] = []
-                for batch in census.aside(samples.batches(fold, batch_size)):
+                for batch in census.aside(samples.batches(part, batch_size)):
                     padded = max(padded, _run(model, samples, batch, census, device, answers=given), key=len)
                     bar.update(len(batch.labels))
-                table.update(taking.moments(len(fold)))
+                found = taking.moments()
+                if shared and spill is not None:  # memory holds one fold at a time
+                    (found,) = gathered_moments([found], moments_device(device))
+                table.update(taking.condensed(found, len(fold)))
                 answers.update(_checked(given))
+    if shared and ranks.size() > 1:
+        with ranks.sharing():
+            gather_census_(census)
+            answers, padded = gathered(answers, padded)
+            if spill is None:
+                tables = gathered_moments(tables, moments_device(device))
+                tables = [taking.condensed(table, len(fold)) for table, fold in zip(tables, folds, strict=True)]
     accounts = tuple(census.accounts(model, selection))
     remarks = (plan.line,) * bool(plan.in_file)
     logits = torch.stack([answers[i] for i in sorted(answers)])
     digests = frozenset(samples.digests)
-    found = Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits, remarks)
-    return replace(found, remarks=(*remarks, *taking.remarks(found)))
+    all_ = Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits, remarks)
+    return replace(all_, remarks=(*remarks, *taking.remarks(all_)))
 
 
 @dataclass
@@ -230,11 +249,15 @@ class _Taking:
         itemsize = 8 if self.exact or dtype == torch.float64 else 4
         self.sizes[layer] = size_of(layer, groups, width, before + rows, itemsize)
 
-    def moments(self, samples: int) -> dict[Layer, Moments]:
-        """Return the moments of a fold of so many samples; multiply rows out that are too many for the dual form."""
+    def moments(self) -> dict[Layer, Moments]:
+        """Return the moments of what has been taken in of a fold."""
         assert self.fold is not None  # noqa: S101 - a pass has begun
         table = self.fold.moments()
         check_rows(table)
+        return table
+
+    def condensed(self, table: dict[Layer, Moments], samples: int) -> dict[Layer, Moments]:
+        """Return the moments of a fold of so many samples; multiply rows out that are too many for the dual form."""
         for moments in table.values():
             if moments.n * self.fewest >= moments.width * samples:
                 moments.condense_()
@@ -308,6 +331,8 @@ def _run(
 def _checked(answers: Sequence[tuple[Sequence[int], Tensor]]) -> dict[int, Tensor]:
     """Return the logits of each sample, float64 on the CPU; refuse them if they are not finite."""
     indices = [int(i) for some, _ in answers for i in some]
+    if not indices:
+        return {}
     logits = torch.cat([part for _, part in answers]).to("cpu", torch.float64)
     check_finite(logits, indices)
     return dict(zip(indices, logits, strict=True))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from verifix.model import ranks
 
 # What the first BatchNorm sees
 
@@ -17,6 +20,8 @@ FAR_MEAN = 0.75
 
 FAR_SPREAD = 1.6
 """Ratio of a channel's standard deviation to the running one, in either direction, that is far off."""
+
+TOTALS = ("away", "squares")
 
 ADVICE = " Check the preprocessing: mean and std, pixel range, and size."
 """What a note ends with; an error says more."""
@@ -50,12 +55,25 @@ class NormInputs:
         """Add a batch ``[n, channels, …]`` if it is one of the first BatchNorm."""
         if self.norm is None:
             self.name, self.norm = name, norm
-        if norm is not self.norm or not x.numel():
+        if norm is not self.norm or not x.numel() or not ranks.counts():
             return
         flat = x.detach().movedim(1, -1).reshape(-1, x.shape[1]).double() - norm.running_mean.double()
         self.rows += len(flat)
         self.away = self.away + flat.sum(dim=0)
         self.squares = self.squares + flat.square().sum(dim=0)
+
+    def sums(self) -> dict[str, Any]:
+        """Return name and sums as numbers and arrays, for `put_together`."""
+        return {
+            "norm": np.array(self.name),
+            "rows": np.array(self.rows),
+            "away": self.away.cpu().numpy(),
+            "squares": self.squares.cpu().numpy(),
+        }
+
+    def gathered(self, model: nn.Module) -> NormInputs:
+        """Return what all processes have seen in their shares of the samples."""
+        return self if ranks.size() == 1 else put_together(model, ranks.exchange(self.sums()))
 
     def distances(self) -> tuple[float, float]:
         """Return how far the inputs are from those in training: the median over channels of two figures.
@@ -87,6 +105,30 @@ class NormInputs:
             f"their spread is {spread:.2g} times the running spread, and their mean is {mean:.2g} running standard "
             f"deviations off (median over channels).{ADVICE}"
         )
+
+
+def put_together(model: nn.Module, parts: Sequence[Mapping[str, Any]]) -> NormInputs:
+    """Return the sums over all samples from those over parts of them; see `NormInputs.sums`.
+
+    Parameters
+    ----------
+    model
+        The model that all parts have run through.
+    parts
+        The sums of each, and maybe something else.
+
+    Returns
+    -------
+    NormInputs
+        The sums.
+    """
+    there = [part for part in parts if int(part["rows"])]
+    if not there:
+        return NormInputs()
+    name = str(there[0]["norm"])
+    norm = dict(model.named_modules()).get(name, model)  # a model that is one itself has no name
+    away, squares = (torch.from_numpy(sum(part[key] for part in there)).to(norm.running_mean.device) for key in TOTALS)
+    return NormInputs(name, sum(int(part["rows"]) for part in there), away, squares, norm)
 
 
 @contextmanager

@@ -87,12 +87,15 @@ class MemoryPlan:
         Layers that share a pass, in the order of the passes.
     at_once
         Bytes held in memory at once, beside the model and one batch.
+    weights
+        Bytes of the weights before and after the correction, which no limit changes.
     in_file
         Bytes of moments that wait in a temporary file; 0 if all are held in memory.
     """
 
     groups: tuple[tuple[Layer, ...], ...]
     at_once: int
+    weights: int
     in_file: int = 0
 
     @property
@@ -107,8 +110,8 @@ class MemoryPlan:
         groups = "" if self.passes == 1 else ", one per group of layers,"
         waiting = f"; {spelled(self.in_file)} wait in a temporary file" if self.in_file else ""
         return (
-            f"The moments take {passes} over the samples{groups} and {spelled(self.at_once)} at once besides the "
-            f"model{waiting}."
+            f"The moments take {passes} over the samples{groups} and {spelled(self.at_once)} at once, besides the "
+            f"model and {spelled(self.weights)} for old and new weights{waiting}."
         )
 
 
@@ -143,9 +146,10 @@ def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: 
     one = {layer: size.moments(of_fold, others) for layer, size in sizes.items()}
     space = max((size.workspace(samples) for size in sizes.values()), default=0)
     moments = folds * sum(one.values())
+    weights = sum(3 * size.itemsize * size.groups * size.width * size.outputs for size in sizes.values())
     if limits.memory is None or moments + space <= limits.memory:
         kept = sum(size.factors(samples) for size in sizes.values()) if chosen else 0
-        return MemoryPlan((tuple(sizes),), moments + kept + space)
+        return MemoryPlan((tuple(sizes),), moments + kept + space, weights)
     largest = max(one, key=one.__getitem__)
     if one[largest] + space > limits.memory:
         raise UsageError(
@@ -158,7 +162,7 @@ def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: 
             groups.append([])
         groups[-1].append(layer)
     held = max(sum(one[x] for x in group) for group in groups)
-    return MemoryPlan(tuple(map(tuple, groups)), held + space, moments)
+    return MemoryPlan(tuple(map(tuple, groups)), held + space, weights, moments)
 
 
 def spelled(size: float) -> str:

@@ -10,12 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
+from verifix.cli.launch import Launch, launch_of, launched, silence
 from verifix.cli.options import COMMANDS, Command
 from verifix.cli.streams import nobody_reads, prepare_streams
 from verifix.errors import UsageError, VerifixError, printable
@@ -30,6 +31,9 @@ LONGEST = 900
 
 APART = ("config", "print_config")
 """Settings that only the command line can say."""
+
+ENDED = "terminated: another of the processes of this run has ended before its time, or all were stopped; start again"
+"""What a process says that is ended by torchrun, unless another one has said why."""
 
 WIDEST = 100
 """Columns of the help, also where the terminal has more."""
@@ -54,28 +58,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)
     prepare_streams(ours=ours)
+    launch = None
     try:
         with _cleaning_up():
+            launch = launch_of(os.environ) if ours else None
+            if launch is not None and launch.rank > 0:
+                silence()
             command = None
             with nobody_reads(1, ours=ours):
                 command = parse(arguments)
-            return 0 if command is None else _run(command, ours)
+            return 0 if command is None else _run(command, ours, launch)
     except VerifixError as error:
-        return _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code, launch)
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", 130, launch)
     except _TerminatedError:
-        return _fail("terminated", 143)
+        return _fail("terminated" if launch is None else ENDED, 143, launch)
     except Exception as error:
         if os.environ.get("VERIFIX_TRACEBACK"):
             raise
-        return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1)
+        return _fail(f"{type(error).__name__}: {error}; set VERIFIX_TRACEBACK=1 to see where", 1, launch)
 
 
-def _run(command: Any, ours: bool) -> int:
+def _run(command: Any, ours: bool, launch: Launch | None) -> int:
     from verifix.cli.commands import run
 
-    return run(command, for_good=ours)
+    with nullcontext() if launch is None else launched(launch, command):
+        code = run(command, for_good=ours)
+    return code if launch is None or launch.rank == 0 else 0  # the first process speaks for all, also in this
 
 
 class _TerminatedError(BaseException):
@@ -287,11 +297,11 @@ def _in_one_line(error: CycloptsError) -> str:
     return str(error).rstrip(".")
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, launch: Launch | None) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST:  # a name in a hostile file may be as long as the file
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
-    sys.stderr.write(f"verifix: error: {printable(line)}\n")
+    (sys.stderr.write if launch is None else launch.report)(f"verifix: error: {printable(line)}\n")
     return code
 
 

@@ -39,6 +39,7 @@ class Command(Settings):
     """What every command takes."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # settings that the command line insists on
+    shared: ClassVar[bool] = False  # whether several processes can share the work
 
     json: Annotated[bool, OUTPUT, SWITCH] = False
     """Print the result as JSON on stdout."""
@@ -132,6 +133,7 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
     """
 
     needs: ClassVar[tuple[str, ...]] = ("model", "out")
+    shared: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check what the settings must be together."""
@@ -214,6 +216,11 @@ class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptio
     """
 
     needs: ClassVar[tuple[str, ...]] = ("model", "data")
+    shared: ClassVar[bool] = True
+
+    scores: Annotated[str | None, OUTPUT, WRITES] = None
+    """A new folder for the predictions of all samples: one Parquet file per process. What a killed run has computed is
+    kept in it until then, and the same command goes on from there."""
 
     def __post_init__(self) -> None:
         """Check that there are weights."""

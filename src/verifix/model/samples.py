@@ -192,18 +192,8 @@ def read_samples(
         own_size = verified.batch_size if batch_size == "auto" else int(batch_size)
         declared = verified.declared if groups is None else as_groups(groups, len(verified))
         return replace(verified, batch_size=own_size, forward=forward or verified.forward, declared=declared)
-    source = source_of(verified, most)
-    dataset, own_size = source.dataset, source.batch_size
-    if batch_size != "auto":
-        own_size = int(batch_size)
-    count = len(dataset)  # type: ignore[arg-type]
-    if count == 0:
-        raise DataError("the verified set is empty; it must hold at least 2 samples")
-    if count > most:
-        raise DataError(
-            f"there are {count:,} samples, more than max_samples {most:,}; give fewer (--limit draws some), or set "
-            "max_samples= (--max-samples) to more"
-        )
+    source, own_size = opened(verified, batch_size, most)
+    dataset, count = source.dataset, len(source.dataset)  # type: ignore[arg-type]
     declared = _declared(dataset, count) if groups is None else as_groups(groups, count)
     items: list[Any] = []
     labels: list[Tensor] = []
@@ -213,9 +203,9 @@ def read_samples(
     held = 0
     with progress_bar("reading samples", count, show) as bar:
         for item in source.items(own_size or DEFAULT_BATCH_SIZE):
-            batch = _alone(source, item, len(digests))
+            batch = alone(source, item, len(digests))
             prints.append(ask_dataset(dataset, len(digests), "fingerprint"))
-            digests.append(_digest(batch.inputs))
+            digests.append(input_digest(batch.inputs))
             if isinstance(batch.inputs, Mapping):
                 columns.append(_columns(batch.inputs))
             labels.append(batch.labels)
@@ -236,13 +226,27 @@ def read_samples(
     return Samples(source, own_size, *parts, declared=declared)
 
 
+def opened(verified: Any, batch_size: int | str, most: int) -> tuple[Source, int | None]:
+    """Return how to read samples, of which there must be some but not too many, and the batch size wanted."""
+    source = source_of(verified, most)
+    count = len(source.dataset)  # type: ignore[arg-type]
+    if count == 0:
+        raise DataError("the verified set is empty; it must hold at least 2 samples")
+    if count > most:
+        raise DataError(
+            f"there are {count:,} samples, more than max_samples {most:,}; give fewer (--limit draws some), or set "
+            "max_samples= (--max-samples) to more"
+        )
+    return source, source.batch_size if batch_size == "auto" else int(batch_size)
+
+
 def _declared(dataset: Any, count: int) -> tuple[Hashable, ...]:
     """Return the groups that a data set has been asked to read; none of any other."""
     found = [ask_dataset(dataset, i, "group") for i in range(count)]
     return () if None in found else as_groups(found, count)
 
 
-def _alone(source: Source, item: Any, number: int) -> Batch:
+def alone(source: Source, item: Any, number: int) -> Batch:
     """Return one sample as a batch of its own, checked."""
     try:
         batch = batch_of(source.collate([item]))
@@ -317,7 +321,7 @@ def _combined(columns: Mapping[str, bytes]) -> bytes:
     return hashlib.sha256(b"".join(columns[name] for name in sorted(columns))).digest()
 
 
-def _digest(inputs: Any) -> bytes:
+def input_digest(inputs: Any) -> bytes:
     """Return the SHA-256 of one sample's inputs, by the names they have in a dictionary."""
     if isinstance(inputs, Tensor) and not inputs.is_nested:
         return tensor_sha256(inputs[0])

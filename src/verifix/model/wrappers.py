@@ -15,6 +15,10 @@ QUANTISED = (torch.int8, torch.uint8, torch.qint8, torch.quint8)
 """Dtypes of quantised matrices. Counters, tables of indices and masks come in others, or have one dimension."""
 
 
+GATHER = "gather a full state dict in every process, and load it into the plain module (docs/many-machines.md)"
+"""The remedy for models of which no process has a whole layer."""
+
+
 def unwrapped(model: Any) -> Any:
     """Return the module inside of compilation, data parallelism and weight averaging; anything else as it is.
 
@@ -76,7 +80,7 @@ def _obstacles(model: nn.Module) -> Iterator[tuple[str, str]]:
         if home.startswith(("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic.quantized")) and _packed(module):
             yield f"has the quantised module {kind} at {name!r}", "correct it in floating point, then quantise it again"
         if home.startswith("torch.distributed.fsdp") or kind == "FullyShardedDataParallel":
-            yield f"is sharded (FSDP at {name!r})", "gather a full state dict and load it into the plain module"
+            yield f"is sharded (FSDP at {name!r})", GATHER
     for name, parameter in model.named_parameters():
         yield from _obstacles_of(name, parameter)
 
@@ -95,8 +99,7 @@ def _obstacles_of(name: str, parameter: Tensor) -> Iterator[tuple[str, str]]:
     kind = type(parameter.data)
     home = f"{kind.__module__}.{kind.__name__}"
     if kind.__name__ == "DTensor" or hasattr(parameter, "ds_id"):
-        remedy = "gather a full state dict and load it into the plain module"
-        yield f"is sharded ({name!r} is {'a DTensor' if kind.__name__ == 'DTensor' else 'of DeepSpeed'})", remedy
+        yield f"is sharded ({name!r} is {'a DTensor' if kind.__name__ == 'DTensor' else 'of DeepSpeed'})", GATHER
     elif home.startswith(("torchao.", "bitsandbytes.")) or hasattr(parameter, "quant_state"):
         yield f"has the quantised weight {name!r} ({home})", "correct it in floating point, then quantise it again"
     elif parameter.ndim >= 2 and parameter.dtype in QUANTISED:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from verifix.losses import Score, apply_score, correct_or_not, tempered_cross_entropy
+from verifix.model import ranks
+from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.progress import duration, progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
@@ -75,14 +78,22 @@ class Trial:
     def after(self, strength: Strength | None) -> Context:
         """Return the context after a strength, fitted once; corrections that share this one go on sharing that."""
         if strength not in self.following:
-            self.following[strength] = self._after(strength, self.logits.get(strength))
+            self.follow(strength, {} if strength is None else self.fitted(strength))
         return self.following[strength]
 
-    def _after(self, strength: Strength | None, logits: Tensor | None) -> Context:
-        if strength is None:
-            return replace(self.context, logits=logits)
+    def fitted(self, strength: Strength) -> Update:
+        """Return the new weights of a strength."""
         with self.fitter.round():
-            return self.context.after(self.fitter.name, strength, self.fitter.fit(strength), logits)
+            return self.fitter.fit(strength)
+
+    def follow(self, strength: Strength | None, update: Update) -> None:
+        """Go on from the new weights of a strength."""
+        logits = self.logits.get(strength)
+        self.following[strength] = (
+            replace(self.context, logits=logits)
+            if strength is None
+            else self.context.after(self.fitter.name, strength, update, logits)
+        )
 
 
 class Trials:
@@ -163,11 +174,50 @@ def run_stage(
     begun = time.perf_counter()
     choice = _choose(trials, whole, parts, rules, left)
     strength = choice.strength
+    layers = {} if strength is None else _fit_in_shares(trials, [whole, *([] if last else parts)], strength)
     following = trials[whole].after(strength)
     further = list(parts) if last else [trials[part].after(strength) for part in parts]
-    layers = {} if strength is None else trials[whole].fitter.layers(strength)
     seconds = time.perf_counter() - begun
     return replace(choice, layers=layers, seconds=seconds, about=trials.stage.about), following, further
+
+
+def _fit_in_shares(
+    trials: Trials, contexts: Sequence[Context], strength: Strength
+) -> Mapping[str, Mapping[str, float]]:
+    """Fit a strength in all contexts, each in one process; return what it means for each layer in the first one."""
+    device = contexts[0].run.device
+
+    def fit(context: Context) -> tuple[Update, Any]:
+        trial, first = trials[context], context is contexts[0]
+        update = trial.following[strength].update if strength in trial.following else trial.fitted(strength)
+        return _moved(update, "cpu"), trial.fitter.layers(strength) if first else {}
+
+    if ranks.size() == 1:
+        trials[contexts[0]].after(strength)
+        return trials[contexts[0]].fitter.layers(strength)
+    found = ranks.spread(fit, contexts, [1] * len(contexts))
+    for context, (update, _) in zip(contexts, found, strict=True):
+        if strength not in trials[context].following:
+            trials[context].follow(strength, _moved(update, device))
+    layers: Mapping[str, Mapping[str, float]] = found[0][1]
+    return layers
+
+
+def _moved(update: Update, device: torch.device | str) -> Update:
+    return {name: value.to(device) for name, value in update.items()}
+
+
+def predict_in_shares(parts: Sequence[Trial], strengths: Sequence[Strength | None]) -> None:
+    """Let each process predict with some strengths in its share of the parts, and put into all what it finds."""
+
+    def predict(part: Trial) -> dict[Strength | None, Tensor]:
+        with part.fitter.round():
+            return {strength: part.predicted(strength) for strength in strengths}
+
+    missing = [part for part in parts if not part.logits.keys() >= set(strengths)]
+    if ranks.size() > 1 and missing:
+        for part, logits in zip(missing, ranks.spread(predict, missing, [1] * len(missing)), strict=True):
+            part.logits.update(logits)
 
 
 def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float) -> Choice:
@@ -175,13 +225,14 @@ def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rul
     fixed = trials.stage.given(rules.options)
     if fixed is not None:
         return given(fixed)
-    obstacle = trials[whole].fitter.obstacle()
+    obstacle = ranks.from_first(trials[whole].fitter.obstacle())
     if obstacle:
         return not_tried(obstacle)
     if left <= 0:
         return not_tried("nothing of the budget remains")
     candidates = trials[parts[0]].fitter.candidates()
-    watch = Stopwatch(left, len(parts) * sum(candidates.rounds), candidates.rounds[0])
+    at_once = -(-len(parts) // ranks.size())
+    watch = Stopwatch(left, at_once * sum(candidates.rounds), candidates.rounds[0])
     try:
         choice = choose_strength(trials, candidates, whole, parts, rules, watch)
     except OutOfTimeError as late:
@@ -199,6 +250,7 @@ def choose_strength(
     tried = [trials[part] for part in parts]
     held_out, loss = HeldOut(whole, tried), rules.loss or tempered_cross_entropy
     finished: list[Strength | None] = [None]
+    predict_in_shares(tried, [None])
 
     def scores(strength: Strength | None) -> Scores:
         logits, labels = held_out.logits(strength), held_out.labels
@@ -287,6 +339,8 @@ def race(
         left = [strength for strength in strengths if strength not in lost]
         if not left:
             break
+        if (count - 1) % ranks.size() == 0:  # what they find is looked at in the order in which one would find it
+            predict_in_shares(parts[count - 1 : count - 1 + ranks.size()], left)
         with part.fitter.round():
             for strength in left:
                 part.predicted(strength)

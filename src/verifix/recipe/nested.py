@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from verifix.model import ranks
 from verifix.progress import progress_bar
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
@@ -68,7 +69,7 @@ def nested(stages: Sequence[type[Stage]], whole: Context, rules: Rules, show: bo
             last = stage is stages[-1]
             with trying(stage) as trials:
                 for course in courses:
-                    left = options.budget_seconds - course.spent
+                    left = ranks.from_first(options.budget_seconds - course.spent)
                     choice, course.whole, course.parts = run_stage(
                         trials, course.whole, course.parts, rules, left, last=last
                     )

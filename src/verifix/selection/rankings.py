@@ -15,13 +15,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from verifix.errors import DataError, one_line
 from verifix.io.optional_imports import library
 from verifix.losses import cross_entropy, probabilities
+from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
 from verifix.model.predict import logits_in, predict
 from verifix.model.run import Forward, out_of_memory, run_model, to_device
 from verifix.model.samples import Samples
-from verifix.model.sources import Batch
+from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch
 from verifix.options import RunOptions
 from verifix.progress import progress_bar
+from verifix.storage.chunks import Arrays, Chunks
 
 DRAWS = 10
 """Random directions z per sample; each takes one forward and one backward pass."""
@@ -30,17 +32,19 @@ STEP = 1e-3
 """How far along z the gradient is taken again, in units of the model's inputs."""
 
 
-def _by_loss(work: nn.Module, where: torch.device, samples: Samples, options: RunOptions) -> tuple[Tensor, Tensor]:
+def _by_loss(
+    work: nn.Module, where: torch.device, samples: Samples, options: RunOptions, chunks: Chunks
+) -> tuple[Tensor, Tensor]:
     """Rank by the cross-entropy of the given label, in nats: one pass."""
 
     def losses(batch: Sequence[int], size: int) -> Tensor:
         return cross_entropy(predict(work, samples, batch, size, where), samples.labels[batch])
 
-    return _of_all(losses, samples, options), torch.ones(len(samples), dtype=torch.bool)
+    return _of_all(losses, samples, options, chunks), torch.ones(len(samples), dtype=torch.bool)
 
 
 def _by_confident_learning(
-    work: nn.Module, where: torch.device, samples: Samples, options: RunOptions
+    work: nn.Module, where: torch.device, samples: Samples, options: RunOptions, chunks: Chunks
 ) -> tuple[Tensor, Tensor]:
     """Rank by 1 − normalised margin, and leave out what cleanlab calls issues: one pass."""
     find, rank = (library(f"cleanlab.{name}", "cleanlab", "label-errors") for name in ("filter", "rank"))
@@ -48,13 +52,15 @@ def _by_confident_learning(
     def run(batch: Sequence[int], size: int) -> Tensor:
         return probabilities(predict(work, samples, batch, size, where))
 
-    pair = samples.labels.numpy(), _of_all(run, samples, options).numpy()
+    pair = samples.labels.numpy(), _of_all(run, samples, options, chunks).numpy()
     issues = torch.from_numpy(find.find_label_issues(*pair, n_jobs=1))
     margins = torch.from_numpy(rank.get_label_quality_scores(*pair, method="normalized_margin"))
     return 1 - margins + issues.double(), ~issues
 
 
-def _by_curvature(work: nn.Module, where: torch.device, samples: Samples, options: RunOptions) -> tuple[Tensor, Tensor]:
+def _by_curvature(
+    work: nn.Module, where: torch.device, samples: Samples, options: RunOptions, chunks: Chunks
+) -> tuple[Tensor, Tensor]:
     """Rank by the squared change of the loss's gradient along random directions: 11 passes forward and backward."""
     for parameter in work.parameters():
         if parameter.is_leaf:  # those of a scripted part are not, once copied
@@ -72,28 +78,35 @@ def _by_curvature(work: nn.Module, where: torch.device, samples: Samples, option
         )
 
     with _precisely(work, where):
-        return _of_all(curvatures, samples, options), torch.ones(len(samples), dtype=torch.bool)
+        return _of_all(curvatures, samples, options, chunks), torch.ones(len(samples), dtype=torch.bool)
 
 
-RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, RunOptions], tuple[Tensor, Tensor]]] = {
+RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, RunOptions, Chunks], tuple[Tensor, Tensor]]] = {
     "low-loss": _by_loss,
     "low-curvature": _by_curvature,
     "confident": _by_confident_learning,
 }
-"""Each method: ``(copy of the model, device, samples, options) → scores [n], eligible [n]``."""
+"""Each method: ``(copy of the model, device, samples, options, chunks) → scores [n], eligible [n]``."""
 
 
-def _of_all(score: Callable[[Sequence[int], int], Tensor], samples: Samples, options: RunOptions) -> Tensor:
-    """Score all samples batch by batch, ``[n, ...]`` in their order; in smaller batches if memory runs out."""
+def _of_all(
+    score: Callable[[Sequence[int], int], Tensor], samples: Samples, options: RunOptions, chunks: Chunks
+) -> Tensor:
+    """Score all samples, each process its part, ``[n, ...]`` in their order; in smaller batches if memory runs out."""
+    parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
+    sizes = [len(part) for part in parts]
 
     def run(size: int) -> Tensor:
-        with progress_bar("scoring samples", len(samples), options.progress) as bar:
-            parts = []
-            for start in range(0, len(samples), size):
-                batch = range(start, min(start + size, len(samples)))
-                parts.append(score(list(batch), size))
-                bar.update(len(batch))
-        return torch.cat(parts)
+        with progress_bar("scoring samples", sum(sizes[k] for k in ranks.share(sizes)), options.progress) as bar:
+
+            def scored(part: range) -> Arrays:
+                batches = [list(part[start : start + size]) for start in range(0, len(part), size)]
+                found = torch.cat([score(batch, size) for batch in batches])
+                bar.update(len(part))
+                return {"scores": found.numpy()}
+
+            found = ranks.spread(chunks.through("scores", scored), parts, sizes)
+        return torch.from_numpy(np.concatenate([part["scores"] for part in found]))
 
     return with_smaller_batches(run, samples.batch_size, options)[0]
 

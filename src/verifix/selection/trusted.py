@@ -19,9 +19,10 @@ from torch.utils.data import Subset
 
 from verifix.capture.first_runs import check_runs
 from verifix.errors import DataError, UsageError
+from verifix.model import ranks
 from verifix.model.borrow import check_model, seeded
 from verifix.model.outputs import understood
-from verifix.model.samples import read_samples
+from verifix.model.reading import read_in_parts
 from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
@@ -29,7 +30,9 @@ from verifix.model.wrappers import unwrapped
 from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions
 from verifix.preflight import working_copy
 from verifix.selection.rankings import RANKINGS
+from verifix.selection.score_files import begin_chunks, finish_chunks
 from verifix.settings import one_of, require, takes, whole
+from verifix.storage.chunks import Chunks
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,10 @@ class TrustArguments(ForwardArguments, RunOptions):
     """How many to pick in all, the same number of each class that occurs; if that does not divide, the lowest classes
     get one more. A class with too few falls short, and no other takes its place."""
 
+    scores: str | None = None
+    """A new folder for the scores of all samples: one Parquet file per process. What a killed run has scored is kept in
+    it until then, and the same call goes on from there."""
+
     def __post_init__(self) -> None:
         """Check what can be checked without data."""
         super().__post_init__()
@@ -151,11 +158,13 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     {0: 30, 1: 30}
     >>> fixed = verifix.correct(model, trusted.source, verified_from="trusted", alpha=100.0, progress=False)
     """
-    rank = RANKINGS[settings.method]
+    rank, chunks = RANKINGS[settings.method], Chunks(settings.scores)
     model = unwrapped(model)
     check_model(model)
-    with torch.inference_mode(False), seeded(settings.seed), one_thread():
-        samples = read_samples(data, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+        begin_chunks(chunks, model, settings, method=settings.method)
+        how = settings.batch_size, settings.progress, settings.forward, settings.max_samples
+        samples = read_in_parts(data, chunks, *how)
         if len(samples) < 2:
             raise DataError("there is 1 sample to pick from; give the labelled samples that the model was trained on")
         classes = len(samples.labels.unique())
@@ -167,8 +176,11 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
             samples, _, _ = check_runs(model, work, where, samples)
             samples, _ = understood(work, samples, where, settings.outputs)
             with threads_for(partial(work_of, work, samples, where)):
-                scores, eligible = rank(work, where, samples, settings)
-    indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, settings.count)
+                scores, eligible = rank(work, where, samples, settings, chunks)
+        indices, shortfall = choose(scores, samples.labels, eligible, samples.digests, settings.count)
+        picked = torch.zeros(len(samples), dtype=torch.bool)
+        picked[indices] = True
+        finish_chunks(chunks, samples, {"score": scores, "picked": picked})
     source = replace(
         samples.source,
         dataset=Subset(samples.source.dataset, indices),

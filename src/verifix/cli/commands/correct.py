@@ -27,6 +27,7 @@ from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.data.subsample import limited
+from verifix.model import ranks
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
 from verifix.options import CorrectOptions
@@ -95,7 +96,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
     result = replace(result, spectra=shown, seconds=round(time.perf_counter() - start, 2), memory_bytes=peak_memory())
     outputs += _about(result, command)
     if outputs:
-        write_together(outputs, force=command.force)
+        ranks.only_first(lambda: write_together(outputs, force=command.force))
     return (3 if result.out is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
 
 
@@ -103,7 +104,7 @@ def _read(command: CorrectCommand) -> _Inputs:
     """Read and check all there is, before the long work begins."""
     checkpoint = open_checkpoint(command)
     checkpoint.refuse_corrected()
-    _check_files(command, checkpoint)
+    ranks.only_first(lambda: _check_files(command, checkpoint))
     model = open_model(command, checkpoint).to(device_wanted(command.device))
     checkpoint.check_writable(model, command.exclude or ())
     _check_count(command)

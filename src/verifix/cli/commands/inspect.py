@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,10 @@ class Inspection:
 def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     """Show what a correction would touch; see `InspectCommand`."""
     checkpoint = None if command.checkpoint is None else read_checkpoint(command.checkpoint, command.weights)
-    model = open_model(command, checkpoint)
+    # transformers builds models without values as well, so that those are surveyed that do not fit into memory.
+    without_values = checkpoint is None and str(command.model).startswith("hf:")
+    with torch.device("meta") if without_values else nullcontext():
+        model = open_model(command, checkpoint)
     preparation = prepare(model, command.model, command)
     if not command.data:
         shape = list(map(int, command.shape))
@@ -68,7 +72,7 @@ def run_inspect(command: InspectCommand) -> tuple[int, Inspection, str]:
     plan, warning = survey.plan(command.samples, command.folds, limits), _warning(survey)
     result = Inspection(
         **survey.as_dict(),
-        memory_bytes=plan.at_once,
+        memory_bytes=plan.at_once + plan.weights,
         passes=[list(dict.fromkeys(layer.parameter for layer in group)) for group in plan.groups],
         file_bytes=plan.in_file,
         samples=command.samples,

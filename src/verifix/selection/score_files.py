@@ -1,0 +1,74 @@
+"""Folders with the scores of all samples: one Parquet file per process, and what a killed run leaves until then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from verifix.model import ranks
+from verifix.model.samples import Samples
+from verifix.model.sources import DEFAULT_BATCH_SIZE
+from verifix.model.tensors import model_digest
+from verifix.options import RunOptions
+from verifix.storage.chunks import Chunks
+
+
+def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **further: Any) -> None:
+    """Begin a folder of scores, or go on in it; refuse one that is of something else, and other models elsewhere.
+
+    Parameters
+    ----------
+    chunks
+        The folder.
+    model
+        The model.
+    options
+        How it is run.
+    **further
+        What else the scores depend on, as plain data.
+    """
+    if ranks.size() > 1:
+        ranks.check_alike({"weights": model_digest(model), "settings": further})
+    if chunks.folder is None:
+        return
+    about = {
+        "verifix": version("verifix"),
+        "torch": str(torch.__version__),
+        "model_sha256": model_digest(model),
+        "batch_size": options.batch_size,
+        "outputs": options.outputs,
+        "seed": options.seed,
+        **further,
+    }
+    ranks.only_first(chunks.check)
+    ranks.only_first(lambda: chunks.begin(about))
+    if ranks.rank() > 0:  # the folder may be on a disk of this machine
+        chunks.begin(about)
+
+
+def finish_chunks(chunks: Chunks, samples: Samples, columns: Mapping[str, Tensor]) -> None:
+    """Write what was found of this process's samples to its Parquet file; then remove the chunks of all.
+
+    Parameters
+    ----------
+    chunks
+        The folder.
+    samples
+        All samples.
+    columns
+        By name, a value or a row of values for each sample.
+    """
+    if chunks.folder is None:
+        return
+    parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
+    own = [i for k in ranks.share([len(part) for part in parts]) for i in parts[k]]
+    table: dict[str, Any] = {"sample": np.array(own, np.int64), "name": [samples.where(i) for i in own]}
+    table |= {name: values[own].numpy() for name, values in ({"label": samples.labels} | dict(columns)).items()}
+    with ranks.sharing():
+        chunks.finish(table, ranks.rank(), ranks.size())
+    chunks.clear()
