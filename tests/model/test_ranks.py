@@ -20,11 +20,22 @@ BY_TWO, BY_ALL = (pytest.mark.parametrize("together", counts, indirect=True) for
 
 
 @pytest.fixture(scope="module")
-def together(request, tmp_path_factory):
-    count, folder = request.param, tmp_path_factory.mktemp("found")
-    result = launched(count, "tests.rank_cases", str(folder), *NAMES[count])
-    assert result.returncode == 0, result.stderr
-    return [torch.load(folder / f"{count}.{rank}.pt", weights_only=False) for rank in range(count)]
+def found_by(tmp_path_factory):
+    """Start so many processes, once for all tests, and return what each has found."""
+
+    @cache
+    def run(count):
+        folder = tmp_path_factory.mktemp("found")
+        result = launched(count, "tests.rank_cases", str(folder), *NAMES[count])
+        assert result.returncode == 0, result.stderr
+        return [torch.load(folder / f"{count}.{rank}.pt", weights_only=False) for rank in range(count)]
+
+    return run
+
+
+@pytest.fixture
+def together(request, found_by):
+    return found_by(request.param)
 
 
 @pytest.mark.parametrize(
