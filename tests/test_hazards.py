@@ -56,7 +56,7 @@ def test_a_surrounding_autocast_does_not_serve_old_weights():
     model = digits.trained(data, 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         curve = verifix.correct(model, verified(data), recipe="verifix", progress=False).curve
-    assert len({point.loss for point in curve}) > 5
+    assert len({point.loss for point in curve}) == len(curve) > 2
 
 
 def test_weights_tied_by_memory_alone_stay_tied():

@@ -233,6 +233,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         "interpolation",
         "label_column",
         "mean",
+        "memory",
         "model_kwargs",
         "name",
         "outputs",
@@ -249,7 +250,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         assert texts - words <= set(of_role(command, *Role)), command
         assert not words & set(of_role(command, *Role)), command
         assert set(of_role(command, *READING)) <= INPUTS.keys()
-    assert {name for name, *_ in PAIRS} == {"correct", "undo"}
+    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score"}
     assert len(PAIRS) > 50
 
 
@@ -269,6 +270,8 @@ def words_of(name: str, source: str, output: str) -> list[str]:
     given, path = INPUTS[source]
     if name == "undo":
         words = ["undo", "f.safetensors"]
+    elif name == "score":
+        words = ["score", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
     else:
         words = arguments("c.safetensors", "new.safetensors")
         if source == "trusted":
@@ -277,13 +280,13 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
             words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
-    flags = {} if source in ("checkpoint", "model", "verified") and name == "correct" else {source: given}
+    flags = {} if source in ("checkpoint", "model", "verified", "data") and name != "undo" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"
     flags[output] = path
     return [
         *words,
-        "--force",
+        *(["--force"] if name != "score" else []),
         *(word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", value)),
     ]
 

@@ -297,7 +297,7 @@ def _in_one_line(error: CycloptsError) -> str:
     return str(error).rstrip(".")
 
 
-def _fail(message: str, code: int, launch: Launch | None) -> int:
+def _fail(message: str, code: int, launch: Launch | None = None) -> int:
     line = " ".join(message.split())
     if len(line) > LONGEST:  # a name in a hostile file may be as long as the file
         line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"

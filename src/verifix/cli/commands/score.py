@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from verifix.capture.input_statistics import NormInputs, put_together, watching_first_norm
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model
+from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.options import ScoreCommand
 from verifix.errors import DataError
 from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
@@ -32,6 +33,7 @@ from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 from verifix.progress import notes_kept, progress_bar
 from verifix.selection.score_files import begin_chunks, finish_chunks
+from verifix.storage.atomic import check_apart
 from verifix.storage.chunks import Arrays, Chunks
 
 
@@ -65,6 +67,7 @@ class Score:
 
 def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     """Score a checkpoint; see `ScoreCommand`."""
+    check_apart(written_by(command), read_by(command))
     checkpoint = open_checkpoint(command)
     model = open_model(command, checkpoint).to(device_wanted(command.device))
     preparation, chunks = prepare(model, command.model, command), Chunks(command.scores)
