@@ -199,3 +199,12 @@ def test_where_float32_has_no_factor_float64_solves(monkeypatch):
     exact = prepare(weight, Moments(rows)).project(100.0)
     assert kinds == [torch.float32]
     torch.testing.assert_close(quick.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [1e37, 1e-37])
+def test_rows_at_the_ends_of_float32_are_projected_as_others(size, dtype):
+    rows, weight = torch.randn(1, 20, 64), torch.randn(1, 5, 64)
+    found = prepare(weight, Moments((rows.double() * size).float()), dual=True, dtype=dtype).project(100.0)
+    expected = prepare(weight, Moments(rows.double()), dual=False).project(100.0)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from verifix.errors import UsageError
-from verifix.moments import Moments
+from verifix.moments import Moments, within_float32
 
 ALPHA_RANGE = (1e-9, 1e12)
 """Strengths for which the system stays positive definite in float64, however deficient the rank of C."""
@@ -109,16 +109,19 @@ class Factors:
 
 def _factorised(kernel: Tensor, alpha: float) -> Tensor:
     """Return the Cholesky factor of I + (α − 1) · kernel; in float64 where float32 would not do."""
-    if alpha > FLOAT32_ALPHA:
-        kernel = kernel.double()
+    if kernel.dtype != torch.float64 and alpha <= FLOAT32_ALPHA:
+        factor, failed = torch.linalg.cholesky_ex(_system(kernel, alpha))
+        if not failed.any():
+            return factor
+    exact: Tensor = torch.linalg.cholesky(_system(kernel.double(), alpha))
+    return exact
+
+
+def _system(kernel: Tensor, alpha: float) -> Tensor:
+    """Return I + (α − 1) · kernel."""
     system = (alpha - 1) * kernel
     system.diagonal(dim1=1, dim2=2).add_(1)
-    factor: Tensor
-    if kernel.dtype == torch.float64:
-        factor = torch.linalg.cholesky(system)
-        return factor
-    factor, failed = torch.linalg.cholesky_ex(system)
-    return _factorised(kernel.double(), alpha) if bool(failed.any()) else factor
+    return system
 
 
 def dual_is_cheaper(n: int, width: int, outputs: int) -> bool:
@@ -160,18 +163,20 @@ def prepare(
         If the dual is forced on moments that no longer hold their rows.
     """
     rows = moments.rows
-    weight = weight.to(moments.trace.device, dtype)
     if dual is None:
         dual = rows is not None and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
     if not dual:
         gram = moments.gram
+        weight = weight.to(gram.device, dtype)
         scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
         kernel = (gram / _divisor(scale)).to(dtype)
         return Factors(weight, scale > 0, weight @ kernel, kernel, None)
     if rows is None:
         raise ValueError("the dual form needs the rows, and these moments hold only their scatter")
+    rows = within_float32(rows)[0].to(dtype)  # their scale cancels below
+    weight = weight.to(rows.device, dtype)
     size = torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64)
-    rows = (rows / _divisor(size).to(rows)).to(dtype)  # of norm 1, so that no product of theirs overflows
+    rows = rows / _divisor(size).to(dtype)  # of norm 1, so that no product of theirs overflows
     return Factors(weight, size > 0, weight @ rows.mT, rows @ rows.mT, rows)
 
 
@@ -194,7 +199,7 @@ def eigenvalues(moments: Moments) -> Tensor:
         r, ``[groups, k]`` ascending, clamped to [0, 1]; all zero for a dead group. k is ``d_in``, or n while the rows
         are held (the other eigenvalues are zero).
     """
-    safe, rows = _divisor(moments.trace), moments.rows
-    inner = moments.gram if rows is None else rows.double() @ rows.double().mT
-    values: Tensor = torch.linalg.eigvalsh(inner / safe)
+    rows = None if moments.rows is None else moments.rows.double()
+    inner = moments.gram if rows is None else rows @ rows.mT
+    values: Tensor = torch.linalg.eigvalsh(inner / _divisor(moments.trace))
     return values.clamp(0, 1)

@@ -69,9 +69,9 @@ class Trial:
     def predicted(self, strength: Strength | None) -> Tensor:
         """Return the logits ``[n, outputs]`` of the samples outside under one strength, fitted once."""
         if strength not in self.logits:
-            unchanged = strength is None
+            outside = self.context.outside
             self.logits[strength] = (
-                self.context.predict(self.context.outside, {}) if unchanged else self.fitter.predict(strength)
+                self.context.predict(outside, {}) if strength is None else self.fitter.predict(strength)
             )
         return self.logits[strength]
 
