@@ -109,12 +109,13 @@ class Factors:
 
 def _factorised(kernel: Tensor, alpha: float) -> Tensor:
     """Return the Cholesky factor of I + (α − 1) · kernel; in float64 where float32 would not do."""
+    factor: Tensor
     if kernel.dtype != torch.float64 and alpha <= FLOAT32_ALPHA:
         factor, failed = torch.linalg.cholesky_ex(_system(kernel, alpha))
         if not failed.any():
             return factor
-    exact: Tensor = torch.linalg.cholesky(_system(kernel.double(), alpha))
-    return exact
+    factor = torch.linalg.cholesky(_system(kernel.double(), alpha))
+    return factor
 
 
 def _system(kernel: Tensor, alpha: float) -> Tensor:

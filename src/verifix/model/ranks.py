@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from verifix.progress import quiet
 
 T = TypeVar("T")
 P = TypeVar("P")
+S = TypeVar("S", bound=Sized)
 
 _ALIKE: ContextVar[bool] = ContextVar("what runs here runs in every process", default=False)
 
@@ -96,6 +97,11 @@ def share(weights: Sequence[int], count: int | None = None, own: int | None = No
     middles = [end - weight / 2 for weight, end in zip(weights, itertools.accumulate(weights), strict=True)]
     owners = [max(0, math.ceil(count * middle / total) - 1) if total else 0 for middle in middles]
     return range(sum(owner < own for owner in owners), sum(owner <= own for owner in owners))
+
+
+def mine(parts: Sequence[S]) -> list[S]:
+    """Return those of some parts that `spread` gives to this process if each weighs what it is long."""
+    return [parts[place] for place in share(list(map(len, parts)))]
 
 
 def spread(work: Callable[[P], T], parts: Sequence[P], weights: Sequence[int]) -> list[T]:

@@ -60,7 +60,7 @@ def read_in_parts(
         ranks.check_alike({"samples": (count, own_size, ends)})
     parts = chunks.split(count, own_size or DEFAULT_BATCH_SIZE)
     memory = _Memory()
-    with progress_bar("reading samples", sum(len(parts[k]) for k in ranks.share([len(p) for p in parts])), show) as bar:
+    with progress_bar("reading samples", sum(map(len, ranks.mine(parts))), show) as bar:
 
         def read(chunk: range) -> Arrays:
             there = chunks.kept(READ, chunk)

@@ -97,7 +97,7 @@ def _of_all(
     sizes = [len(part) for part in parts]
 
     def run(size: int) -> Tensor:
-        with progress_bar("scoring samples", sum(sizes[k] for k in ranks.share(sizes)), options.progress) as bar:
+        with progress_bar("scoring samples", sum(map(len, ranks.mine(parts))), options.progress) as bar:
 
             def scored(part: range) -> Arrays:
                 batches = [list(part[start : start + size]) for start in range(0, len(part), size)]

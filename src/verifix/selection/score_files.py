@@ -32,14 +32,16 @@ def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **furthe
     **further
         What else the scores depend on, as plain data.
     """
-    if ranks.size() > 1:
-        ranks.check_alike({"weights": model_digest(model), "settings": further})
+    if ranks.size() == 1 and chunks.folder is None:
+        return
+    digest = model_digest(model)
+    ranks.check_alike({"weights": digest, "settings": further})
     if chunks.folder is None:
         return
     about = {
         "verifix": version("verifix"),
         "torch": str(torch.__version__),
-        "model_sha256": model_digest(model),
+        "model_sha256": digest,
         "batch_size": options.batch_size,
         "outputs": options.outputs,
         "seed": options.seed,
@@ -66,7 +68,7 @@ def finish_chunks(chunks: Chunks, samples: Samples, columns: Mapping[str, Tensor
     if chunks.folder is None:
         return
     parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
-    own = [i for k in ranks.share([len(part) for part in parts]) for i in parts[k]]
+    own = [i for part in ranks.mine(parts) for i in part]
     table: dict[str, Any] = {"sample": np.array(own, np.int64), "name": [samples.where(i) for i in own]}
     table |= {name: values[own].numpy() for name, values in ({"label": samples.labels} | dict(columns)).items()}
     with ranks.sharing():

@@ -115,7 +115,7 @@ def _run(model: nn.Module, samples: Samples, chunks: Chunks, *, show: bool) -> t
     with (
         borrowed(model),
         threads_for(partial(work_of, model, samples, device)),
-        progress_bar("scoring", sum(sizes[k] for k in ranks.share(sizes)), show) as bar,
+        progress_bar("scoring", sum(map(len, ranks.mine(parts))), show) as bar,
     ):
         found = ranks.spread(chunks.through("logits", run), parts, sizes)
     return torch.cat([torch.from_numpy(part["logits"]) for part in found]), put_together(model, found)
