@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import verifix
 from verifix.proof import _judged
 from verifix.recipe.context import Context
-from verifix.recipe.nested import Course
+from verifix.recipe.search import Course
 
 CLASSES, WIDTH, NETWORKS = 4, 8, 10
 TRAINED_ON, WRONG, TRUTH_FROM = 200, 0.3, 4000

@@ -25,7 +25,7 @@ from verifix.losses import cross_entropy
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import Training
+from verifix.recipe.stages.training import Training
 
 RATE = 0.01
 EPOCHS = (1, 3, 10)

@@ -19,7 +19,7 @@ from verifix.losses import cross_entropy
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import Training, trainable
+from verifix.recipe.stages.training import Training, trainable
 
 RATES = (1e-5, 1e-4, 1e-3, 1e-2)
 SEEN = 400

@@ -30,7 +30,7 @@ from verifix.model.samples import Samples
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import Training
+from verifix.recipe.stages.training import Training
 
 RATES = (1e-3, 1e-2, 1e-1)
 

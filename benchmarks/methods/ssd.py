@@ -26,7 +26,7 @@ from verifix.model.samples import Samples
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import trainable
+from verifix.recipe.stages.training import trainable
 
 SELECTIONS = (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
 """α: how much more than for the rest a parameter must matter for what is forgotten."""

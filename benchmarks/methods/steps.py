@@ -20,7 +20,7 @@ from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.weights import Update
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import batch_size, trainable
+from verifix.recipe.stages.training import batch_size, trainable
 
 MOMENTUM = 0.9
 

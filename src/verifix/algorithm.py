@@ -2,15 +2,14 @@
 
 1. Read the verified samples once and split them into folds.
 2. Run a copy of the model over them once: moments of every layer, per fold.
-3. For each stage of the recipe, in order, choose a strength by cross-fitting: each fold is scored by a correction
-   made from the other folds only, earlier stages included. No change is a candidate, and it wins unless it is clearly
-   beaten.
-4. Fit each chosen stage on all samples, each on what the one before it left, and put the new weights into the copy.
+3. Walk the paths of the recipe. For each stage of a path choose a strength by cross-fitting: each fold is scored by a
+   correction made from the other folds only, earlier stages included.
+4. Decide once: the path with the lowest loss, or no change, which wins unless it is clearly beaten.
+5. Fit the stages of that path on all samples, each on what the one before it left: the new weights of the copy.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,10 +29,10 @@ from verifix.preflight import begin
 from verifix.progress import tell
 from verifix.projection import eigenvalues
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, run_stage, trying
-from verifix.recipe.decision import Choice
+from verifix.recipe.crossfit import Rules
 from verifix.recipe.outcome import LayerReport, LayerStatus, remarks_on_gradients, remarks_on_zeros
 from verifix.recipe.plan import is_choosing
+from verifix.recipe.search import Course, search
 from verifix.settings import takes
 
 
@@ -98,15 +97,10 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             doubt = remark_between_folds(whole) if choosing and settings.origin == "unseen" else None
             start.provenance["notes"] += [doubt] * (doubt is not None)
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
-            rules, begun = Rules(settings, settings.score, settings.loss), time.perf_counter()
-            choices: dict[str, Choice] = {}
-            for stage in start.stages:
-                left = ranks.from_first(settings.budget_seconds - (time.perf_counter() - begun))
-                last = stage is start.stages[-1]
-                with trying(stage) as trials:
-                    choice, whole, parts = run_stage(trials, whole, parts, rules, left, last=last)
-                choices[stage.name] = choice
-                tell(f"{stage.name}: {choice.reason}", settings.progress)
+            course, rules = Course(whole, parts), Rules(settings, settings.score, settings.loss)
+            search(start.plan, [course], rules, show=settings.progress, title="correction")
+            tell(course.reason, settings.progress and choosing)
+            whole = course.whole
             start.provenance["notes"] += remarks_on_gradients(start.work, whole)
             original, corrected = _outcome(start.work, whole)
             start.provenance["notes"] += remarks_on_zeros(original, corrected)
@@ -116,7 +110,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
         for name, value in corrected.items():  # only now: whoever borrows a model gives its buffers back
             tensors[name].data.copy_(value)
         remember_corrected(start.work, original, corrected)
-        return Correction(original, corrected, choices, reports, start.provenance, start.work, spectra)
+        weights, tried = (original, corrected), (tuple(course.paths), course.reason)
+        return Correction(*weights, course.choices, reports, start.provenance, start.work, spectra, *tried)
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

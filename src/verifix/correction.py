@@ -18,11 +18,12 @@ from verifix.model.wrappers import unwrapped
 from verifix.model.writing import obstacles, write_all
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
-from verifix.recipe.outcome import LayerReport, stage_lines
+from verifix.recipe.outcome import LayerReport, path_lines, stage_lines
+from verifix.recipe.paths import Path as TriedPath
 from verifix.recipe.stages import projection_among
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
-FORMAT = "verifix-correction-2"
+FORMAT = "verifix-correction-3"
 SIDES = ("original/", "corrected/")
 
 TRAINING_NOTE = (
@@ -58,6 +59,10 @@ class Correction:
         What this was made from: versions, digests of model and samples, and every setting. Plain data.
     spectra
         Eigenvalues of C by parameter, descending, if they were asked for; not saved.
+    paths
+        What was tried, no change first, each path with its cross-fitted scores. Empty if nothing was to be chosen.
+    reason
+        Why the best path was taken, or not, in one sentence.
     """
 
     original: Mapping[str, Tensor]
@@ -67,6 +72,8 @@ class Correction:
     provenance: Mapping[str, Any]
     _model: nn.Module | None = None
     spectra: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    paths: tuple[TriedPath, ...] = ()
+    reason: str = ""
 
     @property
     def model(self) -> nn.Module:
@@ -253,6 +260,7 @@ class Correction:
                 "would show it."
             )
         lines += [f"  Note: {note}" for note in self.notes]
+        lines += [f"  {line}" for line in path_lines(self.paths, self.reason)]
         lines += [f"  {line}" for stage, choice in self.choices.items() for line in stage_lines(stage, choice)]
         if any(choice.points for choice in self.choices.values()) and not self.unverified:
             lines.append("  These scores chose the strengths and overstate the gain; measure it on other samples.")
@@ -275,6 +283,8 @@ class Correction:
             "unverified": self.unverified,
             "strengths": self.strengths,
             "choices": {stage: choice.as_dict() | label for stage, choice in self.choices.items()},
+            "paths": [path.as_dict() for path in self.paths],
+            "reason": self.reason,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -386,13 +396,16 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
     try:
         choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
         layers = tuple(LayerReport(**layer) for layer in about["layers"])
+        paths = tuple(TriedPath.from_dict(path) for path in about["paths"])
+        reason = str(about["reason"])
         provenance = dict(about["provenance"])
         forms = [{name: (x.shape, x.dtype) for name, x in _under(side, tensors).items()} for side in SIDES]
         if forms[0] != forms[1]:
             raise ValueError("the weights before and after differ in name, shape or dtype")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
-    loaded = Correction(_under("original/", tensors), _under("corrected/", tensors), choices, layers, provenance)
+    weights = _under("original/", tensors), _under("corrected/", tensors)
+    loaded = Correction(*weights, choices, layers, provenance, paths=paths, reason=reason)
     return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
 
 

@@ -46,8 +46,7 @@ from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, Me
 from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.context import Context, Run
 from verifix.recipe.frozen import remark_on_frozen
-from verifix.recipe.plan import is_choosing, minimum_samples, planned
-from verifix.recipe.stages import Stage
+from verifix.recipe.plan import Plan, is_choosing, minimum_samples, planned
 
 T = TypeVar("T")
 
@@ -65,8 +64,8 @@ class Start:
         The working copy of the model, borrowed.
     samples
         The verified samples.
-    stages
-        The stages to run.
+    plan
+        The paths to try.
     whole
         The context of all samples.
     provenance
@@ -75,7 +74,7 @@ class Start:
 
     work: nn.Module
     samples: Samples
-    stages: Sequence[type[Stage]]
+    plan: Plan
     whole: Context
     provenance: dict[str, Any]
 
@@ -102,9 +101,9 @@ def begin(
     Yields
     ------
     Start
-        Copy, samples, stages and moments. The copy is lent until the end, and still has its weights then.
+        Copy, samples, paths and moments. The copy is lent until the end, and still has its weights then.
     """
-    stages = planned(options)
+    plan = planned(options)
     model = unwrapped(model)
     check_model(model)
     refuse_corrected(tensors_of(model))
@@ -130,10 +129,10 @@ def begin(
             looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
             provenance["notes"] += whole.run.collected.remarks
-            training = [stage.name for stage in stages if stage.trains]
+            training = [stage.name for stage in plan.stages if stage.trains]
             further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
             provenance["notes"] += [remark for remark in further if remark]
-            yield Start(work, samples, stages, whole, provenance)
+            yield Start(work, samples, plan, whole, provenance)
 
 
 @contextmanager

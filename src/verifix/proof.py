@@ -35,8 +35,9 @@ from verifix.progress import progress_bar
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
-from verifix.recipe.nested import Course, nested
+from verifix.recipe.nested import nested
 from verifix.recipe.plan import minimum_samples
+from verifix.recipe.search import Course
 from verifix.settings import takes
 
 OUTER_FOLDS = 5
@@ -203,7 +204,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
-            courses = nested(start.stages, start.whole, rules, settings.progress)
+            courses = nested(start.plan, start.whole, rules, settings.progress)
             pairs = ranks.spread(partial(_judged, start.whole), courses, [1] * len(courses))
             groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()

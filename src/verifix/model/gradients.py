@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,9 +15,8 @@ from torch.utils._pytree import tree_map
 from verifix.errors import DataError
 from verifix.losses import best_sharpness, cross_entropy
 from verifix.model.predict import logits_in
-from verifix.model.run import run_model, to_device
+from verifix.model.run import Forward, run_model, to_device
 from verifix.model.samples import Samples
-from verifix.model.sources import Batch
 
 _THROUGH_INPUTS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Models some of whose parameters had no gradient, and whether they have one where inputs ask for gradients, too.
@@ -79,38 +79,82 @@ def gradients(
     wanted = {name: parameters[name] for name in names}
     total: dict[str, Tensor] = {}
 
-    def found(batch: Batch, through_inputs: bool) -> dict[str, Tensor]:
-        inputs = to_device(batch.inputs, device)
-        output = run_model(model, _asking_for_gradients(inputs) if through_inputs else inputs, samples.forward)
-        logits = logits_in(output, len(batch.labels))
-        if not logits.requires_grad:
-            return {}
-        labels = batch.labels.to(logits.device)
-        sharpness = best_sharpness(logits.detach().double().cpu(), batch.labels) if tempered else 1.0
-        loss = cross_entropy(_precise(logits) * sharpness, labels).sum() / len(indices)
-        return _by_backward(loss, wanted) if through_inputs else _by_grad(loss, wanted)
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        sharpness = best_sharpness(logits.detach().double().cpu(), labels.cpu()) if tempered else 1.0
+        return cross_entropy(precise(logits) * sharpness, labels).sum() / len(indices)
 
     with differentiable(parameters, wanted):
         for batch in samples.batches(indices, batch_size):
-            slopes = found(batch, _THROUGH_INPUTS.get(model, False))
-            if len(slopes) < len(wanted) and model not in _THROUGH_INPUTS:
-                again = found(batch, True)
-                _THROUGH_INPUTS[model] = len(again) > len(slopes)
-                slopes = max(slopes, again, key=len)
-            if not slopes:
-                raise DataError(
-                    "no gradients flow through the model (is there a no_grad in its forward?); use --recipe verifix, "
-                    "which needs none"
-                )
+            own = partial(loss, labels=batch.labels.to(device))
+            slopes = slopes_of(model, batch.inputs, len(batch.labels), wanted, own, device, samples.forward)
             for name, slope in slopes.items():  # not in place: two parameters may have been given one tensor
                 total[name] = total[name] + slope if name in total else slope
-    reached = _REACHED.setdefault(model, {})
-    reached.update({name: name in total or reached.get(name, False) for name in wanted})
     total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in wanted.items()}
     broken = next((name for name, gradient in total.items() if not _finite(gradient)), None)
     if broken is not None:
         raise DataError(f"the gradient of {broken!r} contains NaN or Inf; correct the model in float32")
     return total
+
+
+def slopes_of(
+    model: nn.Module,
+    inputs: Any,
+    count: int,
+    wanted: Mapping[str, Tensor],
+    loss: Callable[[Tensor], Tensor],
+    device: torch.device,
+    forward: Forward | None = None,
+) -> dict[str, Tensor]:
+    """Return the gradient of a loss of one batch's logits; inside `differentiable`.
+
+    Parameters
+    ----------
+    model
+        The model, borrowed.
+    inputs
+        A batch, which is copied to the device.
+    count
+        Samples in it.
+    wanted
+        Parameters to differentiate by.
+    loss
+        Logits ``[count, outputs]`` → a scalar.
+    device
+        Where the model is.
+    forward
+        How the batch enters the model; None for calling it.
+
+    Returns
+    -------
+    dict
+        By name, for those that the loss depends on.
+
+    Raises
+    ------
+    DataError
+        If the model passes no gradients on.
+    """
+
+    def found(through_inputs: bool) -> dict[str, Tensor]:
+        own = to_device(inputs, device)
+        logits = logits_in(run_model(model, _asking_for_gradients(own) if through_inputs else own, forward), count)
+        if not logits.requires_grad:
+            return {}
+        return _by_backward(loss(logits), wanted) if through_inputs else _by_grad(loss(logits), wanted)
+
+    slopes = found(_THROUGH_INPUTS.get(model, False))
+    if len(slopes) < len(wanted) and model not in _THROUGH_INPUTS:
+        again = found(True)
+        _THROUGH_INPUTS[model] = len(again) > len(slopes)
+        slopes = max(slopes, again, key=len)
+    if not slopes:
+        raise DataError(
+            "no gradients flow through the model (is there a no_grad in its forward?); use --recipe verifix, which "
+            "needs none"
+        )
+    reached = _REACHED.setdefault(model, {})
+    reached.update({name: name in slopes or reached.get(name, False) for name in wanted})
+    return slopes
 
 
 def _by_grad(loss: Tensor, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,7 +185,7 @@ def _finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())
 
 
-def _precise(logits: Tensor) -> Tensor:
+def precise(logits: Tensor) -> Tensor:
     """Return logits in float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +20,9 @@ from verifix.recipe.candidates import Candidates, Strength
 from verifix.recipe.context import Context
 from verifix.recipe.decision import Choice, Raced, Scores, behind, choose, given, not_tried
 from verifix.recipe.stages import Stage
+
+Rival = Tensor
+"""What a path predicts for all samples of a context, each held out, ``[n, outputs]``."""
 
 ENOUGH = 50
 """Held-out samples from which strengths are compared before all folds are through."""
@@ -143,64 +145,52 @@ def trying(stage: type[Stage]) -> Iterator[Trials]:
 
 
 def run_stage(
-    trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float, *, last: bool = False
-) -> tuple[Choice, Context, list[Context]]:
-    """Choose a stage's strength and fit it.
+    trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float, rival: Rival | None = None
+) -> tuple[Choice, Tensor]:
+    """Choose a stage's strength.
 
     Parameters
     ----------
     trials
         The stage.
     whole
-        What to fit it on in the end.
+        What is to be fitted on in the end; only its samples matter here.
     parts
-        For each fold of `whole`, the context without it; empty if nothing is to be chosen.
+        For each fold of `whole`, the context without it.
     rules
         By what to choose.
     left
         Seconds that choosing may take.
-    last
-        Whether no stage follows, so that the parts need no fit.
+    rival
+        Another path, if no stage follows: strengths that clearly lose to it on the first folds run no further.
 
     Returns
     -------
     choice : Choice
         The strength, and what it was chosen from.
-    whole : Context
-        What the next stage is fitted on.
-    parts : list of Context
-        The same without each fold; those of the last stage are not fitted.
+    logits : Tensor
+        What the parts predict with it for the samples that they lack, ``[n, outputs]`` in the order of the samples.
     """
     begun = time.perf_counter()
-    choice = _choose(trials, whole, parts, rules, left)
-    strength = choice.strength
-    layers = {} if strength is None else _fit_in_shares(trials, [whole, *([] if last else parts)], strength)
-    following = trials[whole].after(strength)
-    further = list(parts) if last else [trials[part].after(strength) for part in parts]
-    seconds = time.perf_counter() - begun
-    return replace(choice, layers=layers, seconds=seconds, about=trials.stage.about), following, further
+    choice = _choose(trials, whole, parts, rules, left, rival)
+    tried = [trials[part] for part in parts]
+    predict_in_shares(tried, [choice.strength])
+    choice = replace(choice, seconds=time.perf_counter() - begun, about=trials.stage.about)
+    return choice, HeldOut(whole, tried).logits(choice.strength)
 
 
-def _fit_in_shares(
-    trials: Trials, contexts: Sequence[Context], strength: Strength
-) -> Mapping[str, Mapping[str, float]]:
-    """Fit a strength in all contexts, each in one process; return what it means for each layer in the first one."""
-    device = contexts[0].run.device
+def follow_in_shares(trials: Trials, parts: Sequence[Context], strength: Strength | None) -> list[Context]:
+    """Return the contexts after a strength, each fitted in one process."""
+    new = [part for part in parts if strength not in trials[part].following]
+    if strength is not None and new and ranks.size() > 1:
+        device = new[0].run.device
 
-    def fit(context: Context) -> tuple[Update, Any]:
-        trial, first = trials[context], context is contexts[0]
-        update = trial.following[strength].update if strength in trial.following else trial.fitted(strength)
-        return _moved(update, "cpu"), trial.fitter.layers(strength) if first else {}
+        def fit(part: Context) -> Update:
+            return _moved(trials[part].fitted(strength), "cpu")
 
-    if ranks.size() == 1:
-        trials[contexts[0]].after(strength)
-        return trials[contexts[0]].fitter.layers(strength)
-    found = ranks.spread(fit, contexts, [1] * len(contexts))
-    for context, (update, _) in zip(contexts, found, strict=True):
-        if strength not in trials[context].following:
-            trials[context].follow(strength, _moved(update, device))
-    layers: Mapping[str, Mapping[str, float]] = found[0][1]
-    return layers
+        for part, update in zip(new, ranks.spread(fit, new, [1] * len(new)), strict=True):
+            trials[part].follow(strength, _moved(update, device))
+    return [trials[part].after(strength) for part in parts]
 
 
 def _moved(update: Update, device: torch.device | str) -> Update:
@@ -220,12 +210,14 @@ def predict_in_shares(parts: Sequence[Trial], strengths: Sequence[Strength | Non
             part.logits.update(logits)
 
 
-def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float) -> Choice:
+def _choose(
+    trials: Trials, whole: Context, parts: Sequence[Context], rules: Rules, left: float, rival: Rival | None
+) -> Choice:
     """Choose a stage's strength, unless it is given, cannot run, or would take longer than what is left."""
     fixed = trials.stage.given(rules.options)
     if fixed is not None:
         return given(fixed)
-    obstacle = ranks.from_first(trials[whole].fitter.obstacle())
+    obstacle = ranks.from_first(trials[parts[0]].fitter.obstacle())
     if obstacle:
         return not_tried(obstacle)
     if left <= 0:
@@ -234,7 +226,7 @@ def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rul
     at_once = -(-len(parts) // ranks.size())
     watch = Stopwatch(left, at_once * sum(candidates.rounds), candidates.rounds[0])
     try:
-        choice = choose_strength(trials, candidates, whole, parts, rules, watch)
+        choice = choose_strength(trials, candidates, whole, parts, rules, watch, rival)
     except OutOfTimeError as late:
         return not_tried(
             f"it would take about {duration(late.seconds)}, but only {duration(left)} of the budget remained",
@@ -244,19 +236,22 @@ def _choose(trials: Trials, whole: Context, parts: Sequence[Context], rules: Rul
 
 
 def choose_strength(
-    trials: Trials, candidates: Candidates, whole: Context, parts: Sequence[Context], rules: Rules, watch: Stopwatch
+    trials: Trials,
+    candidates: Candidates,
+    whole: Context,
+    parts: Sequence[Context],
+    rules: Rules,
+    watch: Stopwatch,
+    rival: Rival | None = None,
 ) -> Choice:
     """Choose a stage's strength by cross-fitting: every sample is scored by a correction that never saw it."""
     tried = [trials[part] for part in parts]
     held_out, loss = HeldOut(whole, tried), rules.loss or tempered_cross_entropy
-    finished: list[Strength | None] = [None]
+    finished: list[Strength | None] = []
     predict_in_shares(tried, [None])
 
     def scores(strength: Strength | None) -> Scores:
-        logits, labels = held_out.logits(strength), held_out.labels
-        values = apply_score(rules.score or correct_or_not, logits, labels, "score", per_sample=False)
-        losses = held_out.losses(strength, loss)
-        return Scores(losses, float(values.mean()), values if values.ndim else None, held_out.groups)
+        return scores_of(whole, held_out.logits(strength), rules)
 
     def cross_fitted(strengths: Sequence[Strength]) -> Raced:
         with progress_bar(
@@ -267,12 +262,20 @@ def choose_strength(
                 bar.update(count)
                 watch.fitted(count)
 
-            lost = race(whole, tried, strengths, finished, loss, fitted)
+            lost = race(whole, tried, strengths, finished, loss, fitted, rival)
         left = [strength for strength in strengths if strength not in lost]
         finished.extend(left)
         return Raced({strength: scores(strength) for strength in left}, lost)
 
     return choose(scores(None), cross_fitted, candidates)
+
+
+def scores_of(whole: Context, logits: Tensor, rules: Rules) -> Scores:
+    """Return what logits ``[n, outputs]`` of the samples of a context, each held out, are worth."""
+    labels, groups = whole.labels, whole.groups
+    values = apply_score(rules.score or correct_or_not, logits, labels, "score", per_sample=False)
+    losses = apply_score(rules.loss or tempered_cross_entropy, logits, labels, "loss", per_sample=True)
+    return Scores(losses, float(values.mean()), values if values.ndim else None, groups)
 
 
 class HeldOut:
@@ -287,15 +290,17 @@ class HeldOut:
 
     Attributes
     ----------
+    indices
+        The samples, ascending.
     labels, groups
         As in `Context`, ``[n]`` in the order of the samples.
     """
 
     def __init__(self, whole: Context, parts: Sequence[Trial]) -> None:
         place = {i: row for row, i in enumerate(i for part in parts for i in part.context.outside)}
-        indices = [i for i in whole.indices if i in place]
-        self.parts, self._rows = parts, [place[i] for i in indices]
-        self.labels, self.groups = whole.run.samples.labels[indices], whole.groups_of(indices)
+        self.indices = [i for i in whole.indices if i in place]
+        self.parts, self._rows = parts, [place[i] for i in self.indices]
+        self.labels, self.groups = whole.run.samples.labels[self.indices], whole.groups_of(self.indices)
 
     def logits(self, strength: Strength | None) -> Tensor:
         """Return what the parts predict with a strength, ``[n, outputs]``."""
@@ -313,6 +318,7 @@ def race(
     finished: Sequence[Strength | None],
     loss: Score,
     fitted: Callable[[int], object],
+    rival: Rival | None = None,
 ) -> dict[Strength, float]:
     """Fit a stage with some strengths in one part after the other; those that clearly lose early run no further.
 
@@ -323,11 +329,13 @@ def race(
     strengths
         Those to fit.
     finished
-        No change, and strengths that have been fitted in all parts: they are raced against, too.
+        Strengths that have been fitted in all parts: they are raced against, too.
     loss
         By what they are compared, as soon as there are `ENOUGH` samples.
     fitted
         Told how many fits were made, or will not be.
+    rival
+        What another path predicts for all samples of `whole`, raced against, too.
 
     Returns
     -------
@@ -347,7 +355,10 @@ def race(
                 fitted(1)
         seen = HeldOut(whole, parts[:count])
         if count < len(parts) and len(seen.labels) >= ENOUGH:
-            losses = {strength: seen.losses(strength, loss) for strength in [*finished, *left]}
+            losses: dict[Strength | None, Tensor] = {k: seen.losses(k, loss) for k in [*finished, *left]}
+            if rival is not None:
+                among = torch.isin(torch.tensor(whole.indices), torch.tensor(seen.indices))
+                losses[None] = apply_score(loss, rival[among], seen.labels, "loss", per_sample=True)
             fresh = behind(losses, left, seen.groups)
             lost |= fresh
             fitted(len(fresh) * (len(parts) - count))

@@ -1,4 +1,4 @@
-"""Choose among strengths by their cross-fitted scores: no change wins unless a strength is clearly better."""
+"""Choose among the strengths of a stage by their cross-fitted loss: the lowest one wins."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ SELECTION_NOTE = "selection score: it chose the strength, so it overstates the g
 
 MINIMAL_GAIN = 1e-4
 """Nats per sample. A smaller gain is not worth a change of weights, however sure it is."""
-
-TOLERATED, SURENESS = 0.005, 1.645
-"""How far the score may fall, half a point of accuracy, and how many standard errors below its estimate must be above
-that: 95%, one-sided. It is the usual test of "not worse by more than".
-
-A head fitted to 80 samples can lower the loss clearly, by being less sure of itself, and get fewer answers right. That
-its score is no worse on the 20 left out shows little: then this rule leaves it out, and with a thousand it does not.
-"""
-
 
 BEHIND = 2.0
 """By how many standard errors a strength must lose on the first folds to be dropped."""
@@ -168,7 +159,7 @@ def spelled(strength: Strength | None) -> str:
     return " × ".join(f"{number:.4g}" for number in numbers)
 
 
-def given(strength: Strength) -> Choice:
+def given(strength: Strength | None) -> Choice:
     """Wrap a strength that the user set."""
     return Choice(strength, (), "set by the user")
 
@@ -194,9 +185,8 @@ def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], ca
     Returns
     -------
     Choice
-        Of the strengths whose losses are below those of no change by more than one paired standard error, and by
-        `MINIMAL_GAIN`, and whose score is not below that of no change, nor by more than `TOLERATED` if `SURENESS`
-        paired standard errors are taken off, the one with the smallest mean loss; no change if there is none.
+        The strength with the smallest mean loss, or no change if that is not below it by `MINIMAL_GAIN`. Whether the
+        whole path is worth a change is decided once, at its end; see `verifix.recipe.paths`.
     """
     tried: dict[Any, Scores] = {}
     lost: dict[Any, float] = {}
@@ -218,8 +208,8 @@ def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], ca
         for step in candidates.refinements if tried else ():
             last, best = step == candidates.refinements[-1], min(tried, key=loss_of)
             try_all(_neighbours(best, step, [*tried, *lost], loss_of, last=last))
-    points = [_point(None, baseline, baseline)]
-    points += [_point(strength, tried[strength], baseline) for strength in sorted(tried)]
+    points = [point_of(None, baseline, baseline)]
+    points += [point_of(strength, tried[strength], baseline) for strength in sorted(tried)]
     choice, dropped = _decide(points), tuple(sorted(lost))
     if dropped and tried:
         choice = replace(choice, reason=f"{choice.reason}; {_dropped(dropped)}")
@@ -274,7 +264,8 @@ def _neighbours(
     return [below if loss_of(lower) < loss_of(upper) else above]
 
 
-def _point(strength: Strength | None, scores: Scores, baseline: Scores) -> Point:
+def point_of(strength: Strength | None, scores: Scores, baseline: Scores) -> Point:
+    """Return what scores say beside those of no change."""
     gains, score_error, groups = baseline.losses - scores.losses, 0.0, baseline.groups
     if scores.values is not None and baseline.values is not None:
         score_error = _standard_error(scores.values - baseline.values, groups, [1.0, -1.0])
@@ -299,35 +290,24 @@ def _standard_error(differences: Tensor, groups: Tensor | None, further: Sequenc
 
 
 def _decide(points: Sequence[Point]) -> Choice:
-    """Let no change win unless a strength beats it clearly in loss, and is not worse in score."""
+    """Take the lowest loss."""
     no_change, *candidates = points
     if not candidates:
         return Choice(None, tuple(points), "no change: every strength clearly raised the loss on the first folds")
-    lower = [p for p in candidates if p.loss_gain > max(p.standard_error, MINIMAL_GAIN)]
-    sure = [p for p in lower if p.score - no_change.score >= max(0.0, SURENESS * p.score_error - TOLERATED)]
-    if sure:
-        best = min(sure, key=lambda point: point.loss)
-        return Choice(best.strength, tuple(points), f"{_lowers(best)}, {_scores(best, no_change)}")
     best = min(candidates, key=lambda point: point.loss)
-    return Choice(None, tuple(points), f"no change: {_why_not(best, no_change)}")
-
-
-def _why_not(best: Point, no_change: Point) -> str:
-    if best.loss_gain <= 0:
-        return "no strength lowers the loss"
-    if best.loss_gain <= best.standard_error:
-        return f"{_lowers(best)}, which is not a clear gain"
     if best.loss_gain <= MINIMAL_GAIN:
-        return f"{_lowers(best)}, which is too small to matter"
-    kept = "no strength that clearly lowers the loss clearly keeps the score"
-    return f"{_lowers(best)}, but {_scores(best, no_change)}; {kept}"
+        return Choice(None, tuple(points), "no change: no strength lowers the loss")
+    reason = f"strength {spelled(best.strength)} {lowers(best)}, {scores(best, no_change)}"
+    return Choice(best.strength, tuple(points), reason)
 
 
-def _lowers(point: Point) -> str:
+def lowers(point: Point) -> str:
+    """Say by how much the loss is lower."""
     error = f"standard error {point.standard_error:.4f}"
-    return f"strength {spelled(point.strength)} lowers the loss by {point.loss_gain:.4f} ({error})"
+    return f"lowers the loss by {point.loss_gain:.4f} ({error})"
 
 
-def _scores(point: Point, no_change: Point) -> str:
+def scores(point: Point, no_change: Point) -> str:
+    """Say what becomes of the score."""
     error = f" (standard error {point.score_error:.4f})" if point.score_error else ""
     return f"the score goes from {no_change.score:.4f} to {point.score:.4f}{error}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,7 @@ from verifix.model.gradients import unreached
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.decision import Choice, Point, spelled
+from verifix.recipe.paths import Path
 
 LayerStatus = Literal["corrected", "kept", "skipped", "unused"]
 
@@ -63,6 +64,21 @@ class LayerReport:
         return f"{name}: {self.kind}, {self.rows} rows, {rank}{change}"
 
 
+def path_lines(paths: Sequence[Path], reason: str) -> list[str]:
+    """Return what was decided and why, then every path that was tried, one line each."""
+    tried = [path for path in paths if path.point is not None]
+    if not tried:
+        return []
+    width = max(len(path.name) for path in tried)
+    rows = [(path.name, path.point) for path in tried if path.point is not None]
+    return [reason, *(f"  {name:{width}}  {_figures(point)}" for name, point in rows)]
+
+
+def _figures(point: Point) -> str:
+    gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
+    return f"loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}"
+
+
 def stage_lines(stage: str, choice: Choice) -> list[str]:
     """Return what a stage chose and why, then its curve, one line per point."""
     given = f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
@@ -75,8 +91,7 @@ def stage_lines(stage: str, choice: Choice) -> list[str]:
 def _point_line(point: Point, chosen: Strength | None) -> str:
     name = spelled(point.strength)
     mark = "  ← chosen" if point.strength == chosen else ""
-    gain = f"{point.loss_gain:+.4f} ± {point.standard_error:.4f}"
-    return f"{name:>10}  loss {point.loss:.4f}  lower by {gain}  score {point.score:.4f}{mark}"
+    return f"{name:>10}  {_figures(point)}{mark}"
 
 
 def remarks_on_zeros(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor]) -> list[str]:

@@ -1,50 +1,105 @@
-"""Which stages a correction runs, and whether the samples have anything to choose."""
+"""Which paths of stages a correction tries, and whether the samples have anything to choose."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
 from verifix.errors import UsageError
 from verifix.options import CorrectOptions
-from verifix.recipe.stages import STAGES, Stage, recipes
+from verifix.recipe.stages import PATHS, STAGES, Stage, recipes
+
+Names = tuple[str, ...]
 
 
-def stages_of(recipe: str) -> list[type[Stage]]:
-    """Return the stages of a recipe, in order.
+@dataclass(frozen=True)
+class Plan:
+    """What is tried.
+
+    Attributes
+    ----------
+    paths
+        Stages one after the other. What a path begins with is tried as a path of its own.
+    base
+        The stages whose strengths are given: they always run, and paths are compared with them alone.
+    extensions
+        Stages that are tried after the best path.
+    """
+
+    paths: tuple[Names, ...]
+    base: Names = ()
+    extensions: Names = ()
+
+    @cached_property
+    def prefixes(self) -> tuple[Names, ...]:
+        """All paths, and what they begin with."""
+        every = (path[:length] for path in self.paths for length in range(1, len(path) + 1))
+        return tuple(dict.fromkeys(every))
+
+    def after(self, prefix: Names) -> list[str]:
+        """Return the stages that may follow some stages."""
+        return [path[-1] for path in self.prefixes if path[:-1] == prefix]
+
+    @property
+    def stages(self) -> list[type[Stage]]:
+        """Every stage that may run."""
+        return [STAGES[name] for name in dict.fromkeys([*_all(self.paths), *self.extensions])]
+
+    @property
+    def choosing(self) -> bool:
+        """Whether any strength is left for the verified samples to choose."""
+        return bool(set(_all(self.paths)) - set(self.base) or self.extensions)
+
+
+def _all(paths: Iterable[Names]) -> list[str]:
+    return [name for path in paths for name in path]
+
+
+def stages_of(recipe: str) -> Names:
+    """Return the names of the stages in a recipe that lists them.
 
     Parameters
     ----------
     recipe
-        A name from `recipes`, or stage names joined by commas.
+        Stage names joined by commas, or the name of a recipe that is one path.
 
     Returns
     -------
-    list of type
-        The stages.
+    tuple of str
+        The names.
 
     Raises
     ------
     UsageError
         If a name is unknown, or there twice.
     """
-    known = recipes()
-    names = known.get(recipe) or tuple(str(recipe).split(","))
+    names = recipes().get(recipe) or tuple(str(recipe).split(","))
     for name in names:
         if name not in STAGES or names.count(name) > 1:
             raise UsageError(
-                f"recipe is {recipe!r}; it must be {' or '.join(map(repr, known))}, or stages among "
+                f"recipe is {recipe!r}; it must be 'auto' or {' or '.join(map(repr, recipes()))}, or stages among "
                 f"{', '.join(STAGES)}, each once, joined by commas"
             )
-    return [STAGES[name] for name in names]
+    return names
 
 
-def planned(options: CorrectOptions) -> list[type[Stage]]:
-    """Return the stages to run: with the recipe "auto" a stage whose strength is given runs alone."""
-    fixed = [stage for stage in STAGES.values() if stage.given(options) is not None]
-    return fixed if fixed and options.recipe == "auto" else stages_of(options.recipe)
+def planned(options: CorrectOptions) -> Plan:
+    """Return what to try: with the recipe "auto" a stage whose strength is given runs alone."""
+    given = tuple(name for name, stage in STAGES.items() if stage.given(options) is not None)
+    if options.recipe == "auto":
+        if given:
+            return Plan((given,), given)
+        extensions = tuple(name for name, stage in STAGES.items() if stage.automatic)
+        return Plan(PATHS, extensions=extensions)
+    names = stages_of(options.recipe)
+    base = tuple(name for name in names if name in given)
+    return Plan(((base,) if base else ()) + (names,), base)
 
 
 def is_choosing(options: CorrectOptions) -> bool:
     """Tell whether any stage's strength is left for the verified samples to choose."""
-    return any(stage.given(options) is None for stage in planned(options))
+    return planned(options).choosing
 
 
 def minimum_samples(options: CorrectOptions) -> int:

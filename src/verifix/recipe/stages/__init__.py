@@ -23,20 +23,29 @@ from verifix.recipe.stages.refit import Refit
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage for stage in (Project, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
 }
-"""Every stage by name, in the order in which the recipe "auto" runs those that are automatic."""
+"""Every stage by name."""
+
+PATHS: tuple[tuple[str, ...], ...] = (
+    ("project", "refit"),
+    ("project", "layerwise", "refit"),
+    ("project", "finetune"),
+    ("refit",),
+    ("linear_probe",),
+    ("finetune",),
+)
+"""What the recipe "auto" tries, the cheap ones first; what a path begins with counts as a path of its own."""
 
 
 def recipes() -> dict[str, tuple[str, ...]]:
-    """Return the named recipes: which stages, in which order."""
-    automatic = tuple(name for name, stage in STAGES.items() if stage.automatic)
-    return {"verifix": (Project.name,), "auto": automatic}
+    """Return the named recipes that are one path: which stages, in which order."""
+    return {"verifix": (Project.name,)}
 
 
 def register_stage(stage: type[Stage]) -> type[Stage]:
     """Add a stage, so that a recipe can name it: ``recipe="project,mine"`` or ``--recipe project,mine``.
 
-    The recipe "auto" runs it, after verifix's own stages, only if its class sets ``automatic = True``: what "auto"
-    does should not depend on which modules have been imported, unless somebody wants it to.
+    The recipe "auto" tries it, after the best path of verifix's own stages, only if its class sets ``automatic =
+    True``: what "auto" does should not depend on which modules have been imported, unless somebody wants it to.
 
     Parameters
     ----------
@@ -62,7 +71,7 @@ def register_stage(stage: type[Stage]) -> type[Stage]:
         raise UsageError(f"stage {stage.__name__} has no {' and no '.join(missing)}; define what is missing")
     if not re.fullmatch(r"[A-Za-z]\w*", stage.name):
         raise UsageError(f"stage {stage.__name__} is named {stage.name!r}; it must be a word of letters, digits and _")
-    if stage.name in recipes() or _place(STAGES.get(stage.name, stage)) != _place(stage):
+    if stage.name in {"auto", *recipes()} or _place(STAGES.get(stage.name, stage)) != _place(stage):
         raise UsageError(f"a stage or recipe named {stage.name!r} exists already; choose another name")
     STAGES[stage.name] = stage
     return stage
@@ -77,4 +86,4 @@ def _place(stage: type[Any]) -> tuple[str, str]:
     return stage.__module__, stage.__qualname__
 
 
-__all__ = ["STAGES", "Context", "Project", "Stage", "projection_among", "recipes", "register_stage"]
+__all__ = ["PATHS", "STAGES", "Context", "Project", "Stage", "projection_among", "recipes", "register_stage"]

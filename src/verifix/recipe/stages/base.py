@@ -36,7 +36,7 @@ class Stage(ABC):
     numbers
         What the numbers of a strength are called, in their order.
     automatic
-        Whether the recipe "auto" runs it; else it runs where a recipe names it.
+        Whether the recipe "auto" tries it after its best path; else it runs where a path or a recipe names it.
     trains
         Whether it fits weights to the labels, and so leaves frozen ones (`requires_grad` off) as they are.
     """

@@ -78,7 +78,6 @@ class Layerwise(Stage):
     name = "layerwise"
     about = "A separate strength and gate for every layer."
     numbers = ("steps",)
-    automatic = True
 
     def __init__(self, context: Context, tables: Tables | None = None) -> None:
         super().__init__(context)

@@ -39,7 +39,6 @@ class LinearProbe(HeadStage):
     name = "linear_probe"
     about = "A new last layer on the features, in place of the old one."
     numbers = ("pull",)
-    automatic = True
     trains = True
 
     @cached_property

@@ -29,7 +29,6 @@ class Project(Stage):
         "The paper's projection: shrinks directions that the samples never excite, with one strength for all layers."
     )
     numbers = ("alpha",)
-    automatic = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

@@ -32,7 +32,6 @@ class Recalibrate(Stage):
     name = "recalibrate"
     about = "The statistics of batch normalisation, measured again."
     numbers = ("share",)
-    automatic = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

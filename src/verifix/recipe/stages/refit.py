@@ -26,7 +26,6 @@ class Refit(HeadStage):
     name = "refit"
     about = "The last layer, fitted to the verified labels and pulled towards its previous weights."
     numbers = ("pull",)
-    automatic = True
     trains = True
 
     @cached_property

@@ -1,0 +1,151 @@
+"""Choose among whole paths of stages by their cross-fitted loss, and decide once whether the best one is worth it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import NormalDist
+from typing import Any
+
+from verifix.recipe.candidates import Strength
+from verifix.recipe.decision import MINIMAL_GAIN, Choice, Point, lowers, scores, spelled
+
+SURE = 0.95
+"""How probable it has to be that a path lowers the loss, and by `LIKELY` that it does not lower the score."""
+
+LIKELY = 0.8
+
+LOSS_SPREAD, SCORE_SPREAD = 0.2, 0.05
+"""Before there are samples, gains are taken to be normal around 0, with these standard deviations: in nats per sample,
+and as a fraction of right answers. It is what corrections of networks trained on wrong labels bring, of either sign."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path: stages one after the other, cross-fitted as a whole.
+
+    Attributes
+    ----------
+    strengths
+        Of each stage, in order; None where the stage did best without a change. Empty for no stage at all.
+    point
+        What held-out samples gave, beside those of no change; None if it was not tried.
+    reason
+        Why it was not tried, or left; empty if it was tried whole.
+    """
+
+    strengths: Mapping[str, Strength | None] = field(default_factory=dict)
+    point: Point | None = None
+    reason: str = ""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of its stages."""
+        return tuple(self.strengths)
+
+    @property
+    def name(self) -> str:
+        """The stages that change something, for reading."""
+        return " → ".join(stage for stage, strength in self.strengths.items() if strength is not None) or "no change"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the path as plain data."""
+        return {
+            "strengths": dict(self.strengths),
+            "point": None if self.point is None else asdict(self.point),
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Path:
+        """Undo `as_dict`."""
+        strengths = {stage: tuple(s) if isinstance(s, list) else s for stage, s in data["strengths"].items()}
+        return cls(strengths, None if data["point"] is None else Point(**data["point"]), data["reason"])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which path is taken.
+
+    Attributes
+    ----------
+    path
+        The one with the lowest loss; the first one, no change, if there is no other.
+    taken
+        Whether it is better than no change.
+    reason
+        Why, in one sentence.
+    """
+
+    path: Path
+    taken: bool
+    reason: str
+
+
+def decide(paths: Sequence[Path]) -> Decision:
+    """Take the path with the lowest loss if it is better than no change.
+
+    Parameters
+    ----------
+    paths
+        No change first, then what was tried.
+
+    Returns
+    -------
+    Decision
+        With gains shrunk towards no change: a gain g with standard error s, from a normal prior around 0 with standard
+        deviation τ (`LOSS_SPREAD`, `SCORE_SPREAD`), is above 0 with probability Φ(g / s · τ / √(τ² + s²)).
+    """
+    none, *others = [path for path in paths if path.point is not None]
+    if not others:
+        return Decision(none, taken=False, reason="no change: no path was tried to its end")
+    best = min(others, key=_loss)
+    point, before = best.point, none.point
+    assert point is not None and before is not None  # noqa: S101, PT018 - those without were left out
+    if not any(strength is not None for strength in best.strengths.values()) or point.loss_gain <= MINIMAL_GAIN:
+        return Decision(best, taken=False, reason="no change: no path lowers the loss")
+    found = f"{best.name} {lowers(point)}, {scores(point, before)}"
+    sure = probability(point.loss_gain, point.standard_error, LOSS_SPREAD)
+    likely = probability(point.score - before.score, point.score_error, SCORE_SPREAD)
+    if sure < SURE:
+        return Decision(best, taken=False, reason=f"no change: {found}; that the loss falls is {sure:.0%} probable")
+    if likely < LIKELY:
+        return Decision(best, taken=False, reason=f"no change: {found}; that the score rises is {likely:.0%} probable")
+    return Decision(best, taken=True, reason=found)
+
+
+def probability(gain: float, error: float, spread: float) -> float:
+    """Return how probable it is that the true gain is above 0; see `decide`.
+
+    Parameters
+    ----------
+    gain, error
+        The mean gain, and its standard error; an error of 0 means that there is only the mean.
+    spread
+        Standard deviation of the prior.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
+    if error == 0:
+        return float(gain >= 0)
+    if math.isinf(error):
+        return 0.5
+    return NormalDist().cdf(gain / error * spread / math.hypot(spread, error))
+
+
+def withheld(choices: Mapping[str, Choice], reason: str) -> dict[str, Choice]:
+    """Return the choices of a path that is not taken: no strength, and why."""
+    return {
+        stage: choice
+        if choice.strength is None or not choice.points
+        else replace(choice, strength=None, reason=f"not applied, best at {spelled(choice.strength)}: {reason}")
+        for stage, choice in choices.items()
+    }
+
+
+def _loss(path: Path) -> float:
+    return math.inf if path.point is None else path.point.loss

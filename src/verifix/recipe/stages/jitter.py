@@ -1,0 +1,67 @@
+"""Random changes of inputs that their labels survive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifix.recipe.context import Context
+
+SPREAD = 0.3
+"""Standard deviation of the noise, relative to that of the inputs."""
+
+SHIFT = 8
+"""Images are shifted by up to one part in so many of their side."""
+
+Change = Callable[[Tensor, torch.Generator], Tensor]
+"""(inputs ``[n, ...]``, what draws) → changed inputs; those given stay as they are."""
+
+
+def jitter_for(context: Context, inputs: Any) -> Change | None:
+    """Return how inputs may be changed.
+
+    Parameters
+    ----------
+    context
+        Whose model it is.
+    inputs
+        A batch.
+
+    Returns
+    -------
+    callable or None
+        For a model that begins with a 2-D convolution, flips and shifts of images; for other inputs that are one tensor
+        with fractions, noise; None for all others, such as token ids.
+    """
+    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()) or inputs.is_nested:
+        return None
+    layers = context.layers
+    if inputs.ndim == 4 and layers and layers[0].kind == "conv2d":
+        return flipped_and_shifted
+    return partial(with_noise, spread=SPREAD)
+
+
+def with_noise(inputs: Tensor, generator: torch.Generator, *, spread: float) -> Tensor:
+    """Add normal noise of `spread` times the standard deviation of the batch."""
+    noise = torch.empty_like(inputs, device="cpu").normal_(generator=generator).to(inputs.device)
+    return inputs + noise * (spread * inputs.std())
+
+
+def flipped_and_shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip each image ``[c, h, w]`` left to right, or not, and shift it along both axes, with its edge repeated."""
+    n, _, height, width = images.shape
+
+    def drawn(below: int) -> Tensor:
+        return torch.randint(below, (n,), generator=generator).to(images.device)
+
+    rows, columns = (torch.arange(side, device=images.device).expand(n, side) for side in (height, width))
+    columns = torch.where(drawn(2)[:, None].bool(), width - 1 - columns, columns)
+    up, left = height // SHIFT, width // SHIFT
+    rows = (rows + drawn(2 * up + 1)[:, None] - up).clamp(0, height - 1)
+    columns = (columns + drawn(2 * left + 1)[:, None] - left).clamp(0, width - 1)
+    of = torch.arange(n, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[of, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
