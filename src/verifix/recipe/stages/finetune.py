@@ -20,7 +20,7 @@ from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.jitter import jitter_for
 from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, batch_size, descend, dropouts, trainable
 
-RATES = (3e-3, 1e-2)
+RATES = (1e-2,)
 """Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
 
 MOST, FEWEST, WORK, EPOCHS = 16_000, 2_400, 1.5e12, 2
