@@ -15,15 +15,12 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import ConcatDataset, Dataset
 
 from verifix.errors import DataError, UsageError, VerifixError
-from verifix.model.labels import LABEL_KEYS
+from verifix.model.labels import LABEL_KEYS, UNKNOWN
 from verifix.model.run import Forward, named_arguments
 from verifix.model.samples import Samples, apart_from, check_labels, read_samples, together
 from verifix.model.sources import Items, Source, collate, from_pair, from_stream, source_of
 from verifix.model.tensors import tensors_in
 from verifix.options import MOST_SAMPLES, CorrectOptions
-
-UNKNOWN = -1
-"""The label of a sample that has none."""
 
 
 @dataclass(frozen=True, eq=False)
