@@ -20,6 +20,7 @@ from verifix.settings import (
     MAIN,
     MODEL,
     READS,
+    READS_DATA,
     Settings,
     one_of,
     require,
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     Device: TypeAlias = torch.device
     Moments: TypeAlias = Path | verifix.SavedMoments
     Groups: TypeAlias = Any
+    Inputs: TypeAlias = Any
 else:
-    Device = Moments = Groups = str  # what the command line gives, which starts without torch
+    Device = Moments = Groups = Inputs = str  # what the command line gives, which starts without torch
 
 
 def check_seed(seed: Any) -> None:
@@ -223,6 +225,25 @@ class GroupOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledOptions(Settings):
+    """Inputs beside the verified samples."""
+
+    unlabelled: Annotated[str | Inputs | None, DATA, READS_DATA] = None
+    """Inputs whose labels are not known, in any form of the verified samples, with or without labels: labels are
+    ignored. In Python also a tensor, a dictionary of tensors or a Dataset of inputs alone; a pair is (inputs, labels).
+    Those that equal a verified sample are left out. Stages that need no labels use them."""
+    noisy: Annotated[str | Inputs | None, DATA, READS_DATA] = None
+    """Samples with labels that nobody verified, such as the training set with its wrong labels, in any form of the
+    verified samples. They are used as unlabelled inputs, and their labels only by stages that expect them to be
+    wrong."""
+
+    @property
+    def beside(self) -> bool:
+        """Whether there are any."""
+        return self.unlabelled is not None or self.noisy is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CollectOptions(RunOptions, LayerOptions):
     """How the moments of verified samples are collected."""
 
@@ -289,7 +310,9 @@ class InputOptions(ExpectOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions, MemoryOptions):
+class CorrectOptions(
+    GroupOptions, UnlabelledOptions, CollectOptions, FoldOptions, ChoiceOptions, InputOptions, MemoryOptions
+):
     """How a model is corrected: what Python and the command line can both give."""
 
     moments: Annotated[str | Moments | None, CORRECTION, READS] = None
@@ -308,6 +331,11 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, I
     def __post_init__(self) -> None:
         """Check the words."""
         super().__post_init__()
+        if self.beside and self.max_rows is not None:
+            raise UsageError(
+                f"max_rows is {self.max_rows}, but drawn rows of unlabelled inputs would not count the same as those "
+                "of verified samples; omit it, or give memory"
+            )
         require(isinstance(self.check_labels, bool), "check_labels", self.check_labels, "True or False")
         require(one_of(self.drawn, None, *DRAWN), "drawn", self.drawn, f"one of {', '.join(map(repr, DRAWN))}")
 
@@ -319,7 +347,7 @@ class CorrectOptions(GroupOptions, CollectOptions, FoldOptions, ChoiceOptions, I
     def as_dict(self) -> dict[str, Any]:
         """Return the settings that a result depends on, as plain data."""
         # What is in these is told elsewhere, or changes nothing.
-        apart = {"progress", "moments", "max_samples", "groups", "memory"}
+        apart = {"progress", "moments", "max_samples", "groups", "memory", "unlabelled", "noisy"}
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
         return plain | {"device": str(self.device), "verified_from": self.origin}
 

@@ -26,6 +26,7 @@ from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError, first_of
 from verifix.evaluation.draw import remark_on_draw
+from verifix.evaluation.input_check import settled
 from verifix.evaluation.look_over import look_over
 from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
@@ -38,12 +39,14 @@ from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
+from verifix.model.unlabelled import Unlabelled, read_unlabelled
 from verifix.model.weights import tensors_of
 from verifix.model.work import work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions, RunOptions
 from verifix.projection import FLOAT32_ALPHA
+from verifix.recipe.beside import with_unlabelled
 from verifix.recipe.context import Context, Run
 from verifix.recipe.frozen import remark_on_frozen
 from verifix.recipe.plan import Plan, is_choosing, minimum_samples, planned
@@ -113,11 +116,15 @@ def begin(
     how = options.batch_size, options.progress, options.forward, options.max_samples, options.groups
     samples = read_samples(verified, *how).reaching(model)
     check_enough(samples, options)
+    known = frozenset() if saved is None else saved.digests
+    unlabelled, left_out = read_unlabelled(options, options.forward, model, samples, known)
     with working_copy(model, options) as (work, where):
-        provenance = describe(work, samples, options, earlier=saved is not None)
+        provenance = describe(work, samples, options, earlier=saved is not None, unlabelled=unlabelled)
         check_alike(provenance, samples)
         samples, outputs, steady = check_runs(model, work, where, samples)
         samples, remark = understood(work, samples, where, options.outputs)
+        if unlabelled is not None:
+            unlabelled.check_given(outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
@@ -127,11 +134,16 @@ def begin(
             with watching_first_norm(work) as seen:
                 whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
             looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
-            provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding)]
+            provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding), *left_out]
+            if unlabelled is not None:
+                whole, doubt = with_unlabelled(whole, unlabelled, options)
+                prepared = unlabelled.samples.source.prepared
+                odd = settled([doubt], "", prepared, options.check_inputs, "unlabelled")
+                provenance["notes"] += [f"Unlabelled inputs: {remark}" for remark in odd]
             provenance["notes"] += whole.run.collected.remarks
             training = [stage.name for stage in plan.stages if stage.trains]
-            further = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
-            provenance["notes"] += [remark for remark in further if remark]
+            last = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
+            provenance["notes"] += [remark for remark in last if remark]
             yield Start(work, samples, plan, whole, provenance)
 
 
@@ -183,7 +195,8 @@ def limits_of(options: CollectOptions) -> Limits:
             f"max_rows is {options.max_rows} for {ranks.size()} processes, but rows are drawn in one; omit it, or give "
             "memory"
         )
-    return Limits(options.memory_bytes, options.max_rows, options.seed)
+    share = 2 if getattr(options, "beside", False) else 1  # the moments of unlabelled inputs take as much again
+    return Limits(options.memory_bytes and options.memory_bytes // share, options.max_rows, options.seed)
 
 
 def remarks_on_padding(padding: Padding) -> list[str]:
@@ -256,7 +269,8 @@ def check_alike(provenance: Mapping[str, Any], samples: Samples) -> None:
     """Refuse processes of one run that have other weights, samples, settings or versions than the first one."""
     order = hashlib.sha256(b"".join(samples.digests) + samples.labels.numpy().tobytes()).digest()
     names = {"model_sha256": "weights", "samples_sha256": "samples", "verifix": "version of verifix", "torch": "torch"}
-    what = {name: provenance[key] for key, name in names.items()} | {"order of the samples": order}
+    names["unlabelled_sha256"] = "unlabelled inputs"
+    what = {name: provenance[key] for key, name in names.items() if key in provenance} | {"order of the samples": order}
     what["settings"] = {key: provenance[key] for key in provenance if key not in {*names, "device"}}
     ranks.check_alike(what, "give all processes the same model, all verified samples in one order, and one call")
 
@@ -336,7 +350,14 @@ def _nothing_to_correct(collected: Collected) -> str:
     return f"no layer of the model can be corrected: {reasons}; see 'verifix inspect'"
 
 
-def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, earlier: bool) -> dict[str, Any]:
+def describe(
+    model: nn.Module,
+    samples: Samples,
+    options: CorrectOptions,
+    *,
+    earlier: bool,
+    unlabelled: Unlabelled | None = None,
+) -> dict[str, Any]:
     """Return versions, digests and settings.
 
     Parameters
@@ -349,6 +370,8 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         The settings.
     earlier
         Whether moments of earlier samples are added.
+    unlabelled
+        Inputs beside the samples.
 
     Returns
     -------
@@ -364,6 +387,7 @@ def describe(model: nn.Module, samples: Samples, options: CorrectOptions, *, ear
         "samples_sha256": samples.digest(),
         **({"groups": len(set(samples.groups.tolist()))} if samples.declared else {}),
         "earlier_moments": earlier,
+        **({} if unlabelled is None else unlabelled.about()),
         **options.as_dict(),
         **picked,
     }

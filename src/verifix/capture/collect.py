@@ -33,6 +33,10 @@ from verifix.moments import Moments, merge
 from verifix.progress import progress_bar
 
 
+def _no_logits() -> Tensor:
+    return torch.empty(0, 0, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Collected:
     """Moments of every layer and fold, and the account of every parameter.
@@ -63,7 +67,7 @@ class Collected:
     padded: tuple[int, ...] = ()
     biases: Mapping[Layer, Bias] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
-    logits: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float64))
+    logits: Tensor = field(default_factory=_no_logits)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -95,6 +99,7 @@ def collect(
     limits: Limits | None = None,
     show: bool = False,
     shared: bool = False,
+    answered: bool = True,
 ) -> Collected:
     """Run a borrowed model over all folds, once unless memory is limited; batches never cross folds.
 
@@ -123,6 +128,8 @@ def collect(
     shared
         Whether all processes of the run call this together, each for its share of the batches; see
         `verifix.model.ranks`.
+    answered
+        Whether `Collected.logits` are wanted, which may be large; else they are only checked.
 
     Returns
     -------
@@ -161,6 +168,9 @@ def collect(
                 given: list[tuple[Sequence[int], Tensor]] = []
                 for batch in census.aside(samples.batches(part, batch_size)):
                     padded = max(padded, _run(model, samples, batch, census, device, answers=given), key=len)
+                    if not answered:
+                        _checked(given)
+                        given.clear()
                     bar.update(len(batch.labels))
                 found = taking.moments()
                 if shared and spill is not None:  # memory holds one fold at a time
@@ -176,7 +186,7 @@ def collect(
                 tables = [taking.condensed(table, len(fold)) for table, fold in zip(tables, folds, strict=True)]
     accounts = tuple(census.accounts(model, selection))
     remarks = (plan.line,) * bool(plan.in_file)
-    logits = torch.stack([answers[i] for i in sorted(answers)])
+    logits = torch.stack([answers[i] for i in sorted(answers)]) if answered else _no_logits()
     digests = frozenset(samples.digests)
     all_ = Collected(tuple(tables), accounts, digests, padded, census.biases, census.buffers, logits, remarks)
     return replace(all_, remarks=(*remarks, *taking.remarks(all_)))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from verifix.errors import DataError
-from verifix.model.groups import merged
-from verifix.model.samples import Samples
+from verifix.model.samples import Samples, apart_from
 
 # Copies of samples
 
@@ -65,19 +62,10 @@ def without_leaks(test: Samples, used: Sequence[Samples], digests: frozenset[byt
     DataError
         If none is left.
     """
-    keys = [*_keys(test), digests, *(own for samples in used for own in _keys(samples))]
-    groups = merged(keys)
-    kept = np.flatnonzero(~np.isin(groups[: len(test)], groups[len(test) :])).tolist()
+    kept = apart_from(test, used, digests)
     if not kept:
         raise DataError(
             f"all {len(test)} test samples are among those that the correction is made from, or of their groups; give "
             "--test samples that neither training nor the correction uses"
         )
     return kept
-
-
-def _keys(samples: Samples) -> list[tuple[Hashable, ...]]:
-    """Return what tells that a sample is another one, or of its group: pixels, input and group."""
-    declared = [("group", value) for value in samples.declared]
-    every = [part for part in (samples.prints, samples.digests, declared) if part]
-    return list(zip(*every, strict=True))

@@ -14,6 +14,9 @@ from verifix.errors import DataError, one_line
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Where the labels of a batch that is a dictionary stand."""
 
+UNKNOWN = -1
+"""The label of a sample that has none."""
+
 
 def as_tensor(values: Any, what: str) -> Tensor:
     """Turn numbers into a tensor: whatever torch takes, and frames and arrays of other libraries by way of numpy.

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path
 from torch.utils.data import ConcatDataset, Subset
 
 from verifix.errors import DataError, VerifixError, one_line
-from verifix.model.groups import Groups, as_groups, joined
+from verifix.model.groups import Groups, as_groups, joined, merged
 from verifix.model.run import Forward, named_arguments
 from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, remark_of, source_of
 from verifix.model.tensors import tensor_sha256, tensors_in
@@ -147,6 +148,20 @@ def together(first: Samples, second: Samples) -> Samples:
         columns=(),
         declared=first.declared + second.declared if both else (),
     )
+
+
+def apart_from(samples: Samples, used: Sequence[Samples], digests: frozenset[bytes] = frozenset()) -> list[int]:
+    """Return which samples are not among others, by pixels, input or group; `digests` are those of further others."""
+    groups = merged([*_keys(samples), digests, *(own for others in used for own in _keys(others))])
+    apart: list[int] = np.flatnonzero(~np.isin(groups[: len(samples)], groups[len(samples) :])).tolist()
+    return apart
+
+
+def _keys(samples: Samples) -> list[tuple[Hashable, ...]]:
+    """Return what tells that a sample is another one, or of its group: pixels, input and group."""
+    declared = [("group", value) for value in samples.declared]
+    every = [part for part in (samples.prints, samples.digests, declared) if part]
+    return list(zip(*every, strict=True))
 
 
 def read_samples(

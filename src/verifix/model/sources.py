@@ -182,8 +182,23 @@ class Items(Dataset[Any]):
         return self.prints[index] if self.prints else None
 
 
-def source_of(verified: Any, most: int = MOST_SAMPLES) -> Source:
-    """Return how to read what the user gave, and at most so many items of a stream."""
+def source_of(verified: Any, most: int = MOST_SAMPLES, stream: Callable[[list[Any]], Source] | None = None) -> Source:
+    """Return how to read what the user gave.
+
+    Parameters
+    ----------
+    verified
+        As in `verifix.correct`.
+    most
+        How many items of a stream are read.
+    stream
+        Takes the items of a stream; `from_stream` by default.
+
+    Returns
+    -------
+    Source
+        The samples.
+    """
     if isinstance(verified, Source):
         return verified
     _refuse_tables(verified)
@@ -193,13 +208,13 @@ def source_of(verified: Any, most: int = MOST_SAMPLES) -> Source:
                 "verified is a list of two pairs, which may mean two samples, or inputs and labels; give tensors, or "
                 "more samples"
             )
-        return _from_pair(*verified)
+        return from_pair(*verified)
     if isinstance(verified, Mapping):
-        return _from_pair(*_pair(verified))
+        return from_pair(*_pair(verified))
     if isinstance(verified, DataLoader):
-        return _from_loader(verified, most)
+        return _from_loader(verified, most, stream or from_stream)
     if isinstance(verified, IterableDataset):
-        return _from_stream(_ended(DataLoader(verified, batch_size=None, collate_fn=_as_it_is), most))
+        return (stream or from_stream)(_ended(DataLoader(verified, batch_size=None, collate_fn=_as_it_is), most))
     if hasattr(verified, "__getitem__") and hasattr(verified, "__len__") and not isinstance(verified, (str, bytes)):
         return Source(verified)
     raise UsageError(
@@ -236,13 +251,13 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _from_loader(loader: DataLoader[Any], most: int) -> Source:
+def _from_loader(loader: DataLoader[Any], most: int, stream: Callable[[list[Any]], Source]) -> Source:
     """Read the samples that a loader draws, each once and by index, so that its order does not matter."""
     options: dict[str, Any] = {"num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
     if loader.num_workers:
         options["multiprocessing_context"] = loader.multiprocessing_context
     if loader.batch_size is None and loader.batch_sampler is None:
-        return _from_stream(_ended(loader, most))
+        return stream(_ended(loader, most))
     if isinstance(loader.dataset, IterableDataset):
         items = _ended(DataLoader(loader.dataset, batch_size=None, collate_fn=_as_it_is, **options), most)
         return Source(Items(items), _collate_of(loader), loader.batch_size)
@@ -278,7 +293,8 @@ def _draws_all(sampler: Any) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def _from_pair(inputs: Any, labels: Any) -> Source:
+def from_pair(inputs: Any, labels: Any) -> Source:
+    """Read inputs ``[n, ...]``, or a dictionary or tuple of them, with labels ``[n]``."""
     labels = as_tensor(labels, "labels")
     several = isinstance(inputs, tuple) and all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs)
     if isinstance(inputs, Mapping):
@@ -307,7 +323,7 @@ def _jagged(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return nested, torch.stack([y for _, y in items])
 
 
-def _from_stream(items: list[Any]) -> Source:
+def from_stream(items: list[Any]) -> Source:
     """Read a stream, which has no indices, into memory: single samples, or batches, which are taken apart."""
     if not items:
         raise DataError("the verified set is empty; it must hold at least 2 samples")

@@ -20,6 +20,7 @@ from verifix.model.batching import with_smaller_batches
 from verifix.model.groups import in_order
 from verifix.model.predict import predict
 from verifix.model.samples import Samples
+from verifix.model.unlabelled import Unlabelled
 from verifix.model.weights import Update, tensors_of, weights_replaced
 from verifix.moments import Moments
 from verifix.recipe.candidates import Strength
@@ -55,6 +56,10 @@ class Run:
         What the moments may take.
     frugal
         Whether what strengths share is made anew for each layer, instead of being kept.
+    unlabelled
+        Inputs whose labels are not known, none of which is a verified sample; None if there are none.
+    beside
+        Their moments, by layer; valid for the original weights only.
     """
 
     model: nn.Module
@@ -71,6 +76,8 @@ class Run:
     exact: bool = False
     limits: Limits = field(default_factory=Limits)
     frugal: bool = False
+    unlabelled: Unlabelled | None = None
+    beside: Mapping[Layer, Moments] = field(default_factory=dict)
 
     def by_layer(self, layers: Sequence[Layer], make: Callable[[Layer], T]) -> Mapping[Layer, T]:
         """Return what is made of every layer: at once, or each anew when it is asked for."""

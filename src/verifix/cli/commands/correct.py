@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from verifix.capture.saved_moments import SavedMoments
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
 from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
-from verifix.cli.commands.tested import check_weighted, kept_of, read_test
+from verifix.cli.commands.tested import check_weighted, kept_of, read_beside, read_test
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
@@ -63,6 +63,8 @@ class _Inputs:
         Which of them to use: those that the correction is not made from.
     earlier
         Moments of earlier samples; None if there are none.
+    beside
+        Inputs whose labels are not known, as `verifix.correct` takes them; none is a verified or test sample.
     notes
         What a user should know about the samples, one line each.
     """
@@ -75,6 +77,7 @@ class _Inputs:
     test: Samples | None
     kept: Sequence[int]
     earlier: SavedMoments | None
+    beside: Mapping[str, Samples]
     notes: list[str]
 
 
@@ -120,6 +123,8 @@ def _read(command: CorrectCommand) -> _Inputs:
         chosen = source if trusted is None else trusted.source
         verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
     kept, notes = ([], []) if test is None else kept_of(test, verified, earlier)
+    with notes_kept() as noted_on_others:
+        beside = read_beside(model, [verified, *([] if test is None else [test])], command, preparation)
     return _Inputs(
         checkpoint,
         model,
@@ -129,7 +134,8 @@ def _read(command: CorrectCommand) -> _Inputs:
         test,
         kept,
         earlier,
-        [*noted, *noted_on_reading, *noted_on_test, *notes],
+        beside,
+        [*noted, *noted_on_reading, *noted_on_test, *notes, *noted_on_others],
     )
 
 
@@ -182,12 +188,12 @@ def _prepared(inputs: _Inputs) -> str:
 
 def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     """Return the settings of the correction, which are those of its proof as well."""
-    apart = {"device", "moments", "groups"}  # samples know the groups that were read with them
+    apart = {"device", "moments", "groups", "unlabelled", "noisy"}  # samples know the groups that were read with them
     settings = {f.name: getattr(command, f.name) for f in fields(CorrectOptions) if f.name not in apart}
     # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
     expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    own = {"moments": inputs.earlier, "stored_as": stored_as}
+    own = {"moments": inputs.earlier, "stored_as": stored_as, **inputs.beside}
     return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
 
 

@@ -117,7 +117,10 @@ def spectra(correction: Correction) -> dict[str, Spectrum]:
 
 def files_read(command: CorrectCommand) -> dict[str, FileRead]:
     """Return what a command reads, with the SHA-256 of each file; None for a folder."""
-    paths = {name: getattr(command, name) for name in ("checkpoint", "verified", "trusted", "test", "moments")}
+    paths = {
+        name: getattr(command, name)
+        for name in ("checkpoint", "verified", "trusted", "unlabelled", "noisy", "test", "moments")
+    }
     return {name: FileRead(str(path), _digest(path)) for name, path in paths.items() if path is not None}
 
 

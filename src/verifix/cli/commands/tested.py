@@ -1,4 +1,4 @@
-"""The test samples of `verifix correct`, and what is checked of the samples that a gain is measured on."""
+"""The samples of `verifix correct` beside the verified ones: test samples, and inputs whose labels are not known."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from verifix.losses import predicted_classes
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.tensors import device_of
+from verifix.model.unlabelled import left_of, named, without_labels
 from verifix.progress import note
 from verifix.proof import predicted
 
@@ -67,3 +68,42 @@ def kept_of(test: Samples, verified: Samples, earlier: SavedMoments | None) -> t
     )
     note(text)
     return kept, [text]
+
+
+def read_beside(
+    model: nn.Module, others: Sequence[Samples], command: CorrectCommand, preparation: Preparation
+) -> dict[str, Samples]:
+    """Read inputs whose labels are not known, but for those on which a gain may be measured.
+
+    Parameters
+    ----------
+    model
+        The model.
+    others
+        The verified samples, of which a half may be held out to prove the gain, and the test samples.
+    command, preparation
+        What to read, and how.
+
+    Returns
+    -------
+    dict
+        `unlabelled` and `noisy`, as `verifix.correct` takes them, as far as they are given and something is left.
+    """
+    found: dict[str, Samples] = {}
+    used = [samples.reaching(model) for samples in others]
+    for what, path in (("unlabelled", command.unlabelled), ("noisy", command.noisy)):
+        if path is None:
+            continue
+        with named(what):
+            source = open_data(path, command, preparation, labelled=what == "noisy")
+            source = source if what == "noisy" else without_labels(source)
+            samples = read_samples(source, command.batch_size, command.progress, most=command.max_samples)
+        remarks: list[str] = []
+        left = left_of(
+            samples.reaching(model), used, frozenset(), f"{what} samples are verified or test samples", remarks
+        )
+        for remark in remarks:
+            note(remark.removesuffix("."))
+        if left is not None:
+            found[what] = left
+    return found

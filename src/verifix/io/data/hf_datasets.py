@@ -17,6 +17,7 @@ from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.optional_imports import library, reason
 from verifix.io.options import DataOptions
+from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 
 SPLITS_FILE = "dataset_dict.json"
@@ -78,12 +79,8 @@ def read_saved(path: Path, split: str | None, options: DataOptions, preparation:
     is_feature = isinstance(data.features[content_name], datasets.Image)
     is_image = is_feature or options.image_column is not None
     _ = (preparation.for_images if is_image else preparation.for_texts)(str(path))  # before labels are looked at
-    label_name = _label_column(data, options, path)
     place = partial(_row_of, path)
-    own = getattr(data.features[label_name], "names", None)
-    numbers = class_numbers(
-        list(data[label_name]), preparation.class_names, f"{path}", place, [own] if own is not None else []
-    )
+    numbers = _numbers(data, options, preparation, path) if preparation.labelled else [UNKNOWN] * len(data)
     names = list(data.features)
     if not is_image:
         texts = text_source(as_texts([data[name] for name in columns]), numbers, place, preparation, str(path))
@@ -148,6 +145,14 @@ def _label_column(data: Any, options: DataOptions, path: Path) -> str:
             f"{path} has no column {name!r} (it has {', '.join(data.features)}); name the labels with --label-column"
         )
     return name
+
+
+def _numbers(data: Any, options: DataOptions, preparation: Preparation, path: Path) -> list[int]:
+    """Return the labels as outputs of the model."""
+    name = _label_column(data, options, path)
+    own = getattr(data.features[name], "names", None)
+    names = [own] if own is not None else []
+    return class_numbers(list(data[name]), preparation.class_names, f"{path}", partial(_row_of, path), names)
 
 
 def _row_of(path: Path, index: int) -> str:

@@ -22,6 +22,7 @@ from verifix.io.data.groups import Grouped
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
+from verifix.model.labels import UNKNOWN
 from verifix.progress import note
 
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -244,7 +245,7 @@ def _file_bytes(files: Sequence[str], index: int) -> bytes:
 
 
 def read_folder(path: Path, preparation: Preparation) -> Images:
-    """Read a folder with one subfolder of images per class, named after it.
+    """Read a folder with one subfolder of images per class, named after it; without labels, all images below it.
 
     Parameters
     ----------
@@ -264,6 +265,8 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
         If there are no images, or the names of the folders do not fit the model.
     """
     preparation.for_images(str(path))
+    if not preparation.labelled:
+        return _read_unlabelled(path, preparation)
     entries = sorted(p for p in path.iterdir() if not _hidden(p.name))
     every = [p for p in entries if p.is_dir()]
     for folder in every:
@@ -290,6 +293,14 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
     if not files:
         raise DataError(f"{path} has no images; images end in {', '.join(image_suffixes())}")
     return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
+
+
+def _read_unlabelled(path: Path, preparation: Preparation) -> Images:
+    images, others = _images_in(path)
+    note_left_out(others, str(path), "without an image suffix, or no regular file")
+    if not images:
+        raise DataError(f"{path} has no images; images end in {', '.join(image_suffixes())}")
+    return from_files(list(map(str, images)), [UNKNOWN] * len(images), preparation, str(path))
 
 
 def _images_in(folder: Path) -> tuple[list[Path], list[str]]:

@@ -18,6 +18,7 @@ from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.options import DataOptions
+from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 from verifix.progress import note
 
@@ -54,18 +55,37 @@ def read_samples_of(table: Table, options: DataOptions, preparation: Preparation
     columns, is_text = _content_columns(table, options, preparation)
     content = columns[0]
     _ = (preparation.for_texts if is_text else preparation.for_images)(str(table.path))  # before labels are looked at
-    name, rows, labels = labelled(table, options, content)
-    if not rows:
-        raise DataError(f"{table.path} has no row with a verified label; verify some samples first")
-    own = [table.class_names[name]] if name in table.class_names else []
+    rows, numbers = (_numbered if preparation.labelled else _without_labels)(table, options, preparation, content)
     place = partial(_place_of, table, rows)
-    numbers = class_numbers(labels, preparation.class_names, f"column {name!r} of {table.path}", place, own)
     if is_text:
         values = as_texts([table.column(each) for each in columns])
         source = text_source([values[i] for i in rows], numbers, place, preparation, str(table.path))
     else:
         source = Source(_images(table, options, preparation, content, rows, numbers))
     return with_groups(source, options, table.names, partial(column_of, table, rows), table.path)
+
+
+def _numbered(
+    table: Table, options: DataOptions, preparation: Preparation, content: str
+) -> tuple[list[int], list[int]]:
+    """Return the rows that have a label, and these labels as outputs of the model."""
+    name, rows, labels = labelled(table, options, content)
+    if not rows:
+        raise DataError(f"{table.path} has no row with a verified label; verify some samples first")
+    own, place = [table.class_names[name]] if name in table.class_names else [], partial(_place_of, table, rows)
+    return rows, class_numbers(labels, preparation.class_names, f"column {name!r} of {table.path}", place, own)
+
+
+def _without_labels(table: Table, *_: object) -> tuple[list[int], list[int]]:
+    """Return the rows that may be used without a label: of a manifest, those that nobody has set aside."""
+    manifest = "status" in table.names and "verified_label" in table.names
+    statuses = table.column("status") if manifest else [""] * table.rows
+    rows = [i for i, status in enumerate(statuses) if _empty(status) or str(status).strip() != "skip"]
+    if not rows:
+        raise DataError(f"{table.path} has no rows; give a table with samples")
+    if len(rows) < table.rows:
+        note(f"{table.rows - len(rows)} of {table.rows} rows of {table.path} are left out: skip")
+    return rows, [UNKNOWN] * len(rows)
 
 
 def column_of(table: Table, rows: Sequence[int], name: str) -> list[Any]:

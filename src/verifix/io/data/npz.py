@@ -17,7 +17,7 @@ from verifix.io.data.groups import Grouped, read_groups
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import RESIZING, Preparation, flag, listing
 from verifix.io.options import DataOptions, group_column
-from verifix.model.labels import broken_label
+from verifix.model.labels import UNKNOWN, broken_label
 from verifix.progress import note
 
 INPUT_NAMES = ("x", "X", "inputs", "images", "data")
@@ -79,13 +79,19 @@ def read_npz(path: Path, options: DataOptions, preparation: Preparation) -> Arra
     try:
         with np.load(path, allow_pickle=False) as arrays:
             _check_size(arrays, path)
-            used = [_pick(arrays, names, path) for names in (INPUT_NAMES, LABEL_NAMES)]
-            x, y = _tensor(arrays[used[0]]), _labels(arrays[used[1]], preparation, path)
+            used = [_pick(arrays, INPUT_NAMES, path)]
+            x = _tensor(arrays[used[0]])
+            if preparation.labelled:
+                used.append(_pick(arrays, LABEL_NAMES, path))
+                y = _labels(arrays[used[1]], preparation, path)
+            else:
+                y = torch.full(x.shape[:1], UNKNOWN)
             own, row = group_column(options), f"row {{}} of {path}"
             groups = (
                 () if own is None else read_groups(own, arrays.files, partial(_column, arrays, path), path, row.format)
             )
-            left = [name for name in arrays.files if name not in (*used, own)]
+            ignored = () if preparation.labelled else LABEL_NAMES
+            left = [name for name in arrays.files if name not in (*used, own, *ignored)]
     except DataError:
         raise
     except Exception as error:  # zipfile and zlib have errors of their own

@@ -50,8 +50,10 @@ FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
 """Files by their ending, in small letters or capitals."""
 
 
-def open_data(path: str | Path, options: DataOptions, preparation: Preparation | None = None) -> Source:
-    """Open labelled samples, with their groups if a column of these was named.
+def open_data(
+    path: str | Path, options: DataOptions, preparation: Preparation | None = None, *, labelled: bool = True
+) -> Source:
+    """Open samples, with their groups if a column of these was named.
 
     Parameters
     ----------
@@ -63,6 +65,8 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
         Names of columns and classes.
     preparation
         How to turn samples into inputs; by default as the flags in `options` say.
+    labelled
+        Whether to read labels; else there need be none, and images may lie in a folder without class folders.
 
     Returns
     -------
@@ -76,7 +80,7 @@ def open_data(path: str | Path, options: DataOptions, preparation: Preparation |
     DataError
         If it cannot be read, or its labels do not fit the class names.
     """
-    preparation = prepare(None, "", options) if preparation is None else preparation
+    preparation = replace(prepare(None, "", options) if preparation is None else preparation, labelled=labelled)
     source = check_grouped(_opened(path, options, preparation), options, path)
     if isinstance(source.dataset, Images):
         note_small(source.dataset, preparation, str(path))

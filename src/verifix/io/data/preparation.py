@@ -55,6 +55,8 @@ class Preparation:
         The folder that the description names; empty if it names none.
     size
         Height and width of the model's input, to which images are resized; None if they keep their size.
+    labelled
+        Whether labels are read; else there need be none, and every sample has the label `UNKNOWN`.
     """
 
     image: ImageFunction | None
@@ -66,6 +68,7 @@ class Preparation:
     description: str = ""
     place: str = ""
     size: tuple[int, int] | None = None
+    labelled: bool = True
 
     @property
     def steps(self) -> str:

@@ -18,6 +18,7 @@ from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library
 from verifix.io.options import DataOptions, group_column
+from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 
 
@@ -76,8 +77,11 @@ def read_shards(pattern: str, options: DataOptions, preparation: Preparation) ->
     further = [sample[k].name for sample in samples for k in _image_keys(sample)[1:]] if key == "image" else []
     note_left_out(further, pattern, "beside another image of the same sample")
     place = partial(_place, contents)
-    labels = [_label(sample, options, place(i)) for i, sample in enumerate(samples)]
-    numbers = class_numbers(labels, preparation.class_names, pattern, place)
+    if preparation.labelled:
+        labels = [_label(sample, options, place(i)) for i, sample in enumerate(samples)]
+        numbers = class_numbers(labels, preparation.class_names, pattern, place)
+    else:
+        numbers = [UNKNOWN] * len(samples)
     if key == "txt":
         source = text_source([_text(member) for member in contents], numbers, place, preparation, pattern)
     else:

@@ -17,11 +17,12 @@ from verifix.recipe.stages.finetune import FineTune
 from verifix.recipe.stages.layerwise import Layerwise
 from verifix.recipe.stages.linear_probe import LinearProbe
 from verifix.recipe.stages.project import Project
+from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 from verifix.recipe.stages.recalibrate import Recalibrate
 from verifix.recipe.stages.refit import Refit
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Project, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
+    stage.name: stage for stage in (Project, ProjectUnlabelled, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
 }
 """Every stage by name."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from verifix.capture.layer import Layer, read_matrix, write_matrix
 from verifix.model.weights import Update
+from verifix.moments import Moments
 from verifix.options import CorrectOptions
 from verifix.projection import Factors, check_alpha, prepare
 from verifix.recipe.candidates import Grid
@@ -36,8 +37,9 @@ class Project(Stage):
 
     @classmethod
     def given(cls, options: CorrectOptions) -> float | None:
-        """Return α if it is a number."""
-        return None if options.alpha == "auto" else float(options.alpha)
+        """Return α if it is a number, unless unlabelled inputs are there for the recipe "auto" to use with it."""
+        instead = options.beside and options.recipe == "auto"
+        return None if options.alpha == "auto" or instead else float(options.alpha)
 
     def obstacle(self) -> str:
         """Nothing but layers could be missing; labels it does not use."""
@@ -62,7 +64,7 @@ class Project(Stage):
         """
         alpha = check_alpha(strength)
         update: dict[str, Tensor] = {}
-        self.factors = self.factors or _prepared(self.context)
+        self.factors = self.factors or self._prepared()
         for layer, factors in self.factors.items():
             for name in layer.parameters:
                 if name not in update:
@@ -78,11 +80,14 @@ class Project(Stage):
         """Let go of the factors."""
         self.factors = {}
 
+    def moments(self) -> Callable[[Layer], Moments]:
+        """Return what gives the moments of a layer to project by."""
+        return self.context.moments()
 
-def _prepared(context: Context) -> Mapping[Layer, Factors]:
-    moments = context.moments()
+    def _prepared(self) -> Mapping[Layer, Factors]:
+        context, moments = self.context, self.moments()
 
-    def made(layer: Layer) -> Factors:
-        return prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
+        def made(layer: Layer) -> Factors:
+            return prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
 
-    return context.run.by_layer(context.layers, made)
+        return context.run.by_layer(context.layers, made)

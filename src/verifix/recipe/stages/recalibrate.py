@@ -1,8 +1,8 @@
-"""BatchNorm's running statistics, moved towards those of the verified inputs. It uses no labels."""
+"""BatchNorm's running statistics, moved towards those of verified and unlabelled inputs. It uses no labels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -11,22 +11,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from verifix.capture.layer import rounded_once
 from verifix.model.run import run_model, to_device
+from verifix.model.samples import Samples
 from verifix.model.weights import Update, tensors_of
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
 
 SHARES = (0.25, 0.5, 1.0)
-"""How far the statistics go from the trained ones to those of the verified inputs."""
+"""How far the statistics go from the trained ones to the new ones."""
+
+MOST_UNLABELLED = 2000
+"""How many unlabelled inputs are used: statistics of more would hardly differ, and are measured once per context."""
 
 
 class Recalibrate(Stage):
-    """Running mean and variance over the verified inputs, under the weights as they are, mixed with the old ones.
+    """Running mean and variance over the inputs, under the weights as they are, mixed with the old ones.
+
+    The inputs are the verified ones, and up to `MOST_UNLABELLED` of the unlabelled ones, drawn with the seed.
 
     Attributes
     ----------
     statistics
-        Those of the verified inputs, by the buffers' names; empty until the first share is fitted.
+        Those of the inputs, by the buffers' names; empty until the first share is fitted.
     """
 
     name = "recalibrate"
@@ -89,7 +95,7 @@ def _statistics(context: Context) -> dict[str, Tensor]:
     Parameters
     ----------
     context
-        The samples to run, and the weights.
+        The samples to run, the unlabelled inputs, and the weights.
 
     Returns
     -------
@@ -98,8 +104,6 @@ def _statistics(context: Context) -> dict[str, Tensor]:
     """
     run = context.run
     norms = _norms(run.model)
-    indices = context.indices
-    parts = np.array_split(indices, max(1, min(-(-len(indices) // run.batch_size), len(indices) // 2)))
     flags = {name: (module.training, module.momentum) for name, module in norms.items()}
     owned = {id(b) for module in norms.values() for b in (module.running_mean, module.running_var)}
     names = [name for name, buffer in tensors_of(run.model).items() if id(buffer) in owned]
@@ -110,12 +114,23 @@ def _statistics(context: Context) -> dict[str, Tensor]:
             for module in norms.values():
                 module.reset_running_stats()
                 module.momentum, module.training = None, True  # None: the plain average over all batches
-            for part in parts:
-                for batch in run.samples.batches(part.tolist(), len(part)):
-                    run_model(model, to_device(batch.inputs, run.device), run.samples.forward)
+            for samples, part in _parts(context):
+                for batch in samples.batches(part, len(part)):
+                    run_model(model, to_device(batch.inputs, run.device), samples.forward)
             return {name: tensors_of(model)[name].detach().double().clone() for name in names}
         finally:
             for name, module in norms.items():
                 module.training, module.momentum = flags[name]
                 if name in kept and module.num_batches_tracked is not None:
                     module.num_batches_tracked.copy_(kept[name])
+
+
+def _parts(context: Context) -> Iterator[tuple[Samples, list[int]]]:
+    """Yield the batches of the context's samples, then those of unlabelled inputs: all of nearly one size."""
+    run, indices, unlabelled = context.run, context.indices, context.run.unlabelled
+    parts = np.array_split(indices, max(1, min(-(-len(indices) // run.batch_size), len(indices) // 2)))
+    yield from ((run.samples, part.tolist()) for part in parts)
+    if unlabelled is not None and len(unlabelled) > 1:
+        drawn = np.random.default_rng(run.seed).permutation(len(unlabelled))[:MOST_UNLABELLED]
+        count = max(1, min(-(-len(drawn) // len(parts[0])), len(drawn) // 2))
+        yield from ((unlabelled.samples, np.sort(part).tolist()) for part in np.array_split(drawn, count))
