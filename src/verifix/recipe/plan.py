@@ -8,7 +8,8 @@ from functools import cached_property
 
 from verifix.errors import UsageError
 from verifix.options import CorrectOptions
-from verifix.recipe.stages import PATHS, STAGES, Stage, recipes
+from verifix.recipe.stages import PATHS, STAGES, Project, Stage, recipes
+from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 Names = tuple[str, ...]
 
@@ -90,11 +91,24 @@ def planned(options: CorrectOptions) -> Plan:
     if options.recipe == "auto":
         if given:
             return Plan((given,), given)
-        extensions = tuple(name for name, stage in STAGES.items() if stage.automatic)
-        return Plan(PATHS, extensions=extensions)
+        extensions = tuple(name for name, stage in STAGES.items() if stage.automatic and stage.tried(options))
+        return Plan(PATHS + (with_unlabelled() if options.beside else ()), extensions=extensions)
     names = stages_of(options.recipe)
+    if options.beside and names == (Project.name,) and not given:
+        return Plan((names, (ProjectUnlabelled.name,)))
+    if options.beside and not any(STAGES[name].unlabelled for name in names):
+        users = ", ".join(name for name, stage in STAGES.items() if stage.unlabelled)
+        raise UsageError(
+            f"unlabelled or noisy inputs were given, but no stage of recipe {options.recipe!r} uses them; name one of "
+            f"{users}, or leave them out"
+        )
     base = tuple(name for name in names if name in given)
     return Plan(((base,) if base else ()) + (names,), base)
+
+
+def with_unlabelled() -> tuple[Names, ...]:
+    """Return the paths that project, with the moments of unlabelled inputs as well."""
+    return tuple((ProjectUnlabelled.name, *path[1:]) for path in PATHS if path[0] == Project.name)
 
 
 def is_choosing(options: CorrectOptions) -> bool:

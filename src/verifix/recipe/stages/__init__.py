@@ -13,6 +13,7 @@ from typing import Any
 from verifix.errors import UsageError
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
+from verifix.recipe.stages.distill import Distill
 from verifix.recipe.stages.finetune import FineTune
 from verifix.recipe.stages.layerwise import Layerwise
 from verifix.recipe.stages.linear_probe import LinearProbe
@@ -22,7 +23,8 @@ from verifix.recipe.stages.recalibrate import Recalibrate
 from verifix.recipe.stages.refit import Refit
 
 STAGES: dict[str, type[Stage]] = {
-    stage.name: stage for stage in (Project, ProjectUnlabelled, Layerwise, Recalibrate, Refit, LinearProbe, FineTune)
+    stage.name: stage
+    for stage in (Project, ProjectUnlabelled, Layerwise, Recalibrate, Refit, LinearProbe, FineTune, Distill)
 }
 """Every stage by name."""
 

@@ -39,6 +39,8 @@ class Stage(ABC):
         Whether the recipe "auto" tries it after its best path; else it runs where a path or a recipe names it.
     trains
         Whether it fits weights to the labels, and so leaves frozen ones (`requires_grad` off) as they are.
+    unlabelled
+        Whether it uses unlabelled inputs.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class Stage(ABC):
     numbers: ClassVar[tuple[str, ...]] = ("strength",)
     automatic: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    unlabelled: ClassVar[bool] = False
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -66,6 +69,11 @@ class Stage(ABC):
     def given(cls, options: CorrectOptions) -> Strength | None:  # noqa: ARG003 - most are always chosen
         """Return the strength that the settings fix; None, the default, where the samples choose."""
         return None
+
+    @classmethod
+    def tried(cls, options: CorrectOptions) -> bool:  # noqa: ARG003 - most need nothing but verified samples
+        """Tell whether the recipe "auto" has what an automatic stage needs."""
+        return True
 
     def obstacle(self) -> str:
         """Say what keeps this stage from running here, such as a layer it needs; empty if nothing does."""

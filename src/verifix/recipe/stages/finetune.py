@@ -59,9 +59,7 @@ class FineTune(Stage):
     @cached_property
     def lengths(self) -> list[int]:
         """Samples seen at the points where a training may stop, ascending."""
-        least = max(FEWEST, EPOCHS * len(self.context.run.samples))
-        longest = min(max(WORK / max(work_per_sample(self.context), 1), least), max(MOST, least))
-        return [round(share * longest) for share in SHARES]
+        return lengths_of(self.context)
 
     def candidates(self) -> Listed:
         """Return each rate, with and without jitter where there is one, up to each point."""
@@ -110,6 +108,13 @@ class FineTune(Stage):
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(precise(logits), labels).mean()
+
+
+def lengths_of(context: Context) -> list[int]:
+    """Return how many samples trainings see until each point where they may stop, ascending."""
+    least = max(FEWEST, EPOCHS * len(context.run.samples))
+    longest = min(max(WORK / max(work_per_sample(context), 1), least), max(MOST, least))
+    return [round(share * longest) for share in SHARES]
 
 
 def work_per_sample(context: Context) -> float:

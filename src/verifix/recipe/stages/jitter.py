@@ -51,6 +51,15 @@ def with_noise(inputs: Tensor, generator: torch.Generator, *, spread: float) -> 
     return inputs + noise * (spread * inputs.std())
 
 
+def mixed(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mix each input ``[n, ...]`` with another, and targets ``[n, classes]`` alike, in shares drawn evenly (mixup)."""
+    other = torch.randperm(len(inputs), generator=generator)
+    share = torch.rand(len(inputs), generator=generator)
+    own = share.view(-1, *[1] * (inputs.ndim - 1)).to(inputs)
+    soft = share[:, None].to(targets)
+    return own * inputs + (1 - own) * inputs[other], soft * targets + (1 - soft) * targets[other]
+
+
 def flipped_and_shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Flip each image ``[c, h, w]`` left to right, or not, and shift it along both axes, with its edge repeated."""
     n, _, height, width = images.shape

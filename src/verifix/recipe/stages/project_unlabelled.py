@@ -18,7 +18,7 @@ class ProjectUnlabelled(Project):
 
     name = "project_unlabelled"
     about = "The paper's projection, with unlabelled inputs beside the verified samples."
-    automatic = False
+    unlabelled = True
 
     @classmethod
     def given(cls, options: CorrectOptions) -> float | None:

@@ -38,6 +38,7 @@ class Recalibrate(Stage):
     name = "recalibrate"
     about = "The statistics of batch normalisation, measured again."
     numbers = ("share",)
+    unlabelled = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)

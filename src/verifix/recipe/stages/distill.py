@@ -1,0 +1,196 @@
+"""A student of the corrected model: trained on its soft answers for unlabelled inputs, the verified labels beside them.
+
+The corrected model is right about more of the inputs than it was trained to give back: wrong labels that a network has
+memorised stay in the weights that a correction from few samples leaves alone. Training on its answers for inputs that
+are mixed (mixup, Zhang et al., arXiv 1710.09412) replaces what was memorised. No label of these inputs is needed; where
+they have given labels, these can count as well, through the probability of giving them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from verifix.losses import cross_entropy, probabilities
+from verifix.model.gradients import precise
+from verifix.model.labels import UNKNOWN
+from verifix.model.predict import predict
+from verifix.model.unlabelled import Unlabelled
+from verifix.model.weights import Update
+from verifix.options import CorrectOptions
+from verifix.recipe.candidates import Listed
+from verifix.recipe.context import Context
+from verifix.recipe.stages.base import Stage
+from verifix.recipe.stages.finetune import RATES, lengths_of
+from verifix.recipe.stages.jitter import flipped_and_shifted, jitter_for, mixed
+from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, batch_size, descend, trainable
+
+MOST = 12_000
+"""Unlabelled inputs that are used: more are drawn from at random."""
+
+EVERY = 3
+"""One step in so many is on verified samples."""
+
+TRUST = 0.5
+"""The exponent of the probability of a given label: below 1, because the model has seen that label in training, and
+its answer and the label are far from independent."""
+
+PRIOR = 1.0
+"""Inputs with each given label that every class is taken to have, before any is seen."""
+
+
+class Distill(Stage):
+    """Adam on the cross-entropy with the model's own answers; its strength is (samples seen, trust in given labels).
+
+    Attributes
+    ----------
+    trainings
+        Those that have begun, by trust.
+    """
+
+    name = "distill"
+    about = "A training on the corrected model's own answers for unlabelled inputs."
+    numbers = ("seen", "trust")
+    automatic = True
+    trains = True
+    unlabelled = True
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.trainings: dict[float, Training] = {}
+
+    @classmethod
+    def tried(cls, options: CorrectOptions) -> bool:
+        """Tell whether there are unlabelled inputs."""
+        return options.beside
+
+    def obstacle(self) -> str:
+        """Say if there is nothing to learn from, or no parameter may be changed."""
+        if self.context.run.unlabelled is None:
+            return "no unlabelled inputs were given"
+        return "" if trainable(self.context) else "no parameter may be changed"
+
+    @property
+    def beside(self) -> Unlabelled:
+        """The unlabelled inputs."""
+        assert self.context.run.unlabelled is not None  # noqa: S101 - `obstacle` has been asked
+        return self.context.run.unlabelled
+
+    @cached_property
+    def indices(self) -> list[int]:
+        """Which of the unlabelled inputs are used: `MOST` of them at random, the same in all contexts."""
+        generator = torch.Generator().manual_seed(self.context.run.seed)
+        return sorted(torch.randperm(len(self.beside), generator=generator)[:MOST].tolist())
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Samples seen where a training may stop, ascending; by the end, every input has been seen at least once."""
+        longest = max(lengths_of(self.context)[-1], len(self.indices) * EVERY // (EVERY - 1))
+        return [longest // 2, longest]
+
+    @cached_property
+    def answers(self) -> Tensor:
+        """What the model answers, ``[n, classes]``."""
+        run = self.context.run
+        with self.context.corrected() as model:
+            logits = predict(model, self.beside.samples, self.indices, run.batch_size, run.device)
+        return probabilities(logits)
+
+    def candidates(self) -> Listed:
+        """Return both lengths, with given labels and without if there are any."""
+        trusts = (0.0,) if self.beside.given is None else (0.0, TRUST)
+        return Listed(tuple((float(seen), trust) for trust in trusts for seen in self.lengths))
+
+    def fit(self, strength: tuple[float, float]) -> Update:
+        """Return the student's weights.
+
+        Parameters
+        ----------
+        strength
+            Samples seen, and the exponent of the probability of given labels.
+
+        Returns
+        -------
+        Update
+            New values of all trained parameters.
+        """
+        seen, trust = strength
+        if trust not in self.trainings:
+            self.trainings[trust] = Training(self._trained(trust))
+        return self.trainings[trust].after(1 + self.lengths.index(round(seen)))
+
+    def release(self) -> None:
+        """Let go of the trainings, whose optimizers hold as much as the model thrice."""
+        self.trainings = {}
+
+    def _trained(self, trust: float) -> Iterator[Callable[[], Update]]:
+        context, run = self.context, self.context.run
+        given = None if self.beside.given is None else self.beside.given[self.indices]
+        targets = self.answers if given is None or not trust else with_given(self.answers, given, trust)
+        verified = Pool(run.samples, context.indices, batch_size(len(context.indices)), run.seed)
+        others = Pool(self.beside.samples, self.indices, verified.size, run.seed)
+        labels, jitter = context.labels, _jitter(context)
+        turn = iter(range(10**9))
+
+        def batch() -> Batch:
+            if next(turn) % EVERY == EVERY - 1:
+                inputs, places = verified.draw()
+                change = jitter_for(context, inputs) if jitter else None
+                inputs = inputs if change is None else change(inputs, verified.generator)
+                return inputs, partial(_verified_loss, labels=labels[places].to(run.device)), len(places)
+            inputs, places = others.draw()
+            soft = targets[places]
+            if isinstance(inputs, Tensor) and inputs.is_floating_point() and not inputs.is_nested:
+                if jitter and jitter_for(context, inputs) is flipped_and_shifted:
+                    inputs = flipped_and_shifted(inputs, others.generator)
+                inputs, soft = mixed(inputs, soft, others.generator)
+            return inputs, partial(_soft_loss, targets=soft.to(run.device)), len(places)
+
+        steps = [max(1, round(seen / verified.size)) for seen in self.lengths]
+        return descend(context, Schedule(RATES[0], steps[-1], steps, loose=True), batch)
+
+
+def _jitter(context: Context) -> bool:
+    """Tell whether folds found that labels survive jitter: the fine-tuning before has it, or none was there to ask."""
+    strength = context.strengths.get("finetune")
+    return not isinstance(strength, tuple) or bool(strength[2])
+
+
+def with_given(answers: Tensor, given: Tensor, trust: float) -> Tensor:
+    """Return p(y | x) · T(given | y)^trust, normalised, where T is estimated from the answers themselves.
+
+    Parameters
+    ----------
+    answers
+        p(y | x), ``[n, classes]``.
+    given
+        int64 ``[n]``; `UNKNOWN` where there is none, which leaves the answer as it is.
+    trust
+        The exponent.
+
+    Returns
+    -------
+    Tensor
+        ``[n, classes]``.
+    """
+    known, classes = given != UNKNOWN, answers.shape[1]
+    counts = answers[known].mT @ F.one_hot(given[known], classes).to(answers.dtype) + PRIOR  # [true, given]
+    giving = (counts / counts.sum(dim=1, keepdim=True)) ** trust
+    weighed = answers.clone()
+    weighed[known] *= giving.mT[given[known]]
+    return weighed / weighed.sum(dim=1, keepdim=True)
+
+
+def _verified_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(precise(logits), labels).mean()
+
+
+def _soft_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = precise(logits)
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], targets[:, 1].to(logits.dtype))
+    return F.cross_entropy(logits, targets.to(logits.dtype))
