@@ -67,6 +67,24 @@ def _points(points: Sequence[Point], chosen: Strength | None) -> list[dict[str, 
     ]
 
 
+def paths(result: Result) -> dict[str, Any]:
+    """Return the paths of stages that were tried to their end, and what was decided."""
+    tried = [(path.name, path.point) for path in result.paths if path.point is not None]
+    best = min((point.loss for _, point in tried), default=None)
+    rows = [
+        {
+            "name": name,
+            "best": point.loss == best and number > 0,
+            "loss": decimal(point.loss),
+            "gain": signed(point.loss_gain, 4) if number else "",
+            "error": decimal(point.standard_error) if number else "",
+            "score": decimal(100 * point.score, 1),
+        }
+        for number, (name, point) in enumerate(tried)
+    ]
+    return {"reason": result.reason, "rows": rows}
+
+
 def stages(result: Result) -> list[dict[str, Any]]:
     """Return what each stage added, and why it was kept or left out."""
     return [_stage(name, choice) for name, choice in result.choices.items()]

@@ -60,6 +60,7 @@ def render(result: Result | Mapping[str, Any]) -> str:
         opening=proof.opening(result),
         measured=proof.before_after(result),
         curve=course.curve(result),
+        paths=course.paths(result),
         stages=course.stages(result),
         classes=proof.classes(result),
         confusion=proof.confusion(result),

@@ -18,6 +18,7 @@ from verifix.proof import Fold, Proof
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice
 from verifix.recipe.outcome import LayerReport
+from verifix.recipe.paths import Path as TriedPath
 
 SCHEMA = "verifix-result-1"
 """Version of the format; docs/report.md says what a change of it means."""
@@ -216,6 +217,10 @@ class Result:
         One for each parameter of two or more dimensions.
     changed
         Whether any weight would change.
+    paths
+        The paths of stages that were tried, no change first, with their scores on held-out verified samples.
+    reason
+        Why the best of them was taken, or not.
     verdict
         What the proof says, at a one-sided p below the threshold; null if it can say nothing.
     preprocessing
@@ -270,6 +275,8 @@ class Result:
     choices: Mapping[str, Choice]
     layers: tuple[LayerReport, ...]
     changed: bool
+    paths: tuple[TriedPath, ...] = ()
+    reason: str = ""
     verdict: Verdict | None = None
     preprocessing: str | None = None
     proof: ProofRecord | None = None
@@ -334,6 +341,8 @@ def result_of(correction: Correction, proof: Proof | None = None) -> Result:
         choices={stage: Choice.from_dict(choice) for stage, choice in choices.items()},
         layers=correction.layers,
         changed=correction.changed,
+        paths=correction.paths,
+        reason=correction.reason,
         verdict=None if proof is None else proof.comparison.verdict,
         proof=ProofRecord() if proof is None else _record_of(proof),
         test=None if proof is None or proof.kind != "test" else _scores_of(proof),
