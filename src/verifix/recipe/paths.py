@@ -12,13 +12,11 @@ from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import MINIMAL_GAIN, Choice, Point, lowers, scores, spelled
 
 SURE = 0.95
-"""How probable it has to be that a path lowers the loss, and by `LIKELY` that it does not lower the score."""
+"""How probable it has to be that a path lowers the loss; and its score may not be lower."""
 
-LIKELY = 0.8
-
-LOSS_SPREAD, SCORE_SPREAD = 0.2, 0.05
-"""Before there are samples, gains are taken to be normal around 0, with these standard deviations: in nats per sample,
-and as a fraction of right answers. It is what corrections of networks trained on wrong labels bring, of either sign."""
+SPREAD = 0.2
+"""Before there are samples, gains in loss are taken to be normal around 0 with this standard deviation, in nats per
+sample: what corrections bring to networks trained on wrong labels, of either sign."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ def decide(paths: Sequence[Path]) -> Decision:
     Returns
     -------
     Decision
-        With gains shrunk towards no change: a gain g with standard error s, from a normal prior around 0 with standard
-        deviation τ (`LOSS_SPREAD`, `SCORE_SPREAD`), is above 0 with probability Φ(g / s · τ / √(τ² + s²)).
+        The best path is taken if its loss is lower with a probability of at least `SURE`, and its score is not lower.
+        The gain is shrunk towards no change: see `probability`.
     """
     none, *others = [path for path in paths if path.point is not None]
     if not others:
@@ -106,35 +104,31 @@ def decide(paths: Sequence[Path]) -> Decision:
     if not any(strength is not None for strength in best.strengths.values()) or point.loss_gain <= MINIMAL_GAIN:
         return Decision(best, taken=False, reason="no change: no path lowers the loss")
     found = f"{best.name} {lowers(point)}, {scores(point, before)}"
-    sure = probability(point.loss_gain, point.standard_error, LOSS_SPREAD)
-    likely = probability(point.score - before.score, point.score_error, SCORE_SPREAD)
+    sure = probability(point.loss_gain, point.standard_error)
     if sure < SURE:
         return Decision(best, taken=False, reason=f"no change: {found}; that the loss falls is {sure:.0%} probable")
-    if likely < LIKELY:
-        return Decision(best, taken=False, reason=f"no change: {found}; that the score rises is {likely:.0%} probable")
+    if point.score < before.score:
+        return Decision(best, taken=False, reason=f"no change: {found}")
     return Decision(best, taken=True, reason=found)
 
 
-def probability(gain: float, error: float, spread: float) -> float:
-    """Return how probable it is that the true gain is above 0; see `decide`.
+def probability(gain: float, error: float) -> float:
+    """Return how probable it is that a true gain is above 0.
 
     Parameters
     ----------
     gain, error
-        The mean gain, and its standard error; an error of 0 means that there is only the mean.
-    spread
-        Standard deviation of the prior.
+        The mean gain g of some samples, and its standard error s.
 
     Returns
     -------
     float
-        0 to 1.
+        Φ(g / s · τ / √(τ² + s²)): the posterior of a normal mean with a normal prior around 0 of standard deviation τ,
+        `SPREAD`.
     """
-    if error == 0:
-        return float(gain >= 0)
     if math.isinf(error):
         return 0.5
-    return NormalDist().cdf(gain / error * spread / math.hypot(spread, error))
+    return NormalDist().cdf(gain / error * SPREAD / math.hypot(SPREAD, error)) if error else float(gain > 0)
 
 
 def withheld(choices: Mapping[str, Choice], reason: str) -> dict[str, Choice]:
