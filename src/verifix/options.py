@@ -122,9 +122,9 @@ class ChoiceOptions(Settings):
     least 50, and 2 per fold). A number applies the projection with exactly that strength to every included layer,
     without a choice and even if it does harm; other stages run only if `recipe` names them (at least 2 samples)."""
     recipe: Annotated[str, CORRECTION] = "auto"
-    """Stages to run, in order. "auto" tries all stages of verifix and keeps each one only if the verified samples
-    clearly support it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by
-    commas, such as project,refit; `verifix.register_stage` adds more."""
+    """Stages to run. "auto" tries a few paths of stages, and takes the best one if the verified samples clearly support
+    it. "verifix" is the method of the paper, the projection alone. Or give names of stages separated by commas, such as
+    project,refit, to run in this order; `verifix.register_stage` adds more."""
     budget: Annotated[str | float | None, CORRECTION] = None
     """Time limit for choosing: seconds, or a text such as 90s, 5min or 1h. A stage whose first fold shows
     that it takes longer than what is left is dropped. The first pass over the samples does not count."""

@@ -23,7 +23,7 @@ from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, batc
 RATES = (1e-2,)
 """Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
 
-MOST, FEWEST, WORK, EPOCHS = 12_800, 2_400, 1.5e12, 2
+MOST, FEWEST, WORK, EPOCHS = 12_800, 2_400, 7.5e11, 2
 """Samples seen in the longest training: so many that they take `WORK` multiply-adds forward, between these bounds; and
 at least `EPOCHS` times each sample."""
 
