@@ -331,6 +331,8 @@ class Correction:
         }
         for choice in about["choices"].values():  # times differ from run to run
             choice["estimated"] = choice["seconds"] = None
+        for path in about["paths"]:
+            path["seconds"] = None
         return tensors, sealed(tensors, about)
 
     @classmethod

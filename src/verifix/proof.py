@@ -352,7 +352,7 @@ def estimated_seconds(correction: Correction, seconds: float, folds: int) -> flo
         Seconds: one pass over the samples, and choosing, whose fits are each from three fifths of the samples. There
         are ten of them if all folds choose alike, and twenty if no two do; the middle is taken.
     """
-    choosing = sum(choice.seconds or 0.0 for choice in correction.choices.values())
+    choosing = sum(path.seconds or 0.0 for path in correction.paths)
     pairs = math.comb(OUTER_FOLDS, 2)
     share = (OUTER_FOLDS - 2) / OUTER_FOLDS / ((folds - 1) / folds)
     return max(seconds - choosing, 0.0) + choosing * 1.5 * pairs * share / folds

@@ -31,11 +31,14 @@ class Path:
         What held-out samples gave, beside those of no change; None if it was not tried.
     reason
         Why it was not tried, or left; empty if it was tried whole.
+    seconds
+        What trying its last stage took; None if that is not known.
     """
 
     strengths: Mapping[str, Strength | None] = field(default_factory=dict)
     point: Point | None = None
     reason: str = ""
+    seconds: float | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -53,13 +56,16 @@ class Path:
             "strengths": dict(self.strengths),
             "point": None if self.point is None else asdict(self.point),
             "reason": self.reason,
+            "seconds": self.seconds,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Path:
         """Undo `as_dict`."""
         strengths = {stage: tuple(s) if isinstance(s, list) else s for stage, s in data["strengths"].items()}
-        return cls(strengths, None if data["point"] is None else Point(**data["point"]), data["reason"])
+        return cls(
+            strengths, None if data["point"] is None else Point(**data["point"]), data["reason"], data["seconds"]
+        )
 
 
 @dataclass(frozen=True)

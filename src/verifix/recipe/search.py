@@ -81,11 +81,11 @@ class Course:
         last = list(choices.values())[-1]
         self._first = self._first or dict(choices)
         if last.strength is None:  # what is left is a shorter path
-            self.paths.append(Path(_strengths(choices), None, last.reason))
+            self.paths.append(Path(_strengths(choices), None, last.reason, last.seconds))
             return
         point = point_of(None, scores_of(self.whole, logits, rules), self._before)
         best = min(path.point.loss for path in self.paths if path.point is not None)
-        self.paths.append(Path(_strengths(choices), point))
+        self.paths.append(Path(_strengths(choices), point, seconds=last.seconds))
         if point.loss < best:
             self.choices, self._logits = dict(choices), logits
 
@@ -197,7 +197,8 @@ class _Walk:
         """Try a stage after each course's best path."""
         for course in self.courses:
             parts, begun = course.parts, time.perf_counter()
-            for earlier, choice in course.choices.items():
+            left = ranks.from_first(self.rules.options.budget_seconds - course.spent)
+            for earlier, choice in course.choices.items() if left > 0 else ():
                 with trying(STAGES[earlier]) as trials:
                     parts = follow_in_shares(trials, parts, choice.strength)
             course.spent += time.perf_counter() - begun
