@@ -15,7 +15,7 @@ from verifix import Grid, Listed, Stage, UsageError, register_stage
 from verifix.model.weights import weights_replaced
 from verifix.options import CorrectOptions
 from verifix.recipe.context import Context
-from verifix.recipe.plan import planned, stages_of
+from verifix.recipe.plan import Plan, planned, stages_of
 from verifix.recipe.stages import PATHS, STAGES, Project, recipes
 from verifix.report.correction_section import stages as stages_shown
 from verifix.report.result import result_of
@@ -160,6 +160,14 @@ def test_a_recipe_is_one_path_and_auto_is_several_that_share_what_they_begin_wit
     for prefix in auto.prefixes:
         assert prefix[-1] in auto.after(prefix[:-1])
     assert [stage.name for stage in auto.stages] == list(dict.fromkeys(name for path in PATHS for name in path))
+
+
+def test_what_does_nothing_is_left_out_only_where_all_that_follows_is_tried_without_it():
+    both, one = Plan((("a", "c"), ("b", "a", "c"))), Plan((("a",), ("b", "a", "c")), base=("a",))
+    assert both.repeats(("b", "a"), ("a",))
+    assert both.repeats(("b", "a", "c"), ("a", "c"))
+    assert not one.repeats(("b", "a"), ("a",))  # c is to be tried, and is not tried after a alone
+    assert not both.repeats(("a", "extension"), ("extension",))
 
 
 def test_a_given_alpha_with_the_recipe_auto_is_the_stage_alone_whose_strength_it_is():

@@ -42,6 +42,11 @@ class Plan:
         """Return the stages that may follow some stages."""
         return [path[-1] for path in self.prefixes if path[:-1] == prefix]
 
+    def repeats(self, path: Names, shorter: Names) -> bool:
+        """Tell whether a shorter path is tried, and all that a path goes on with after it as well."""
+        onward = [other[len(path) :] for other in self.prefixes if other[: len(path)] == path]
+        return shorter in self.prefixes and all((*shorter, *rest) in self.prefixes for rest in onward)
+
     @property
     def stages(self) -> list[type[Stage]]:
         """Every stage that may run."""

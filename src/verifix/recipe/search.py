@@ -177,7 +177,8 @@ class _Walk:
     def step(self, course: Course, place: _Place, trials: Trials, *, last: bool) -> _Place | None:
         """Try a stage in a place, and note what that path is worth; return where it leads unless it is the last."""
         name = trials.stage.name
-        if len(place.effective) < len(place.choices) and (*place.effective, name) in self.plan.prefixes:
+        path, shorter = (*place.choices, name), (*place.effective, name)
+        if path != shorter and self.plan.repeats(path, shorter):
             return None  # the same without a stage that did nothing, which is tried by itself
         left = ranks.from_first(self.rules.options.budget_seconds - course.spent)
         begun = time.perf_counter()

@@ -124,7 +124,10 @@ def test_the_candidates_are_each_rate_up_to_each_point_with_jitter_where_there_i
     candidates = fitter.candidates()
     assert isinstance(candidates, Listed)
     assert set(candidates.strengths) == {
-        (rate, float(seen), jitter) for rate in RATES for seen in fitter.lengths for jitter in ((0.0, 1.0) if can else (0.0,))
+        (rate, float(seen), jitter)
+        for rate in RATES
+        for seen in fitter.lengths
+        for jitter in ((0.0, 1.0) if can else (0.0,))
     }
     assert len(FineTune.numbers) == 3
     assert fitter.obstacle() == ""
