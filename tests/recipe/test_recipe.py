@@ -18,7 +18,10 @@ from verifix.cli.demo import digits
 from verifix.cli.demo.training import percent_right
 from verifix.recipe.candidates import Grid
 from verifix.recipe.decision import Choice
-from verifix.recipe.stages import STAGES
+from verifix.recipe.stages import STAGES as EVERY
+from verifix.recipe.stages import recipes
+
+STAGES = {name: EVERY[name] for name in recipes()["auto"]}
 
 
 def noisy_case():
