@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import warnings
 from collections import defaultdict
@@ -61,6 +62,33 @@ def _fixed_seed():
 def often(request):
     """How often to repeat what is slow: as often as said if all cases are asked for, else one in `SAMPLED` times."""
     return lambda times: times if request.config.getoption("--all-cases") else -(-times // SAMPLED)
+
+
+@pytest.fixture
+def short_training(monkeypatch):
+    """Let the stage `finetune` end after a few steps, where a test is not about what it learns."""
+    for bound in ("MOST", "FEWEST"):
+        monkeypatch.setattr(f"verifix.recipe.stages.finetune.{bound}", 320)
+
+
+@pytest.fixture
+def keep_all(monkeypatch):
+    """Keep every stage at its strongest, and the longest path, whatever the samples say."""
+    from verifix.recipe.candidates import Grid
+    from verifix.recipe.decision import Choice, Point
+
+    def strongest(trials, candidates, *_):
+        strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
+        return Choice(strength, (), "kept for the test")
+
+    gains = itertools.count()
+
+    def ever_better(*_):
+        gain = float(next(gains))
+        return Point(None, -gain, gain, 0.0, 1.0)
+
+    monkeypatch.setattr("verifix.recipe.crossfit.choose_strength", strongest)
+    monkeypatch.setattr("verifix.recipe.search.point_of", ever_better)
 
 
 @pytest.fixture

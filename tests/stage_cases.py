@@ -12,8 +12,14 @@ from verifix.capture.selection import selection_of
 from verifix.losses import cross_entropy
 from verifix.model.samples import read_samples
 from verifix.recipe.context import Context, Run
+from verifix.recipe.stages import STAGES
+from verifix.recipe.stages.distill import Distill
+from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 CPU = torch.device("cpu")
+
+ALONE = tuple(name for name, stage in STAGES.items() if stage not in (Distill, ProjectUnlabelled))
+"""The stages that need nothing but verified samples."""
 
 NEAR_A_TIE, NEAREST = 1 + 2.0**-8 + 2.0**-30, 1 + 2.0**-7
 """A number that is rounded to 1 on the way through float32, and to this in bfloat16 if it is rounded once."""

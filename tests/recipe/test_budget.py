@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import time
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from verifix import UsageError
 from verifix.options import CorrectOptions
 from verifix.progress import duration
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
-from verifix.recipe.stages import STAGES
+from verifix.recipe.stages import PATHS, STAGES
 
 TIMES = {
     "90s": 90, "90 sec": 90, "5min": 300, "5 m": 300, "1h": 3600, "1.5H": 5400, "30": 30, " 2 min ": 120, 30: 30,
@@ -98,14 +99,18 @@ def test_times_are_written_for_reading():
     ]  # fmt: skip
 
 
-def test_stages_that_do_not_fit_are_not_tried_and_the_summary_says_so():
+def test_paths_that_do_not_fit_are_not_tried_and_the_summary_says_so():
     x, y = small_data(80)
     model = memorised(small_net(), x, y)
     correction = verifix.correct(model, (x, y), budget=1e-6, progress=False)
-    for name, choice in correction.choices.items():
-        assert choice.reason.startswith("not tried: "), name
-        assert f"{name}: {choice.reason}" in correction.summary()
-    assert "nothing of the budget remains" in correction.choices["refit"].reason
+    none, *others = correction.paths
+    assert none.point is not None
+    assert {path.stages[0] for path in others} == {path[0] for path in PATHS}
+    for path in others:
+        assert path.reason.startswith("not tried: "), path
+        assert f"{' → '.join(path.stages)}: {path.reason}" in correction.summary()
+    assert any("nothing of the budget remains" in path.reason for path in others)
+    assert correction.reason == "no change: no path was tried to its end"
     assert not correction.changed
 
 
@@ -116,7 +121,8 @@ def test_a_budget_that_suffices_changes_nothing():
     free = verifix.correct(model, (x, y), recipe=recipe, progress=False)
     tight = verifix.correct(model, (x, y), recipe=recipe, budget="2h", progress=False)
     assert free.strengths == tight.strengths
-    for name in recipe.split(","):
-        assert free.choices[name].points == tight.choices[name].points
+    assert [replace(path, seconds=None) for path in free.paths] == [replace(path, seconds=None) for path in tight.paths]
+    for name, choice in free.choices.items():
+        assert choice.points == tight.choices[name].points
     assert all(torch.equal(value, tight.corrected[name]) for name, value in free.corrected.items())
     assert free.corrected.keys() == tight.corrected.keys()

@@ -10,8 +10,6 @@ from torch import nn
 import verifix
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
-from verifix.recipe.candidates import Grid
-from verifix.recipe.decision import Choice
 
 X, Y = small_data(80)
 WRONG = (Y + (torch.arange(80) % 3 == 0)) % 3
@@ -19,15 +17,7 @@ QUICK = {"progress": False, "check_labels": False}
 BODY = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
 
 
-@pytest.fixture(autouse=True)
-def keep_all(monkeypatch):
-    """Keep every stage at its strongest, whatever the samples say."""
-
-    def strongest(trials, candidates, *_):
-        strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
-        return Choice(strength, (), "kept for the test")
-
-    monkeypatch.setattr("verifix.recipe.crossfit.choose_strength", strongest)
+pytestmark = pytest.mark.usefixtures("keep_all", "short_training")
 
 
 def net(*frozen: str) -> nn.Sequential:

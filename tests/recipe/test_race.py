@@ -51,9 +51,13 @@ def test_the_race_chooses_what_all_folds_choose_and_scores_it_alike(trained, cou
     monkeypatch.setattr(crossfit, "ENOUGH", math.inf)
     whole = corrected(trained, count, ",".join(FEW))
     assert sum(len(choice.dropped) for choice in raced.choices.values()) > 0
-    for stage in FEW:
-        one, other = raced.choices[stage], whole.choices[stage]
-        assert one.strength == other.strength
+    assert raced.strengths == whole.strengths
+    assert raced.reason == whole.reason
+    for one, other in zip(raced.paths, whole.paths, strict=True):  # a last stage that loses is not raced to its end
+        assert one.stages == other.stages
+        assert one.point is None or (one.strengths, one.point) == (other.strengths, other.point)
+    for stage, one in raced.choices.items():
+        other = whole.choices[stage]
         assert other.dropped == ()
         every = {point.strength: point for point in other.points}
         assert all(point == every[point.strength] for point in one.points)

@@ -12,16 +12,14 @@ from torch import nn
 
 import verifix
 from tests.cases import small_data, small_net
-from tests.stage_cases import memorised
+from tests.stage_cases import ALONE, memorised, same
 from verifix import CheckpointError, Correction
 from verifix.cli.demo import digits
 from verifix.cli.demo.training import percent_right
-from verifix.recipe.candidates import Grid
-from verifix.recipe.decision import Choice
-from verifix.recipe.stages import STAGES as EVERY
-from verifix.recipe.stages import recipes
+from verifix.recipe.stages import STAGES
 
-STAGES = {name: EVERY[name] for name in recipes()["auto"]}
+
+EVERY = ",".join(ALONE)
 
 
 def noisy_case():
@@ -33,18 +31,9 @@ def noisy_case():
     return model, x, y
 
 
-@pytest.fixture
-def keep_all(monkeypatch):
-    """Keep every stage at its strongest, whatever the samples say."""
-
-    def strongest(trials, candidates, *_):
-        strength = candidates.highest if isinstance(candidates, Grid) else candidates.strengths[-1]
-        return Choice(strength, (), "kept for the test")
-
-    monkeypatch.setattr("verifix.recipe.crossfit.choose_strength", strongest)
-
-
-def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monkeypatch):
+@pytest.mark.usefixtures("short_training")
+@pytest.mark.parametrize("recipe", ["auto", EVERY], ids=["auto", "every stage"])
+def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monkeypatch, recipe):
     fits: list[tuple[str, frozenset, frozenset]] = []
     updates: list[tuple[dict, frozenset]] = []
     for kind in STAGES.values():
@@ -79,8 +68,7 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
 
     monkeypatch.setattr(Context, "predict", predict)
     model, x, y = noisy_case()
-    correction = verifix.correct(model, (x, y), progress=False)
-    assert set(correction.choices) == set(STAGES)
+    verifix.correct(model, (x, y), recipe=recipe, progress=False)
     everything = frozenset(range(80))
     for name, own, read in fits:
         assert read <= own, name  # and so never a sample of a fold that is held out
@@ -92,12 +80,13 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
     assert all(not asked & own for own, asked in scored)
     assert any(asked == everything - own for own, asked in scored)
     assert makers == {frozenset()}  # what is on top of a fold's weights was fitted on nothing but its samples
-    assert {name for name, _, _ in fits} == {name for name, choice in correction.choices.items() if choice.points}
+    assert {"project", "refit", "linear_probe", "finetune"} <= {name for name, _, _ in fits}
 
 
+@pytest.mark.usefixtures("short_training")
 def test_later_stages_of_a_fold_work_on_what_earlier_ones_made_of_that_fold(monkeypatch, keep_all):
-    seen: dict[str, list] = {name: [] for name in STAGES}
-    for kind in STAGES.values():
+    seen: dict[str, list] = {name: [] for name in ALONE}
+    for kind in map(STAGES.get, ALONE):
 
         def spied(self, strength, real=kind.fit):
             update = real(self, strength)
@@ -106,18 +95,18 @@ def test_later_stages_of_a_fold_work_on_what_earlier_ones_made_of_that_fold(monk
 
         monkeypatch.setattr(kind, "fit", spied)
     model, x, y = noisy_case()
-    correction = verifix.correct(model, (x, y), progress=False)
+    correction = verifix.correct(model, (x, y), recipe=EVERY, progress=False)
     so_far: dict[frozenset, dict] = {}
     for name, fits in seen.items():
-        assert len(fits) == (1 if name == "finetune" else 6), name
+        made: dict[frozenset, dict] = {}
         for own, before, update in fits:
-            earlier = so_far.setdefault(own, {})
-            assert before.keys() == earlier.keys(), name
-            assert all(torch.equal(before[key], earlier[key]) for key in earlier), name
-            earlier.update(update)
+            assert same(before, so_far.get(own, {})), name
+            assert same(update, made.setdefault(own, update)), name
+        assert len(made) == 6
+        so_far = {own: {**so_far.get(own, {}), **update} for own, update in made.items()}
     for key, value in so_far[frozenset(range(80))].items():
         assert torch.equal(correction.corrected[key], value), key
-    assert set(correction.layer_strengths) == set(STAGES)
+    assert set(correction.layer_strengths) == set(ALONE)
     assert correction.layer_strengths["layerwise"].keys() == {"0.weight", "3.weight", "5.weight"}
 
 
@@ -146,7 +135,8 @@ def assert_same_state(before: dict, after: dict) -> None:
             assert value == after[key], key
 
 
-@pytest.mark.parametrize("at", [None, *STAGES])
+@pytest.mark.usefixtures("short_training")
+@pytest.mark.parametrize("at", [None, *ALONE])
 def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in_a_stage(monkeypatch, keep_all, at):
     model, x, y = noisy_case()
     model.train()
@@ -154,7 +144,7 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
     model[1].bias.requires_grad_(False)
     before = state_of(model)
     if at is None:
-        fixed = verifix.correct(model, (x, y), progress=False).model
+        fixed = verifix.correct(model, (x, y), recipe=EVERY, progress=False).model
         assert [p.requires_grad for p in fixed.parameters()] == before["flags"]
         assert [module.training for module in fixed.modules()] == before["train"]
     else:
@@ -163,18 +153,19 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
         def broken(self, strength):
             update = real(self, strength)
             calls.append(self.context)
-            if len(calls) == 2 or at == "finetune":
+            if len(calls) == 2:
                 with self.context.corrected(update):
                     raise ZeroDivisionError("boom")
             return update
 
         monkeypatch.setattr(STAGES[at], "fit", broken)
         with pytest.raises(ZeroDivisionError, match="boom"):
-            verifix.correct(model, (x, y), progress=False)
+            verifix.correct(model, (x, y), recipe=EVERY, progress=False)
         assert calls
     assert_same_state(before, state_of(model))
 
 
+@pytest.mark.usefixtures("short_training")
 def test_buffers_and_biases_are_kept_applied_and_undone_to_the_bit(keep_all, tmp_path):
     model, x, y = noisy_case()
     correction = verifix.correct(model, (x, y), recipe="project,recalibrate,refit,finetune", progress=False)
@@ -213,6 +204,7 @@ def test_a_second_correction_is_refused_also_where_only_statistics_were_changed(
     assert verifix.correct(correction.model, (x, y), recipe="recalibrate", progress=False).changed
 
 
+@pytest.mark.usefixtures("short_training")
 def test_the_summary_names_what_is_changed_without_being_a_layer(keep_all):
     class Placed(nn.Module):
         def __init__(self) -> None:
@@ -237,14 +229,16 @@ def test_a_given_strength_alone_is_the_projection_alone_and_with_a_recipe_the_re
     assert set(verifix.correct(model, (x, y), progress=False, recipe="verifix").choices) == {"project"}
     both = verifix.correct(model, (x, y), alpha=30, recipe="project,refit", progress=False)
     assert both.alpha == 30
-    assert both.choices["refit"].points
+    assert [path.stages for path in both.paths] == [("project",), ("project", "refit")]
+    assert [path.strengths["project"] for path in both.paths] == [30.0, 30.0]
 
 
 def verified(data):
     return data.inputs[data.verified], data.labels[data.verified]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
 def test_on_the_digits_the_recipe_is_no_worse_than_the_projection_alone(seed):
     data = digits.load(seed)
     model = digits.trained(data, seed)
@@ -254,16 +248,15 @@ def test_on_the_digits_the_recipe_is_no_worse_than_the_projection_alone(seed):
     before, alone, after = (percent_right(m, *unseen) for m in (model, paper.model, whole.model))
     assert after >= alone - 0.5
     assert after >= before + 5
-    assert whole.choices["project"].points == paper.choices["project"].points
+    assert [path.point for path in whole.paths[:2]] == [path.point for path in paper.paths]
 
 
-def test_permuted_labels_leave_the_model_alone():
-    # Five of the ten seeds that benchmarks/digits_choices.py counts: the whole recipe takes seconds per seed.
-    untouched = 0
-    for seed in range(5):
-        data = digits.load(seed)
-        x, y = verified(data)
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
-        correction = verifix.correct(digits.trained(data, seed), (x, y[order]), seed=seed, progress=False)
-        untouched += not correction.changed
-    assert untouched >= 4
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["auto", "project,layerwise,refit"])
+@pytest.mark.parametrize("seed", range(4))
+def test_permuted_labels_leave_the_model_alone(seed, recipe):
+    data = digits.load(seed)
+    x, y = verified(data)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    model = digits.trained(data, seed)
+    assert not verifix.correct(model, (x, y[order]), seed=seed, recipe=recipe, progress=False).changed

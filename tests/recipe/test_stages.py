@@ -16,7 +16,7 @@ from verifix.model.weights import weights_replaced
 from verifix.options import CorrectOptions
 from verifix.recipe.context import Context
 from verifix.recipe.plan import planned, stages_of
-from verifix.recipe.stages import STAGES, Project, recipes
+from verifix.recipe.stages import PATHS, STAGES, Project, recipes
 from verifix.report.correction_section import stages as stages_shown
 from verifix.report.result import result_of
 
@@ -44,8 +44,9 @@ class Shrink(Stage):
 @pytest.fixture
 def registry(monkeypatch):
     """The table of stages, which a test may add to."""
-    monkeypatch.setattr("verifix.recipe.stages.STAGES", own := dict(STAGES))
-    monkeypatch.setattr("verifix.recipe.plan.STAGES", own)
+    own = dict(STAGES)
+    for module in ("stages", "plan", "search"):
+        monkeypatch.setattr(f"verifix.recipe.{module}.STAGES", own)
     return own
 
 
@@ -97,10 +98,11 @@ def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier
     weights = {indices: update["0.weight"] for indices, _, update in Shrink.seen if len(indices) < 200}
     assert len({float(w.sum()) for w in weights.values()}) == 5
     # Scaling the head changes confidence only, which the loss does not reward.
-    assert correction.strengths["shrink"] is None
-    assert correction.choices["shrink"].points[0].score == next(
-        p.score for p in correction.curve if p.strength == correction.alpha
-    )
+    none, project, both = correction.paths
+    assert project.point.score == next(p.score for p in correction.curve if p.strength == correction.alpha)
+    assert both.strengths == {"project": correction.alpha, "shrink": None}
+    assert (both.point, both.reason) == (None, "no change: no strength lowers the loss")
+    assert set(correction.choices) == {"project"}
 
 
 def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
@@ -138,20 +140,34 @@ def test_project_fits_the_projection_of_the_context_and_prepares_it_once():
 
 
 def test_recipes_name_stages():
-    assert [s.name for s in stages_of("verifix")] == ["project"]
-    assert [s.name for s in stages_of("auto")] == [name for name in STAGES if name != "project_unlabelled"]
-    assert [s.name for s in stages_of("refit,project")] == ["refit", "project"]
+    assert stages_of("verifix") == ("project",)
+    assert stages_of("refit,project") == ("refit", "project")
     assert set(recipes()["verifix"]) <= set(STAGES)
     for bad in ("magic", "project,magic", "project,project", "project,", "", "auto,project"):
-        with pytest.raises(UsageError, match="it must be 'verifix' or 'auto', or stages among") as caught:
+        with pytest.raises(UsageError, match="it must be 'auto' or 'verifix', or stages among") as caught:
             stages_of(bad)
         assert "\n" not in str(caught.value)
 
 
+def test_a_recipe_is_one_path_and_auto_is_several_that_share_what_they_begin_with():
+    one = planned(CorrectOptions(recipe="project,layerwise,refit"))
+    assert one.prefixes == (("project",), ("project", "layerwise"), ("project", "layerwise", "refit"))
+    assert (one.base, one.extensions, one.choosing) == ((), (), True)
+    auto = planned(CorrectOptions())
+    assert auto.paths == PATHS
+    assert len(set(auto.prefixes)) == len(auto.prefixes)
+    assert set(auto.prefixes) == {path[:k] for path in PATHS for k in range(1, len(path) + 1)}
+    for prefix in auto.prefixes:
+        assert prefix[-1] in auto.after(prefix[:-1])
+    assert [stage.name for stage in auto.stages] == list(dict.fromkeys(name for path in PATHS for name in path))
+
+
 def test_a_given_alpha_with_the_recipe_auto_is_the_stage_alone_whose_strength_it_is():
-    assert planned(CorrectOptions()) == stages_of("auto")
-    assert planned(CorrectOptions(alpha=30.0)) == [Project]
-    assert planned(CorrectOptions(alpha=30.0, recipe="refit,project")) == stages_of("refit,project")
+    alone = planned(CorrectOptions(alpha=30.0))
+    assert (alone.paths, alone.base, alone.choosing) == ((("project",),), ("project",), False)
+    both = planned(CorrectOptions(alpha=30.0, recipe="refit,project"))
+    assert (both.base, both.choosing) == (("project",), True)
+    assert both.paths == (("project",), ("refit", "project"))  # what the whole path is compared with comes first
 
 
 def test_a_context_has_a_handful_of_fields_and_nothing_in_it_changes():
@@ -176,26 +192,76 @@ def test_a_stage_takes_one_class_and_one_call(registry):
     register_stage(Scale)
     x, y = small_data(80)
     model = memorised(small_net(), x, y)
-    correction = verifix.correct(model, (x, y), recipe="project,scale", progress=False)
+    correction = verifix.correct(model, (x, y), recipe="scale", progress=False)
     choice = correction.choices["scale"]
     assert sorted([*choice.dropped, *(point.strength for point in choice.points[1:])]) == [1.0, 2.0]
     assert f"  scale: {choice.reason}" in correction.summary()
-    shown = stages_shown(result_of(correction))[1]
+    shown = stages_shown(result_of(correction))[0]
     assert (shown["name"], shown["meaning"]) == ("scale", "Scales the last bias.")
-    assert "scale" not in verifix.correct(model, (x, y), progress=False).choices
-    with pytest.raises(UsageError, match="finetune, scale, each once"):
+    with pytest.raises(UsageError, match=f"{list(STAGES)[-1]}, scale, each once"):
         verifix.correct(model, (x, y), recipe="magic", progress=False)
     with pytest.raises(verifix.DataError, match="a nested proof needs at least 63"):
         verifix.prove(model, (x[:62], y[:62]), recipe="scale", progress=False)
     assert len(verifix.prove(model, (x, y), recipe="scale", check_inputs=False, progress=False).folds) == 5
 
 
-def test_a_stage_runs_in_auto_only_if_its_class_says_so(registry):
+def test_a_stage_runs_in_auto_only_if_its_class_says_so_and_then_after_the_paths(registry):
+    plain = planned(CorrectOptions())
     register_stage(Shrink)
-    assert Shrink not in stages_of("auto")
+    assert planned(CorrectOptions()) == plain
     register_stage(type("Also", (Shrink,), {"name": "also", "automatic": True}))
-    assert [stage.name for stage in stages_of("auto")] == [*recipes()["auto"][:-1], "also"]
-    assert [stage.name for stage in stages_of("verifix")] == ["project"]
+    found = planned(CorrectOptions())
+    assert (found.paths, found.extensions) == (plain.paths, ("also",))
+    assert [stage.name for stage in found.stages] == [*(stage.name for stage in plain.stages), "also"]
+    for settings in ({"recipe": "verifix"}, {"alpha": 30.0}):
+        assert [stage.name for stage in planned(CorrectOptions(**settings)).stages] == ["project"]
+
+
+class Sharpen(Stage):
+    """Multiplies the head, and so changes how sure the model is."""
+
+    name = "sharpen"
+    about = "Multiplies the head."
+    automatic = True
+    before: ClassVar[list] = []
+
+    def candidates(self):
+        return Listed((1.25, 1.5))
+
+    def fit(self, strength):
+        Sharpen.before.append(dict(self.context.strengths))
+        return {name: self.context.parameter(name) * strength for name in ("4.weight", "4.bias")}
+
+
+def sure_of_it(logits, labels):
+    """A loss that a surer model lowers."""
+    return -logits.abs().mean(1).log()
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_users_automatic_stage_is_tried_once_after_the_best_path(registry, monkeypatch, helps):
+    register_stage(Sharpen)
+    monkeypatch.setattr(Sharpen, "before", [])
+    monkeypatch.setattr("verifix.recipe.plan.PATHS", (("project", "refit"), ("refit",)))
+    x, y = small_data(80)
+    model = memorised(small_net(bn=False), x, torch.where(torch.arange(80) % 3 == 0, (y + 1) % 3, y))
+    loss = {"loss": sure_of_it, "score": lambda logits, _: torch.zeros(())} if helps else {}
+    correction = verifix.correct(model, (x, y), progress=False, **loss)
+    *others, last = correction.paths
+    best = min((path for path in others if path.point is not None), key=lambda path: path.point.loss)
+    effective = {name: strength for name, strength in best.strengths.items() if strength is not None}
+    assert last.stages == (*best.stages, "sharpen")
+    assert {name: last.strengths[name] for name in best.strengths} == best.strengths
+    assert not any("sharpen" in path.stages for path in others)
+    assert Sharpen.before
+    assert all(before == effective for before in Sharpen.before)
+    if helps:
+        assert correction.strengths == last.strengths
+        assert last.strengths["sharpen"] == 1.5
+        assert last.point.loss < best.point.loss
+    else:  # as sure at the best temperature as before
+        assert last.strengths["sharpen"] is None
+        assert correction.strengths == best.strengths
 
 
 def test_a_stage_that_is_defined_again_in_its_place_takes_the_place_of_the_old_one(registry):

@@ -65,13 +65,12 @@ class LayerReport:
 
 
 def path_lines(paths: Sequence[Path], reason: str) -> list[str]:
-    """Return what was decided and why, then every path that was tried, one line each."""
-    tried = [path for path in paths if path.point is not None]
-    if not tried:
+    """Return what was decided and why, then every path, one line each: what it gave, or why it was left."""
+    if not paths:
         return []
-    width = max(len(path.name) for path in tried)
-    rows = [(path.name, path.point) for path in tried if path.point is not None]
-    return [reason, *(f"  {name:{width}}  {_figures(point)}" for name, point in rows)]
+    width = max(len(path.name) for path in paths if path.point is not None)
+    tried = [f"  {path.name:{width}}  {_figures(path.point)}" for path in paths if path.point is not None]
+    return [reason, *tried, *(f"  {' → '.join(p.stages)}: {p.reason}" for p in paths if p.point is None)]
 
 
 def _figures(point: Point) -> str:

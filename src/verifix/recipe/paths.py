@@ -103,7 +103,9 @@ def decide(paths: Sequence[Path]) -> Decision:
     """
     none, *others = [path for path in paths if path.point is not None]
     if not others:
-        return Decision(none, taken=False, reason="no change: no path was tried to its end")
+        tried = any(not path.reason.startswith("not tried") for path in paths[1:])
+        why = "no path lowers the loss" if tried else "no path was tried to its end"
+        return Decision(none, taken=False, reason=f"no change: {why}")
     best = min(others, key=_loss)
     point, before = best.point, none.point
     assert point is not None and before is not None  # noqa: S101, PT018 - those without were left out

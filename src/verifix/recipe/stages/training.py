@@ -180,7 +180,7 @@ def _parts(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Pool:
-    """Samples to draw batches from, in random order, each once before any comes again.
+    """Samples to draw batches from, in random order; what is left in the end and fills no batch is left out.
 
     Parameters
     ----------
