@@ -165,6 +165,12 @@ CASES: dict[str, Callable[[], verifix.Correction]] = {
     "choice, float64": lambda: corrected(*noisy(torch.float64), recipe="verifix"),
     "choice, float32": lambda: corrected(*noisy(torch.float32), recipe="verifix"),
     "memory": lambda: corrected(*noisy(torch.float64), recipe="verifix", memory="40kB"),
+    "unlabelled": lambda: corrected(
+        *noisy(torch.float64),
+        recipe="project_unlabelled",
+        unlabelled=noisy(torch.float64)[1][0][:70] + 0.1,
+        noisy=(noisy(torch.float64)[1][0] - 0.1, noisy(torch.float64)[1][1]),
+    ),
     "every stage": lambda: corrected(*noisy(torch.float64), batch_size=64),
     "1000, float64": at(1000.0, torch.float64),
     "1, float32": at(1.0, torch.float32),

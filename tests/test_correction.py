@@ -104,7 +104,8 @@ def test_save_and_load_keep_everything(case, tmp_path):
         assert choice.seconds is None
         assert choice.estimated is None
     untimed = {stage: replace(choice, seconds=None, estimated=None) for stage, choice in correction.choices.items()}
-    expected = replace(correction, choices=untimed)
+    paths = tuple(replace(path, seconds=None) for path in correction.paths)
+    expected = replace(correction, choices=untimed, paths=paths)
     assert loaded.as_dict() == expected.as_dict()
     assert loaded.curve == correction.curve
     assert loaded.layers == correction.layers

@@ -195,8 +195,8 @@ def limits_of(options: CollectOptions) -> Limits:
             f"max_rows is {options.max_rows} for {ranks.size()} processes, but rows are drawn in one; omit it, or give "
             "memory"
         )
-    share = 2 if getattr(options, "beside", False) else 1  # the moments of unlabelled inputs take as much again
-    return Limits(options.memory_bytes and options.memory_bytes // share, options.max_rows, options.seed)
+    sets = 2 if getattr(options, "beside", False) else 1  # the moments of unlabelled inputs take as much again
+    return Limits(options.memory_bytes, options.max_rows, options.seed, sets)
 
 
 def remarks_on_padding(padding: Padding) -> list[str]:

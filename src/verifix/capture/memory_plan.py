@@ -22,11 +22,19 @@ class Limits:
         Rows of a layer, over all samples; None for all of them.
     seed
         Seed of the draw of rows.
+    sets
+        How many sets of moments share the memory: those of verified samples, and those of unlabelled inputs.
     """
 
     memory: int | None = None
     rows: int | None = None
     seed: int = 0
+    sets: int = 1
+
+    @property
+    def of_each(self) -> float:
+        """Bytes for one set; infinite without a limit."""
+        return math.inf if self.memory is None else self.memory // self.sets
 
 
 @dataclass(frozen=True)
@@ -147,18 +155,18 @@ def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: 
     space = max((size.workspace(samples) for size in sizes.values()), default=0)
     moments = folds * sum(one.values())
     weights = sum(3 * size.itemsize * size.groups * size.width * size.outputs for size in sizes.values())
-    if limits.memory is None or moments + space <= limits.memory:
+    if limits.memory is None or moments + space <= limits.of_each:
         kept = sum(size.factors(samples) for size in sizes.values()) if chosen else 0
         return MemoryPlan((tuple(sizes),), moments + kept + space, weights)
     largest = max(one, key=one.__getitem__)
-    if one[largest] + space > limits.memory:
+    if one[largest] + space > limits.of_each:
         raise UsageError(
             f"memory is {spelled(limits.memory)}, but layer {largest.parameter!r} alone takes "
-            f"{spelled(one[largest] + space)}; give that much, lower max_rows, or exclude wide layers"
+            f"{spelled(limits.sets * (one[largest] + space))}; give that much, lower max_rows, or exclude wide layers"
         )
     groups: list[list[Layer]] = []
     for layer, size in one.items():
-        if not groups or sum(one[x] for x in groups[-1]) + size + space > limits.memory:
+        if not groups or sum(one[x] for x in groups[-1]) + size + space > limits.of_each:
             groups.append([])
         groups[-1].append(layer)
     held = max(sum(one[x] for x in group) for group in groups)

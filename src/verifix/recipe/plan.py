@@ -9,6 +9,7 @@ from functools import cached_property
 from verifix.errors import UsageError
 from verifix.options import CorrectOptions
 from verifix.recipe.stages import PATHS, STAGES, Project, Stage, recipes
+from verifix.recipe.stages.layerwise import Layerwise
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 Names = tuple[str, ...]
@@ -113,7 +114,8 @@ def planned(options: CorrectOptions) -> Plan:
 
 def with_unlabelled() -> tuple[Names, ...]:
     """Return the paths that project, with the moments of unlabelled inputs as well."""
-    return tuple((ProjectUnlabelled.name, *path[1:]) for path in PATHS if path[0] == Project.name)
+    able = [path for path in PATHS if path[0] == Project.name and Layerwise.name not in path]  # which needs its α
+    return tuple((ProjectUnlabelled.name, *path[1:]) for path in able)
 
 
 def is_choosing(options: CorrectOptions) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verifix.errors import UsageError
 from verifix.model import ranks
 from verifix.model.weights import Update
 from verifix.progress import progress_bar, tell
@@ -246,6 +247,8 @@ def _fitted(course: Course) -> tuple[Update, dict[str, ByLayer]]:
         if choice.strength is not None:
             with trying(STAGES[name]) as trials:
                 trial = trials[context]
+                if obstacle := trial.fitter.obstacle():
+                    raise UsageError(f"{name} cannot run: {obstacle}")
                 context = trial.after(choice.strength)
                 layers[name] = trial.fitter.layers(choice.strength)
     moved = {name: value.cpu() if ranks.size() > 1 else value for name, value in context.update.items()}
