@@ -107,6 +107,8 @@ def test_save_and_load_keep_everything(case, tmp_path):
     paths = tuple(replace(path, seconds=None) for path in correction.paths)
     expected = replace(correction, choices=untimed, paths=paths)
     assert loaded.as_dict() == expected.as_dict()
+    assert (loaded.paths, loaded.reason) == (paths, correction.reason)
+    assert [path.stages for path in loaded.paths] == [(), ("project",), ("project", "recalibrate")]
     assert loaded.curve == correction.curve
     assert loaded.layers == correction.layers
     assert loaded.summary() == expected.summary()

@@ -12,7 +12,7 @@ from verifix.cli.demo import digits
 from verifix.model.folds import split_folds
 from verifix.model.samples import read_samples
 from verifix.proof import OUTER_FOLDS, estimated_seconds, halves, measured
-from verifix.recipe.decision import Choice
+from verifix.recipe.paths import Path
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,7 @@ def case():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_training")
 @pytest.mark.parametrize(
     "settings",
     [{"alpha": 30.0}, {"recipe": "verifix"}, {"recipe": "project,refit,finetune"}, {"folds": 3}, {"budget": 1e-9}],
@@ -124,8 +125,8 @@ def test_settings_are_checked_and_unknown_ones_refused(case):
 
 
 def test_the_estimate_is_one_pass_and_fifteen_fits_to_choose_from_three_fifths_of_the_samples():
-    choices = {"project": Choice(1.0, (), "", seconds=50.0), "refit": Choice(None, (), "")}
-    correction = verifix.Correction({}, {}, choices, (), {})
+    tried = (Path(), Path({"project": 1.0}, seconds=30.0), Path({"project": 1.0, "refit": None}, None, "", 20.0))
+    correction = verifix.Correction({}, {}, {}, (), {}, paths=tried)
     assert estimated_seconds(correction, 60.0, 5) == pytest.approx(10 + 50 * 15 / 5 * (3 / 5) / (4 / 5))
     assert estimated_seconds(correction, 60.0, 2) == pytest.approx(10 + 50 * 15 / 2 * (3 / 5) / (1 / 2))
 

@@ -18,7 +18,6 @@ from verifix.cli.demo import digits
 from verifix.cli.demo.training import percent_right
 from verifix.recipe.stages import STAGES
 
-
 EVERY = ",".join(ALONE)
 
 

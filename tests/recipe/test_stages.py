@@ -98,7 +98,7 @@ def test_each_folds_later_stage_is_fitted_without_the_fold_under_its_own_earlier
     weights = {indices: update["0.weight"] for indices, _, update in Shrink.seen if len(indices) < 200}
     assert len({float(w.sum()) for w in weights.values()}) == 5
     # Scaling the head changes confidence only, which the loss does not reward.
-    none, project, both = correction.paths
+    _, project, both = correction.paths
     assert project.point.score == next(p.score for p in correction.curve if p.strength == correction.alpha)
     assert both.strengths == {"project": correction.alpha, "shrink": None}
     assert (both.point, both.reason) == (None, "no change: no strength lowers the loss")

@@ -110,7 +110,7 @@ class Embedded(nn.Module):
 
 TOKENS = torch.arange(70 * 4).view(70, 4) % 9
 CHANGEABLE = {
-    "numbers": (lambda: small_net(), None, True),
+    "numbers": (small_net, None, True),
     "tokens": (lambda: Embedded(0.0), TOKENS, False),
     "tokens and dropout": (lambda: Embedded(0.1), TOKENS, True),
 }
