@@ -65,10 +65,7 @@ class LayerReport:
 
 
 def path_lines(paths: Sequence[Path], reason: str) -> list[str]:
-    """Return what was decided and why, then every path, one line each: what it gave, or why it was left.
-
-    There are no lines for a single path, of which those of its stage say all.
-    """
+    """Return what was decided and why, then every path, one line each; nothing if there is but one besides no change."""
     if len(paths) <= 2:
         return []
     width = max(len(path.name) for path in paths if path.point is not None)
