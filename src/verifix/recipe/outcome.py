@@ -65,7 +65,7 @@ class LayerReport:
 
 
 def path_lines(paths: Sequence[Path], reason: str) -> list[str]:
-    """Return what was decided and why, then every path, one line each; nothing if there is but one besides no change."""
+    """Return what was decided and why, then every path, one line each; nothing for one path besides no change."""
     if len(paths) <= 2:
         return []
     width = max(len(path.name) for path in paths if path.point is not None)
