@@ -151,7 +151,7 @@ def test_what_is_relearned_lies_between_an_unsure_and_a_sure_input():
     assert x[:, 0].std() > 0.1
     tokens, targets = relearned(place.long(), [worker, teacher], parts, torch.Generator().manual_seed(0))
     assert torch.equal(tokens, place.long()[parts.unsure])  # tokens are not mixed
-    same, targets = relearned(place.long(), [worker, worker], parts, torch.Generator().manual_seed(0))
+    _, targets = relearned(place.long(), [worker, worker], parts, torch.Generator().manual_seed(0))
     torch.testing.assert_close(targets, sharpened(worker[parts.unsure]))
 
 
@@ -187,8 +187,8 @@ def test_strong_changes_are_larger_and_only_numbers_are_changed():
         x = torch.randn(shape, generator=generator)
         change = Augmentation(x, mirrored=True, generator=generator)
         weak, strong = ((made - x).norm() for made in (change.weak(x), change.strong(x)))
-        assert 0 < weak  # images of noise, where a shift is as large as any change
-        assert 0 < strong
+        assert weak > 0  # images of noise, where a shift is as large as any change
+        assert strong > 0
         assert shape != (40, 6) or weak < strong
         assert can_change(x)
     table = torch.randn(500, 6, generator=generator) * torch.tensor([1.0, 10.0, 0.0, 1.0, 1.0, 1.0])
