@@ -43,7 +43,6 @@ from torch import Tensor, nn
 
 from benchmarks import noise as noises
 from benchmarks import texts_and_vit
-from benchmarks.cifar10_subsets import IMAGES
 from benchmarks.environment import installed
 from benchmarks.methods.base import Case
 from benchmarks.noise import Noise, noisy, realised
@@ -55,9 +54,13 @@ from verifix.errors import UsageError
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.models import build_model
+from verifix.io.options import DataOptions
 from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import tensor_bytes
 from verifix.storage.atomic import write_atomically
+
+IMAGES = DataOptions(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+"""How the shared network has its images."""
 
 Pair = tuple[Inputs, Tensor]
 Rates = Mapping[str, tuple[float, ...]]
@@ -388,6 +391,25 @@ def _cifar10(architecture: str, seed: int, shared: Path) -> Data:
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:VGG_TRAINING].sort().values
     given = {"symmetric": _column(path, "label_sym25")[rows]}
     return Data(_images(path, rows), verified, test, None, 10, _vgg11_bn(shared), given=given, **common)
+
+
+def cifar10_verified_and_pool(shared: Path) -> tuple[nn.Module, Samples, Samples]:
+    """Return the network that comes with the images, the 1,000 verified ones, and the pool to score it on.
+
+    Parameters
+    ----------
+    shared
+        Folder with data and networks.
+
+    Returns
+    -------
+    model : nn.Module
+        In eval mode.
+    verified, pool : Samples
+        Neither has an image of the training or the test file.
+    """
+    verified, pool = (read_samples(_images(shared / f"data/cifar10_{name}.parquet")) for name in ("verified", "pool"))
+    return _vgg11_bn(shared), verified, pool
 
 
 @lru_cache(maxsize=1)

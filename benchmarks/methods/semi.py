@@ -32,7 +32,7 @@ VERIFIED, OTHERS = 32, 64
 ROUND = 25
 """Steps of a round, the unit of a training's length: 2,400 samples seen."""
 
-ROUNDS, LONGEST = (1, 4), 42
+ROUNDS, LONGEST = (2, 8), 42
 """Lengths to begin with, and the longest: 100,800 samples seen, as many as the long fine-tuning sees."""
 
 RATES = (3.2e-4, 3.2e-3)
