@@ -94,7 +94,7 @@ ARMS = {
     "harm": Arm(_learned(0.0, 0.0), verified=0.3),
     "gain 2": Arm(_learned(0.05, 0.05)),
     "gain 5": Arm(_learned(0.12, 0.12)),
-    "gain 10": Arm(_learned(0.3, 0.3)),
+    "gain 10": Arm(_learned(0.2, 0.2)),
 }
 
 

@@ -7,14 +7,14 @@ robust_bases.json and into docs/robust-bases.md. ``--quick`` trains for an epoch
 ``digits``: the MLP of `benchmarks.tasks`, 30% symmetric noise, 200 verified samples, seeds 35 to 39. ``cifar10``: the
 small ResNet on 5,000 images, 30% symmetric noise, 1,000 verified images, seeds 1 to 3, scored on the test images; it
 needs the folder of shared files. All trainings are those of the demo, Adam on a one-cycle schedule for as many epochs
-as the plain one, with the settings that the papers give, tuned on nothing:
+as the plain one, at usual settings, tuned on nothing:
 
 ``plain``            cross-entropy.
 ``mixup``            Zhang et al., ICLR 2018 (arXiv 1710.09412), α = 1.
 ``label smoothing``  Lukasik et al., ICML 2020 (arXiv 2003.02819), 0.1.
 ``SAM``              Foret et al., ICLR 2021 (arXiv 2010.01412), ρ = 0.1, as for noisy labels there; from
                      pytorch_optimizer, with BatchNorm's statistics of the first of both passes.
-``LogitClip``        Wei et al., ICML 2023 (arXiv 2212.04055): the logits in the loss are cut to a norm of τ.
+``LogitClip``        Wei et al., ICML 2023 (arXiv 2212.04055): the logits in the loss are cut to a norm of 2.
 ``MentorMix``        Jiang et al., ICML 2020 (arXiv 1911.09781): the mentor takes samples whose loss is below a moving
                      average of the batch's 70th percentile; each sample is mixed with one drawn by weight, and the
                      larger share goes to the one that the mentor trusts, α = 2. The first fifth of the training is

@@ -93,8 +93,8 @@ def run(job: Job, shared: Path, cache: Path | None) -> Record:
         Accuracies in percent, the gain in points, what was kept, seconds.
     """
     library = declare_missing_operators() if job.task == "texts" else None
-    seed = FIRST + job.subset % NETWORKS
-    model, verified, unseen = network(job.task, 0 if job.task == "cifar10" else seed, shared, cache)
+    seed = 0 if job.task == "cifar10" else FIRST + job.subset % NETWORKS
+    model, verified, unseen = network(job.task, seed, shared, cache)
     chosen = torch.randperm(len(verified), generator=torch.Generator().manual_seed(job.subset))[: job.size]
     settings: dict[str, Any] = {"budget": job.budget} if job.budget else {}
     start = time.perf_counter()
