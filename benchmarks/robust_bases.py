@@ -34,7 +34,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,6 @@ from torch import Tensor, nn
 
 from benchmarks.cells import percent_right
 from benchmarks.methods.base import Tool, by_verifix
-from benchmarks.methods.semi import everything
 from benchmarks.records import Record, measure, read, table, write_summary
 from benchmarks.tasks import DIGITS, RESNET, Learner, case
 from verifix.proof import predicted
@@ -310,7 +308,7 @@ def run(job: Job, tools: Sequence[str], shared: Path, cache: Path | None) -> Rec
     shared
         Folder with data.
     cache
-        Folder for plain networks.
+        Folder for trained networks.
 
     Returns
     -------
@@ -319,12 +317,9 @@ def run(job: Job, tools: Sequence[str], shared: Path, cache: Path | None) -> Rec
         before and after each tool; seconds.
     """
     architecture = TASKS[job.task].architecture
-    plain, unseen = case(job.task, architecture, NOISE, RATE, job.verified, job.seed, shared, cache)
-    learner, training = LEARNERS[job.task], plain.training
-    x = everything(training)
-    lengths: dict[str, Any] = {"epochs": job.epochs or learner.epochs, "rate": learner.rate, "batch": learner.batch}
-    model = trained(job.base, learner.build(job.seed), x, training.labels, **lengths, seed=job.seed)
-    problem = replace(plain, model=model)
+    where = (job.task, architecture, NOISE, RATE, job.verified, job.seed)
+    problem, unseen = case(*where, shared, cache, learner_of(job))
+    model, training = problem.model, problem.training
     found: Record = {
         "learned": percent_right(predicted(model, training, range(len(training))), training),
         "before": percent_right(predicted(model, unseen, range(len(unseen))), unseen),
@@ -337,6 +332,13 @@ def run(job: Job, tools: Sequence[str], shared: Path, cache: Path | None) -> Rec
         after = percent_right(answer.predict(unseen, range(len(unseen))), unseen)
         found["tools"][name] = {"after": after, "chosen": answer.chosen, "seconds": seconds}
     return found
+
+
+def learner_of(job: Job) -> Learner:
+    """Return how the network of a run is trained."""
+    usual = LEARNERS[job.task]
+    sources = (*usual.sources, trained, mixed_loss, clipped, Training, BASES[job.base])
+    return replace(usual, train=partial(trained, job.base), epochs=job.epochs or usual.epochs, sources=sources)
 
 
 def summed_up(records: Sequence[Record]) -> list[Record]:
@@ -377,7 +379,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, help="only these")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; 1 uses all threads")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data")
-    parser.add_argument("--cache", type=Path, help="folder for plain networks, to train each of them once")
+    parser.add_argument("--cache", type=Path, help="folder for trained networks, to train each of them once")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch; give --out")
     arguments = parser.parse_args(words)

@@ -31,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ def case(
     seed: int,
     shared: Path | None = None,
     cache: Path | None = None,
+    learner: Learner | None = None,
 ) -> tuple[Case, Samples]:
     """Return a network to correct, and the samples to score it on.
 
@@ -192,6 +193,8 @@ def case(
         Folder with data and networks, for the tasks that need it.
     cache
         Folder for trained weights; what is there already is not trained again.
+    learner
+        How the network is trained, where that is not what `TASKS` says.
 
     Returns
     -------
@@ -207,7 +210,8 @@ def case(
     """
     check_case(task, architecture, noise, rate, verified, seed, shared)
     data = _data(task, architecture, seed, shared)
-    model, training, truth = _trained(task, architecture, noise, rate, seed, shared, cache)
+    data = data if learner is None else replace(data, learner=learner)
+    model, training, truth = _trained(task, architecture, noise, rate, seed, shared, cache, learner)
     inputs, labels = data.verified
     first = torch.arange(verified)
     checked = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed))[:verified]
@@ -257,10 +261,18 @@ def _data(task: str, architecture: str, seed: int, shared: Path | None) -> Data:
 
 @lru_cache(maxsize=8)
 def _trained(
-    task: str, architecture: str, noise: str, rate: float, seed: int, shared: Path | None, cache: Path | None
+    task: str,
+    architecture: str,
+    noise: str,
+    rate: float,
+    seed: int,
+    shared: Path | None,
+    cache: Path | None,
+    learner: Learner | None,
 ) -> tuple[nn.Module, Samples, Tensor]:
     """Return the network, what it was trained on, and the true labels of that."""
     data = _data(task, architecture, seed, shared)
+    data = data if learner is None else replace(data, learner=learner)
     given = _noise(data, noise, rate, seed).labels
     model = _stored(data, given, seed, cache) if data.model is None else data.model
     return model, read_samples((data.training[0], given)), data.training[1]

@@ -22,7 +22,7 @@ from benchmarks.robust_bases import (
 )
 from torch import nn
 
-from benchmarks import robust_bases, tasks
+from benchmarks import robust_bases
 from tests.cases import small_data
 from verifix.cli.demo.training import mlp, train
 
@@ -122,9 +122,6 @@ def test_sharpness_leaves_the_statistics_of_one_pass():
 
 
 def test_a_quick_run_makes_a_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tasks, "DIGITS", replace(tasks.DIGITS, epochs=1))
-    for memo in (tasks._data, tasks._trained):
-        memo.cache_clear()
     monkeypatch.setitem(robust_bases.TASKS, "digits", replace(TASKS["digits"], sizes=(50,)))
     words = ["digits", "--quick", "--bases", "mixup", "--tools", "verifix", "--out", str(tmp_path / "runs.jsonl")]
     assert robust_bases.main(words) == 0
