@@ -13,8 +13,8 @@ import resource
 import sys
 from pathlib import Path
 
-from benchmarks.cifar10_subsets import IMAGES
 from benchmarks.environment import environment
+from benchmarks.tasks import IMAGES
 from verifix import prove
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data

@@ -13,9 +13,19 @@ NAMED = ("nothing", "verifix", "auto", "finetuning", "head_refit", "recalibratio
 """The six that run where a network is large."""
 
 LONG = ("nothing", "auto", "finetuning", "finetuning_long")
-"""Those of the table on longer fine-tuning; its last is in no other."""
+"""Those of the table on longer fine-tuning."""
 
-ALL = tuple(name for name in METHODS if name != LONG[-1])
+WITH_TRAINING_INPUTS = (
+    *("nothing", "verifix", "auto", "auto_unlabelled", "auto_noisy"),
+    *("finetuning", "finetuning_long", "pseudo_labels", "fixmatch", "colur"),
+    *("head_refit", "rog", "scrub", "published", "retrain"),
+)
+"""Those of the tables in which methods may use the training inputs as well."""
+
+LATER = ("finetuning_long", "auto_unlabelled", "auto_noisy", "pseudo_labels", "fixmatch", "colur")
+"""In tables of their own only."""
+
+ALL = tuple(name for name in METHODS if name not in LATER)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ KINDS = (("symmetric", 0.3), ("asymmetric", 0.4), ("hierarchical", 0.3), ("insta
 SPIRALS = (("symmetric", 0.2), ("asymmetric", 0.4), ("instance", 0.2))
 FIVE = (10, 11, 12, 13, 14)
 """Seeds that the tool was not developed on, and that no rule was picked on."""
+FRESH = (30, 31, 32, 33, 34)
+"""Seeds that nothing was developed on, and that no table showed while the tool took its form."""
 
 GRIDS: dict[str, Sequence[Grid]] = {
     "digits": (
@@ -71,6 +83,16 @@ GRIDS: dict[str, Sequence[Grid]] = {
             FIVE,
         ),
         Grid("Fine-tuning for longer", "digits", "mlp", KINDS, (200,), FIVE, LONG),
+        Grid(
+            "Training inputs, by number of verified samples",
+            "digits",
+            "mlp",
+            (("symmetric", 0.3),),
+            (50, 100, 200),
+            FRESH,
+            WITH_TRAINING_INPUTS,
+        ),
+        Grid("Training inputs, by kind of noise", "digits", "mlp", KINDS, (200,), FRESH, WITH_TRAINING_INPUTS),
         Grid("A small vision transformer", "digits", "vit", (("symmetric", 0.3), ("instance", 0.3)), (200,), FIVE),
     ),
     "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), FIVE),),

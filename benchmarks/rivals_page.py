@@ -5,19 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import FOLDER, Cell, read
 from benchmarks.grids import GRIDS, Grid
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, Needs
+from benchmarks.methods.base import Tool
 
 PAGE, PLOTS = Path("docs/rivals.md"), Path("docs/rivals")
 BEGIN, END = "<!-- begin of the tables; python -m benchmarks report -->", "<!-- end of the tables -->"
 ABSENT, CANNOT = "absent", "cannot"
-BOUND, OURS = ("retrain", "published_oracle"), ("verifix", "auto")
-"""What nobody could do with the same information: not compared for the best. And the tool."""
+BOUND = tuple(name for name, entry in METHODS.items() if entry.needs is Needs.TRUTH)
+"""What nobody could do with the same information: not compared for the best."""
+
+OURS = tuple(name for name, entry in METHODS.items() if isinstance(entry.make, Tool))
+FORMS = {
+    "auto": "From the verified samples alone",
+    "auto_unlabelled": "With training inputs",
+    "auto_noisy": "With training inputs and their given labels",
+}
+"""The forms of the tool that are compared, by what they need."""
 
 ENOUGH = 3
 """Seeds that an interval needs; by two, Student's t says nothing."""
@@ -88,60 +97,76 @@ def tables(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
 
 
 def _standing(grids: Mapping[str, Sequence[Grid]], records: Records) -> str:
-    """Compare the whole tool with the others: with the best of every comparison, and with each over all of them."""
-    places = _comparisons(grids, records)
+    """Compare each form of the tool with the others: with the best of every comparison, and with each over all."""
+    head = (
+        "Each form of verifix is compared with the best of the other methods *that need no more than it does*. The "
+        "projection alone is a part of verifix and not among them. The best of the others is chosen by the same "
+        "figures that it is judged by, which is in its favour."
+    )
+    parts = ["## Where verifix is ahead, and where it is not", head]
+    for form in FORMS:
+        places = _comparisons(form, grids, records)
+        if places or form == "auto":
+            parts += _form(form, places, records)
+    return "\n\n".join(parts)
+
+
+Places = dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]]
+
+
+def _form(form: str, places: Places, records: Records) -> list[str]:
+    """Write the section of one form of the tool."""
     rows, verdicts = [], []
     others: dict[str, list[tuple[float, str]]] = {}
     for (task, architecture, (noise, rate, size)), (grid, means) in places.items():
         column = (noise, rate, size)
-        against = {method: _apart(grid, column, method, records) for method in means if method != "auto"}
+        against = {method: _apart(grid, column, form, method, records) for method in means if method != form}
         for method, apart in against.items():
             others.setdefault(method, []).append((statistics.fmean(apart), _verdict(apart)))
-        best = max(against.keys() - OURS, key=lambda method: (means[method], -list(METHODS).index(method)))
+        best = max(_same_inputs(form, means), key=lambda method: (means[method], -list(METHODS).index(method)))
         verdicts.append(_verdict(against[best]))
         place = f"{task}, {architecture}, {noise} {100 * rate:g}%, {size:,} verified"
-        figures = f"{means['auto']:.1f} | {means[best]:.1f}, {METHODS[best].title}"
+        figures = f"{means[form]:.1f} | {means[best]:.1f}, {METHODS[best].title}"
         rows.append(f"| {place} | {figures} | {_spread(against[best], '+.1f')} |")
-    return "\n".join(
-        [
-            "## Where verifix is ahead, and where it is not",
-            "",
-            "This table compares `auto`, verifix with all stages, with the best of the other methods. The projection "
-            f"alone is a part of verifix and not among them. Of {len(rows)} comparisons, verifix is ahead in "
-            f"{verdicts.count('ahead')} and behind in {verdicts.count('behind')}. In the other "
-            f"{verdicts.count('open')}, the 95% interval of the paired difference contains 0, or there are fewer than "
-            "three seeds. The best of the others is chosen by the same figures that it is judged by, which is in its "
-            "favour.",
-            "",
-            "| comparison | `auto` | best of the others | difference |",
-            "| --- | --- | --- | --- |",
-            *rows,
-            "",
-            "This table compares `auto` with each method, over all comparisons with that method:",
-            "",
-            "| method | comparisons | `auto` ahead | behind | neither | mean difference | worst for `auto` |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-            *(_against(METHODS[method].title, others[method]) for method in METHODS if method in others),
-        ]
+    said = (
+        f"Of {len(rows)} comparisons, verifix is ahead in {verdicts.count('ahead')} and behind in "
+        f"{verdicts.count('behind')}. In the other {verdicts.count('open')}, the 95% interval of the paired difference "
+        "contains 0, or there are fewer than three seeds."
     )
+    first = [f"| comparison | `{form}` | best of the others | difference |", "| --- | --- | --- | --- |", *rows]
+    second = [
+        f"| method | needs | comparisons | `{form}` ahead | behind | neither | mean difference | worst for `{form}` |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_against(method, others[method]) for method in METHODS if method in others),
+    ]
+    return [
+        f"### {FORMS[form]}: `{form}`",
+        said,
+        "\n".join(first),
+        f"`{form}` compared with each method, also those that need more, over all comparisons with that method:",
+        "\n".join(second),
+    ]
 
 
-def _comparisons(
-    grids: Mapping[str, Sequence[Grid]], records: Records
-) -> dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]]:
-    """Return every different column with the means of its methods, as far as the tool and two others have one."""
-    found: dict[tuple[str, str, Column], tuple[Grid, dict[str, float]]] = {}
+def _same_inputs(form: str, methods: Iterable[str]) -> list[str]:
+    """Return those of some methods that need no more than a form of the tool, and are none themselves."""
+    return [name for name in methods if name not in OURS and METHODS[name].needs.no_more_than(METHODS[form].needs)]
+
+
+def _comparisons(form: str, grids: Mapping[str, Sequence[Grid]], records: Records) -> Places:
+    """Return every different column with the means of its methods, as far as a form and two others have one."""
+    found: Places = {}
     for grid in itertools.chain(*grids.values()):
         for column in _columns(grid):
             means = _means(grid, column, records)
-            if "auto" in means and len(means.keys() - OURS) > 1:
+            if form in means and len(_same_inputs(form, means)) > 1:
                 found.setdefault((grid.task, grid.architecture, column), (grid, means))
     return found
 
 
-def _apart(grid: Grid, column: Column, method: str, records: Records) -> list[float]:
-    """Return how much more the whole tool gets right than another method, seed by seed."""
-    ours, theirs = (_accuracy(_own(grid, column, name, records)) for name in ("auto", method))
+def _apart(grid: Grid, column: Column, form: str, method: str, records: Records) -> list[float]:
+    """Return how much more a form of the tool gets right than another method, seed by seed."""
+    ours, theirs = (_accuracy(_own(grid, column, name, records)) for name in (form, method))
     return [mine - other for mine, other in zip(ours, theirs, strict=True)]
 
 
@@ -152,8 +177,9 @@ def _verdict(apart: Sequence[float]) -> str:
     return "ahead" if statistics.fmean(apart) > 0 else "behind"
 
 
-def _against(title: str, found: Sequence[tuple[float, str]]) -> str:
+def _against(method: str, found: Sequence[tuple[float, str]]) -> str:
     """Write the row of one of the others."""
+    title = f"{METHODS[method].title} | {METHODS[method].needs.value}"
     differences, verdicts = zip(*found, strict=True)
     counts = " | ".join(str(verdicts.count(verdict)) for verdict in ("ahead", "behind", "open"))
     return f"| {title} | {len(found)} | {counts} | {statistics.fmean(differences):+.1f} | {min(differences):+.1f} |"
@@ -208,15 +234,17 @@ def _pattern(grid: Grid) -> str:
 
 def _accuracies(grid: Grid, columns: Sequence[Column], records: Records) -> list[str]:
     names = [_heading(column, grid) for column in columns]
-    lines = [f"| method | {' | '.join(names)} | seconds | samples × passes | most GB |"]
-    lines += [f"| --- |{' --- |' * (len(columns) + 3)}"]
+    lines = [f"| method | needs | {' | '.join(names)} | seconds | samples × passes | most GB |"]
+    lines += [f"| --- |{' --- |' * (len(columns) + 4)}"]
     best = {column: _best(grid, column, records) for column in columns}
     for method in grid.methods:
         places = [_place(_own(grid, column, method, records), len(grid.seeds)) for column in columns]
         marked = [
             f"**{place}**" if method == best[column] else place for place, column in zip(places, columns, strict=True)
         ]
-        lines.append(f"| {METHODS[method].title} | {' | '.join([*marked, *_costs(grid, method, records)])} |")
+        entry = METHODS[method]
+        places = [entry.title, entry.needs.value, *marked, *_costs(grid, method, records)]
+        lines.append(f"| {' | '.join(places)} |")
     return lines
 
 
@@ -379,7 +407,7 @@ def _look(method: str, number: int) -> dict[str, Any]:
         return {
             "color": "black",
             "linewidth": 2.4,
-            "marker": "o" if method == "auto" else "s",
+            "marker": "osD^"[OURS.index(method)],
             "capsize": 2,
             "zorder": 3,
         }

@@ -31,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,6 @@ from torch import Tensor, nn
 
 from benchmarks import noise as noises
 from benchmarks import texts_and_vit
-from benchmarks.cifar10_subsets import IMAGES
 from benchmarks.environment import installed
 from benchmarks.methods.base import Case
 from benchmarks.noise import Noise, noisy, realised
@@ -55,9 +54,13 @@ from verifix.errors import UsageError
 from verifix.io.checkpoints.read import read_checkpoint
 from verifix.io.data.open import open_data
 from verifix.io.models import build_model
+from verifix.io.options import DataOptions
 from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import tensor_bytes
 from verifix.storage.atomic import write_atomically
+
+IMAGES = DataOptions(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
+"""How the shared network has its images."""
 
 Pair = tuple[Inputs, Tensor]
 Rates = Mapping[str, tuple[float, ...]]
@@ -169,6 +172,7 @@ def case(
     seed: int,
     shared: Path | None = None,
     cache: Path | None = None,
+    learner: Learner | None = None,
 ) -> tuple[Case, Samples]:
     """Return a network to correct, and the samples to score it on.
 
@@ -189,6 +193,8 @@ def case(
         Folder with data and networks, for the tasks that need it.
     cache
         Folder for trained weights; what is there already is not trained again.
+    learner
+        How the network is trained, where that is not what `TASKS` says.
 
     Returns
     -------
@@ -204,7 +210,8 @@ def case(
     """
     check_case(task, architecture, noise, rate, verified, seed, shared)
     data = _data(task, architecture, seed, shared)
-    model, training, truth = _trained(task, architecture, noise, rate, seed, shared, cache)
+    data = data if learner is None else replace(data, learner=learner)
+    model, training, truth = _trained(task, architecture, noise, rate, seed, shared, cache, learner)
     inputs, labels = data.verified
     first = torch.arange(verified)
     checked = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed))[:verified]
@@ -254,10 +261,18 @@ def _data(task: str, architecture: str, seed: int, shared: Path | None) -> Data:
 
 @lru_cache(maxsize=8)
 def _trained(
-    task: str, architecture: str, noise: str, rate: float, seed: int, shared: Path | None, cache: Path | None
+    task: str,
+    architecture: str,
+    noise: str,
+    rate: float,
+    seed: int,
+    shared: Path | None,
+    cache: Path | None,
+    learner: Learner | None,
 ) -> tuple[nn.Module, Samples, Tensor]:
     """Return the network, what it was trained on, and the true labels of that."""
     data = _data(task, architecture, seed, shared)
+    data = data if learner is None else replace(data, learner=learner)
     given = _noise(data, noise, rate, seed).labels
     model = _stored(data, given, seed, cache) if data.model is None else data.model
     return model, read_samples((data.training[0], given)), data.training[1]
@@ -388,6 +403,25 @@ def _cifar10(architecture: str, seed: int, shared: Path) -> Data:
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:VGG_TRAINING].sort().values
     given = {"symmetric": _column(path, "label_sym25")[rows]}
     return Data(_images(path, rows), verified, test, None, 10, _vgg11_bn(shared), given=given, **common)
+
+
+def cifar10_verified_and_pool(shared: Path) -> tuple[nn.Module, Samples, Samples]:
+    """Return the network that comes with the images, the 1,000 verified ones, and the pool to score it on.
+
+    Parameters
+    ----------
+    shared
+        Folder with data and networks.
+
+    Returns
+    -------
+    model : nn.Module
+        In eval mode.
+    verified, pool : Samples
+        Neither has an image of the training or the test file.
+    """
+    verified, pool = (read_samples(_images(shared / f"data/cifar10_{name}.parquet")) for name in ("verified", "pool"))
+    return _vgg11_bn(shared), verified, pool
 
 
 @lru_cache(maxsize=1)

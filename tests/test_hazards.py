@@ -163,7 +163,7 @@ def test_a_layer_that_only_one_fold_uses_stays_as_it_is_for_the_others():
 
     x, y = small_data()
     x[7, 0] = 100
-    correction = verifix.correct(Sometimes().eval(), (x, y), progress=False)
+    correction = verifix.correct(Sometimes().eval(), (x, y), recipe="verifix", progress=False)
     assert {r.parameter for r in correction.layers} == {"always.weight", "rare.weight"}
     assert correction.curve
 

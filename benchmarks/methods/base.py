@@ -349,13 +349,41 @@ def predictor(model: nn.Module, fitted: Fitted) -> Predictor:
     return predict
 
 
-def by_verifix(recipe: str, case: Case) -> Answer:
+@dataclass(frozen=True)
+class Tool:
+    """The tool itself.
+
+    Attributes
+    ----------
+    recipe
+        Its recipe.
+    unlabelled
+        Whether it gets the inputs of the training samples.
+    noisy
+        Whether it gets the training samples with the labels that they were given.
+    """
+
+    recipe: str
+    unlabelled: bool = False
+    noisy: bool = False
+
+    def arguments(self, case: Case) -> dict[str, Any]:
+        """Return what it is called with, besides the network and the verified samples."""
+        found: dict[str, Any] = {"recipe": self.recipe, "seed": case.seed, "progress": False}
+        if self.unlabelled or self.noisy:
+            (batch,) = case.training.batches(range(len(case.training)), len(case.training))
+            found |= {"unlabelled": batch.inputs} if self.unlabelled else {}
+            found |= {"noisy": (batch.inputs, case.training.labels)} if self.noisy else {}
+        return found
+
+
+def by_verifix(tool: Tool, case: Case) -> Answer:
     """Correct with the tool itself, as a user would call it.
 
     Parameters
     ----------
-    recipe
-        Its recipe.
+    tool
+        Its recipe, and what it gets.
     case
         The network and the samples.
 
@@ -364,17 +392,17 @@ def by_verifix(recipe: str, case: Case) -> Answer:
     Answer
         What it made of them.
     """
-    correction = correct(case.model, case.verified, recipe=recipe, seed=case.seed, progress=False)
+    correction = correct(case.model, case.verified, **tool.arguments(case))
     return Answer(predictor(correction.model, {}), chosen=correction.strengths)
 
 
-def answered(make: type[Rival] | str, case: Case) -> Answer:
+def answered(make: type[Rival] | Tool, case: Case) -> Answer:
     """Let a method correct a case, and measure what it takes.
 
     Parameters
     ----------
     make
-        The method; or a recipe of the tool.
+        The method; or the tool.
     case
         The network and the samples.
 
@@ -385,7 +413,7 @@ def answered(make: type[Rival] | str, case: Case) -> Answer:
     """
     start = time.perf_counter()
     with counted(type(case.model)) as runs:
-        if isinstance(make, str):
+        if isinstance(make, Tool):
             answer = by_verifix(make, case)
         else:
             model = copy_model(case.model)

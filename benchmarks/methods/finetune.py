@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.methods.base import HALF_A_DECADE, Case, Rival, nearby
-from benchmarks.methods.steps import Optimizer, Steps
+from benchmarks.methods.steps import Steps, adam
 from verifix.errors import DataError
 from verifix.losses import cross_entropy
 from verifix.model.weights import Update
@@ -88,7 +88,7 @@ class LongFineTuning(FineTuning):
 
 def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
     """Train, and yield after every epoch what returns the weights then."""
-    steps = Steps(context, _adam(context, rate), BATCH)
+    steps = Steps(context, adam(context, rate), BATCH)
 
     def loss(logits: Tensor, indices: Sequence[int]) -> Tensor:
         return cross_entropy(logits, context.run.samples.labels[list(indices)].to(logits.device)).mean()
@@ -99,8 +99,3 @@ def _epochs(context: Context, rate: float) -> Iterator[Callable[[], Update]]:
         if broken is not None:
             raise DataError(f"fine-tuning at rate {rate} made {broken!r} NaN or Inf; try lower rates only")
         yield lambda: {name: weight.clone() for name, weight in steps.weights.items()}
-
-
-def _adam(context: Context, rate: float) -> Optimizer:
-    fused = context.run.device.type in ("cpu", "cuda")  # a third of the time
-    return lambda weights: torch.optim.Adam(weights, lr=rate, fused=fused)

@@ -138,11 +138,12 @@ def obedience(
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """Return KL(teacher ‖ student) of logits ``[n, outputs]``, the mean over samples."""
-    said, says = _log_probabilities(teacher.to(student)), _log_probabilities(student)
+    said, says = log_probabilities(teacher.to(student)), log_probabilities(student)
     return F.kl_div(says, said, log_target=True, reduction="batchmean")
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the logarithms of the probabilities, ``[n, classes]``; two classes for one logit."""
     return F.log_softmax(F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits, dim=1)
 
 

@@ -65,8 +65,8 @@ class LayerReport:
 
 
 def path_lines(paths: Sequence[Path], reason: str) -> list[str]:
-    """Return what was decided and why, then every path, one line each: what it gave, or why it was left."""
-    if not paths:
+    """Return what was decided and why, then every path, one line each; nothing for one path besides no change."""
+    if len(paths) <= 2:
         return []
     width = max(len(path.name) for path in paths if path.point is not None)
     tried = [f"  {path.name:{width}}  {_figures(path.point)}" for path in paths if path.point is not None]

@@ -68,11 +68,11 @@ def run(seed: int, folder: Path | None) -> Outcome:
     """Train, correct and score one seed; save the α curve and a grid of digits set right if there is a folder."""
     digits = load(seed)
     model = trained(digits, seed)
-    correction = correct(
-        model, (digits.inputs[digits.verified], digits.labels[digits.verified]), seed=seed, progress=False
-    )
+    verified = digits.inputs[digits.verified], digits.labels[digits.verified]
+    correction = correct(model, verified, seed=seed, progress=False)
+    paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)  # whose strengths are drawn
     unseen = digits.inputs[digits.unseen], digits.labels[digits.unseen]
-    pictures = () if folder is None else _draw(digits, model, correction, folder)
+    pictures = () if folder is None else _draw(digits, model, correction, paper, folder)
     return Outcome(
         f"A network learned {TRAINING} handwritten digits with {WRONG:.0%} wrong labels. {VERIFIED} digits it has not "
         "seen were verified, and it was corrected from them.",
@@ -86,7 +86,7 @@ def run(seed: int, folder: Path | None) -> Outcome:
 
 
 @torch.no_grad()
-def _draw(digits: Digits, model: nn.Module, correction: Correction, folder: Path) -> tuple[str, ...]:
+def _draw(digits: Digits, model: nn.Module, correction: Correction, paper: Correction, folder: Path) -> tuple[str, ...]:
     from verifix.cli.demo import pictures
 
     x = digits.inputs[digits.training]
@@ -97,4 +97,4 @@ def _draw(digits: Digits, model: nn.Module, correction: Correction, folder: Path
     names = pictures.digits_set_right(
         x[shown].reshape(-1, 8, 8), given[shown], before[shown], after[shown], int(wrong.sum()), folder
     )
-    return (pictures.strength_curve(correction, folder), names)
+    return (pictures.strength_curve(paper, folder), names)

@@ -65,7 +65,8 @@ def run(seed: int, folder: Path | None) -> Outcome:
             (f"{WRONG:.0%} wrong labels\n{percent_right(model, *unseen):.1f}% right", model, given),
             (f"corrected\n{percent_right(correction.model, *unseen):.1f}% right", correction.model, given),
         ]
-        names = (pictures.decision_boundaries(panels, x, folder), pictures.strength_curve(correction, folder))
+        paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)
+        names = (pictures.decision_boundaries(panels, x, folder), pictures.strength_curve(paper, folder))
     return Outcome(
         f"A network learned two spirals from {TRAINING} points with {WRONG:.0%} wrong labels. {VERIFIED} further "
         "points were verified, and it was corrected from them.",
