@@ -30,7 +30,9 @@ from verifix.losses import best_sharpness, correct_or_not, cross_entropy, temper
 from verifix.moments import Moments, merge
 from verifix.projection import ALPHA_RANGE, eigenvalues, prepare
 from verifix.recipe.candidates import Listed
-from verifix.recipe.decision import MINIMAL_GAIN, TOLERATED, Raced, Scores, choose
+from verifix.recipe.decision import MINIMAL_GAIN, Raced, Scores, choose, point_of
+from verifix.recipe.paths import Path as TriedPath
+from verifix.recipe.paths import decide
 from verifix.storage.tensors import read_safetensors, read_torch
 
 RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -115,14 +117,20 @@ def test_no_choice_is_worse_than_no_change(n, count, seed):
 
     baseline, every = scores(), {float(i + 1): scores() for i in range(count)}
     choice = choose(baseline, lambda _: Raced(every), Listed(tuple(every)))
-    if choice.strength is not None:
-        taken = every[choice.strength]
-        gains = baseline.losses - taken.losses
-        assert float(gains.mean()) > MINIMAL_GAIN
-        assert float(gains.mean()) > float(gains.std()) / n**0.5
-        assert taken.score >= baseline.score
-        assert taken.score - baseline.score >= min(0.0, TOLERATED)
-        assert len(choice.points) == count + 1
+    lowest = min(every.values(), key=lambda one: float(one.losses.mean()))
+    gain = float((baseline.losses - lowest.losses).mean())
+    assert (choice.strength is not None) is (gain > MINIMAL_GAIN)
+    assert choice.strength is None or every[choice.strength] is lowest
+    assert len(choice.points) == count + 1
+    points = {strength: point_of(None, one, baseline) for strength, one in every.items()}
+    none = TriedPath({}, point_of(None, baseline, baseline))
+    decision = decide([none, *(TriedPath({"project": strength}, point) for strength, point in points.items())])
+    if decision.taken:
+        point = decision.path.point
+        assert decision.path.strengths["project"] == choice.strength
+        assert point.loss_gain > MINIMAL_GAIN
+        assert point.loss_gain > point.standard_error  # and more, as it has to be sure
+        assert point.score >= baseline.score
 
 
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(-300, 300), seeds)
