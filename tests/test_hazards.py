@@ -149,7 +149,7 @@ def test_more_classes_than_samples_per_fold():
     folds = split_folds(read_samples((x, y)), 5, 0)
     assert sorted(np.concatenate(folds)) == list(range(60))
     assert [len(f) for f in folds] == [12] * 5
-    assert verifix.correct(small_net(classes=30).eval(), (x, y), progress=False).curve
+    assert verifix.correct(small_net(classes=30).eval(), (x, y), recipe="verifix", progress=False).curve
 
 
 def test_a_layer_that_only_one_fold_uses_stays_as_it_is_for_the_others():

@@ -25,6 +25,7 @@ def test_the_three_parts_of_the_digits_share_nothing():
     assert len(set.union(*parts)) == 1797
 
 
+@pytest.mark.usefixtures("short_training")
 def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
     assert main(["demo", "--seed", "1", "--out", str(tmp_path / "new" / "out"), "--json"]) == 0
     out, err = capsys.readouterr()
@@ -68,6 +69,7 @@ def _quick(seed, folder):
     return Outcome("Story.", 100.0, 50.0, 60.0, None, "no change")
 
 
+@pytest.mark.usefixtures("short_training")
 def test_the_spiral_demo_draws_the_three_panels(tmp_path):
     outcome = spiral.run(0, tmp_path)
     assert outcome.memorised >= 90
