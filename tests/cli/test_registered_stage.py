@@ -43,7 +43,7 @@ def test_a_stage_that_the_models_module_registers_runs_and_is_reported(tmp_path)
         file.write(STAGE)
     torch.save(some_net().state_dict(), tmp_path / "net.pt")
     argv = [*arguments("net.pt", "fixed.pt"), "--alpha", "auto", "--recipe"]
-    shown = run(tmp_path, *argv, "project,soften", "--report", "page.html", "--result", "result.json")
+    shown = run(tmp_path, *argv, "soften", "--report", "page.html", "--result", "result.json")
     assert shown.returncode in (0, 3), shown.stderr
     choice = json.loads((tmp_path / "result.json").read_text())["choices"]["soften"]
     assert [point["strength"] for point in choice["points"]] == [None, 0.5, 0.9]
@@ -54,5 +54,5 @@ def test_a_stage_that_the_models_module_registers_runs_and_is_reported(tmp_path)
     failed = run(tmp_path, *argv, "project,softer")
     assert failed.returncode == 2
     assert "recipe is 'project,softer'" in failed.stderr
-    assert "finetune, soften, each once" in failed.stderr
+    assert "distill, soften, each once" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
