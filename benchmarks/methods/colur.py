@@ -33,7 +33,7 @@ from benchmarks.methods.semi import OTHERS, RATES, SemiSupervised, answers, at, 
 from benchmarks.methods.semi import soft_cross_entropy as soft
 from benchmarks.methods.steps import Steps, adam, momentum, trained
 from verifix.recipe.candidates import Listed
-from verifix.recipe.stages.finetune import Training
+from verifix.recipe.stages.training import Training
 
 SURE, SUREST = 0.75, 0.3
 """How sure both have to be, and the share of agreements that is taken for sure in any case."""

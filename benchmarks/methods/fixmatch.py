@@ -24,7 +24,7 @@ from benchmarks.methods.semi import OTHERS, RATES, ROUNDS, SemiSupervised, endle
 from benchmarks.methods.steps import Steps, adam, trained
 from verifix.losses import correct_or_not, cross_entropy, probabilities
 from verifix.recipe.candidates import Listed
-from verifix.recipe.stages.finetune import Training
+from verifix.recipe.stages.training import Training
 
 THRESHOLDS = (0.8, 0.95)
 

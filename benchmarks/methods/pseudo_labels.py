@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from benchmarks.methods.semi import OTHERS, RATES, ROUNDS, SemiSupervised, answers, at, both, endless, one_round
 from benchmarks.methods.steps import Steps, adam, trained
 from verifix.recipe.candidates import Listed
-from verifix.recipe.stages.finetune import Training
+from verifix.recipe.stages.training import Training
 
 STARTING, FINE_TUNED = 0.0, 1.0
 """The teachers."""

@@ -24,7 +24,7 @@ from verifix.losses import cross_entropy, probabilities
 from verifix.model.samples import Samples
 from verifix.model.weights import Update
 from verifix.recipe.context import Context
-from verifix.recipe.stages.finetune import Training, trainable
+from verifix.recipe.stages.training import Training, trainable
 
 VERIFIED, OTHERS = 32, 64
 """Samples of each kind in a step."""

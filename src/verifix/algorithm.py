@@ -77,9 +77,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     The method is Verifix (arXiv 2403.08618). Strengths are chosen by cross-fitted scores, which `Correction.curve`
     holds. These scores chose the strength, so they overstate the gain: measure the gain on other samples.
 
-    Nothing here proves that the correction helps. With 100 samples and labels without meaning, the default recipe
-    changed small networks in 21% of the runs (docs/proof.md): call `verifix.prove` before using a correction,
-    as the command ``verifix correct`` does before it writes one.
+    Nothing here proves that the correction helps: call `verifix.prove` before using a correction, as the command
+    ``verifix correct`` does before it writes one.
 
     Examples
     --------
