@@ -39,6 +39,7 @@ from safetensors.torch import save
 from tests import hostile, tiny
 from tests.children import Case, Outcome, run_cases
 from tests.hostile import Call, Stored, archive, legacy, npy, npz, pickled, tensor
+from verifix.correction import FORMAT
 
 MARK = "executed"
 SOURCE = f"import os; os.path.exists({MARK!r}) or os.mkdir({MARK!r})"
@@ -253,7 +254,7 @@ PAYLOADS: dict[str, Payload] = {
         {"good.correction.safetensors": RAW}, ("pickle", "good.correction.safetensors"), words()
     ),
     "correction": Payload(
-        {"good.correction.safetensors": own_metadata(format="verifix-correction-2", provenance=SOURCE)},
+        {"good.correction.safetensors": own_metadata(format=FORMAT, provenance=SOURCE)},
         ("metadata", "good.correction.safetensors"),
         words(),
     ),
