@@ -43,11 +43,13 @@ def predictions(name: str, case: Case) -> torch.Tensor:
         return predictor(model, method.fit(method.candidates().strengths[0]))(case.verified, range(60))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RIVALS if METHODS[name].needs is Needs.VERIFIED])
 def test_who_needs_verified_samples_only_is_blind_to_the_training_set(name):
     assert torch.equal(predictions(name, case_of(0)), predictions(name, case_of(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RIVALS if METHODS[name].needs is Needs.INPUTS])
 def test_who_needs_training_inputs_is_blind_to_their_labels(name):
     case = case_of(0)
@@ -211,6 +213,7 @@ def test_tokens_are_refused_where_inputs_have_to_change():
         assert "neither images nor tables" in FixMatch(case, contexts(case, copied)[0]).obstacle()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pseudo_labels", "fixmatch", "colur"])
 def test_they_learn_from_the_verified_samples_and_stay_sane(name):
     case = case_of()

@@ -49,7 +49,8 @@ def test_the_plain_training_is_that_of_the_demo():
     assert same(weights(None), weights("plain"))
 
 
-@pytest.mark.parametrize("base", list(BASES.keys() - {"plain"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [name for name in BASES if name != "plain"])
 def test_every_other_training_comes_out_again_and_elsewhere(monkeypatch, base):
     monkeypatch.setattr(robust_bases, "NORM", 0.5)  # these logits are short
     found = weights(base)
@@ -58,6 +59,7 @@ def test_every_other_training_comes_out_again_and_elsewhere(monkeypatch, base):
     assert all(torch.isfinite(value).all() for value in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "setting", "value"),
     [("SAM", "RADIUS", 0.0), ("LogitClip", "NORM", 1e9), ("label smoothing", "SMOOTHING", 0.0)],

@@ -56,6 +56,7 @@ def write(kind: str, root, labels: bool) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("kind", ["folder", "npz", "tar", "saved", "parquet", "csv", "jsonl"])
 def test_every_kind_of_data_needs_no_labels(kind, labels, tmp_path, capsys):
@@ -120,6 +121,7 @@ def given(world, tmp_path):  # noqa: F811
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proof", ["none", "split", "nested", "test"])
 def test_a_command_uses_inputs_that_no_gain_is_measured_on(world, given, capsys, proof):  # noqa: F811
     measured = {"test": world / "test.parquet", "proof": None} if proof == "test" else {"proof": proof}

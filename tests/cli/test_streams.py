@@ -73,6 +73,7 @@ def noisy():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOISE)
 def test_standard_output_holds_the_result_alone(kind, here):
     Path("net.py").write_text(NET + FACTORY.format(NOISE[kind]))
@@ -107,6 +108,7 @@ def test_within_a_process_everything_comes_back(here, capfd):
 # The ends of the streams.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["| true", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "2> >(true)", "2>&1 | true"])
 def test_the_exit_code_is_the_verdict_whoever_reads(end, here):
     code, out, err = shell(f"{correct('--result', 'r.json')} {end}")
@@ -117,6 +119,7 @@ def test_the_exit_code_is_the_verdict_whoever_reads(end, here):
     assert json.loads(Path("r.json").read_text())["changed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["| true", ">&-", "2>&-", "2>&1 | true"])
 def test_so_it_is_if_the_verdict_is_another(end, here):
     x, y = (np.load("v.npz")[key] for key in "xy")
@@ -131,6 +134,7 @@ def test_so_it_is_if_the_verdict_is_another(end, here):
     assert not Path("f.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["| true", ">&-", "2>&-", "2>&1 | true"])
 def test_errors_keep_their_exit_code(end, here):
     assert shell(f"{correct('--alpha', '-1')} {end}")[0] == 2

@@ -167,6 +167,7 @@ def test_what_is_not_taken_is_shown_and_changes_nothing(lend):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_training")
+@pytest.mark.slow
 @pytest.mark.parametrize("permuted", [False, True], ids=["meaning", "permuted"])
 def test_courses_of_a_proof_are_corrections_made_separately(lend, permuted):
     plan = Plan((("project", "refit"), ("project", "finetune"), ("refit",)))

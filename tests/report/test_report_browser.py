@@ -84,6 +84,7 @@ def noted(page, folder: Path, name: str) -> list[tuple[str, str]]:
     return [(kind, what) for kind, what in page.noted if what != own and not what.startswith("data:image/png;base64,")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
 @pytest.mark.parametrize("name", CASES)
 def test_a_report_opens_without_error_request_or_sideways_scroll(view, folder, name, width, scheme):
@@ -101,6 +102,7 @@ def test_a_report_opens_without_error_request_or_sideways_scroll(view, folder, n
     assert noted(page, folder, name) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", ["digits", "huge", "hostile"])
 def test_nothing_is_cut_off_at_the_edge(view, name, width):
@@ -115,6 +117,7 @@ def test_nothing_is_cut_off_at_the_edge(view, name, width):
     assert beyond == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), VIEWS)
 def test_text_stands_out_from_what_is_behind_it(view, width, scheme):
     """Contrast of at least 4.5 (WCAG AA), computed by the browser from the colours that it paints."""
