@@ -74,8 +74,8 @@ def test_products_in_float32_are_added_in_float64(how, shift, n):
         moments.add_(chunk)
     exact = rows.double().mT @ rows.double()
     assert moments.gram.dtype == torch.float64
-    assert relative(moments.gram, exact) <= 5e-7
-    assert relative(Moments(rows.double()).gram, exact) <= 1e-15
+    assert relative(moments.gram, exact) <= 1e-6
+    assert relative(Moments(rows.double()).gram, exact) <= 1e-13
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-12, 1.0, 1e12, 1e18, 3e37])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.methods import METHODS, finetune
-from benchmarks.methods.base import NO_CHANGE, Case, answered, predictor
+from benchmarks.methods.base import NO_CHANGE, Case, Tool, answered, predictor
 from benchmarks.methods.features import Features, penultimate
 from benchmarks.methods.finetune import MOST, RATES, FineTuning, LongFineTuning
 from benchmarks.methods.head_refit import HeadRefit
@@ -81,9 +81,13 @@ class Headless(nn.Module):
 
 def test_the_table_holds_every_method_and_the_recipes_of_the_tool():
     known = {name: entry.make for name, entry in METHODS.items()}
-    assert {name: known[name] for name in (*OWN, "verifix", "auto")} == {**OWN, "verifix": "verifix", "auto": "auto"}
+    assert {name: known[name] for name in (*OWN, "verifix", "auto")} == {
+        **OWN,
+        "verifix": Tool("verifix"),
+        "auto": Tool("auto"),
+    }
     for name, make in known.items():
-        assert isinstance(make, str) or make.name == name
+        assert isinstance(make, Tool) or make.name == name
 
 
 @pytest.mark.slow

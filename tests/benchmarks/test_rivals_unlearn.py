@@ -193,7 +193,7 @@ def test_a_training_keeps_what_it_was_asked_for_and_goes_on_from_there():
     with lent(case) as context:
         scrub = Scrub(case, context)
         assert same(found[1], scrub.fit((0.05, 4.0)))
-        with pytest.raises(ValueError, match="epoch 3 was not kept"):
+        with pytest.raises(ValueError, match="3 was not kept"):
             scrub.trainings[0.05].after(3)
     assert same(found[0], found[2])
     assert not same(found[0], found[1])

@@ -267,8 +267,8 @@ def test_a_given_strength_runs_the_projection_that_the_inputs_are_for():
     how = {"alpha": 30.0, "progress": False}
     assert list(verifix.correct(model, (x, y), **how).choices) == ["project"]
     assert list(verifix.correct(model, (x, y), unlabelled=others, **how).choices) == ["project_unlabelled"]
-    named = verifix.correct(model, (x, y), unlabelled=others, recipe="project", **how)
-    assert named.strengths == {"project": 30.0}
+    with pytest.raises(UsageError, match="no stage of recipe 'project' uses them"):
+        verifix.correct(model, (x, y), unlabelled=others, recipe="project", **how)
 
 
 def test_recalibration_measures_verified_and_unlabelled_inputs():

@@ -35,18 +35,23 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("gain", "error", "expected"), TABLE)
-def test_the_probability_of_a_gain_is_that_of_a_normal_posterior(gain, error, expected):
+def test_the_probability_of_a_gain_by_hand():
     assert SPREAD == 0.2
-    assert probability(gain, error) == pytest.approx(expected, abs=5e-5)
+    # s = τ: w = ½, B = √½ exp(z² / 4); z = 2: B = 0.70711 · 2.71828 = 1.92212, Φ(√2) = 0.92135
+    assert probability(0.4, 0.2) == pytest.approx(1.92212 / 2.92212 * 0.92135, abs=5e-5)
+    assert probability(0.0, 0.2) == pytest.approx(0.70711 / 1.70711 / 2, abs=5e-5)
+    assert probability(0.4, math.inf) == pytest.approx(0.25)  # nothing is known but the prior
+    assert probability(1e3, 1e-3) == 1.0
 
 
 @pytest.mark.parametrize(("gain", "error"), [(0.1, 0.08), (0.02, 0.3), (-0.05, 0.05)])
 def test_it_is_the_share_of_the_prior_times_the_likelihood_above_zero(gain, error):
     step = 1e-4
     grid = [step * (k + 0.5) for k in range(-20_000, 20_000)]
-    mass = [math.exp(-((x / SPREAD) ** 2) / 2 - ((gain - x) / error) ** 2 / 2) for x in grid]
-    above = sum(m for x, m in zip(grid, mass, strict=True) if x > 0) / sum(mass)
+    height = 1 / (SPREAD * math.sqrt(2 * math.pi))
+    mass = [step * height * math.exp(-((x / SPREAD) ** 2) / 2 - ((gain - x) / error) ** 2 / 2) for x in grid]
+    nothing = math.exp(-((gain / error) ** 2) / 2)
+    above = sum(m for x, m in zip(grid, mass, strict=True) if x > 0) / (sum(mass) + nothing)
     assert probability(gain, error) == pytest.approx(above, abs=1e-4)
 
 
@@ -69,13 +74,21 @@ def test_only_the_best_path_is_asked_whether_it_is_sure():
 
 
 def test_a_gain_is_taken_from_the_probability_that_is_sure():
-    assert SURE == 0.95
-    z = 1.6449  # Φ(1.6449) = 0.95
-    gain, error = 0.15 * z / 0.8, 0.15
-    assert decide([NONE, path(1.001 * gain, error)]).taken
-    assert not decide([NONE, path(0.999 * gain, error)]).taken
+    assert SURE == 2 / 3
+    error = 0.15
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle, error) < SURE else (low, middle)
+    assert decide([NONE, path(1.001 * high, error)]).taken
+    assert not decide([NONE, path(0.999 * low, error)]).taken
     assert not decide([NONE, path(0.1, math.inf)]).taken
     assert decide([NONE, path(2 * MINIMAL_GAIN, 0.0)]).taken
+
+
+def test_two_standard_errors_of_a_small_gain_speak_for_no_gain():
+    assert not decide([NONE, path(0.03, 0.015)]).taken
+    assert decide([NONE, path(0.3, 0.13)]).taken
 
 
 @pytest.mark.parametrize("error", [0.0, 1e-6, math.inf])

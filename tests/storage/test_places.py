@@ -186,6 +186,8 @@ INPUTS = {
     "checkpoint": ("c.safetensors", "c.safetensors"),
     "verified": ("v.npz", "v.npz"),
     "trusted": ("v.npz", "v.npz"),
+    "unlabelled": ("t.npz", "t.npz"),
+    "noisy": ("t.npz", "t.npz"),
     "test": ("t.npz", "t.npz"),
     "data": ("v.npz", "v.npz"),
     "moments": ("m.safetensors", "m.safetensors"),

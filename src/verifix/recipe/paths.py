@@ -11,12 +11,13 @@ from typing import Any
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import MINIMAL_GAIN, Choice, Point, lowers, scores, spelled
 
-SURE = 0.95
+SURE = 2 / 3
 """How probable it has to be that a path lowers the loss; and its score may not be lower."""
 
 SPREAD = 0.2
-"""Before there are samples, gains in loss are taken to be normal around 0 with this standard deviation, in nats per
-sample: what corrections bring to networks trained on wrong labels, of either sign."""
+"""Before there are samples, it is as probable as not that there is nothing to gain; else gains in loss are taken to be
+normal around 0 with this standard deviation, in nats per sample: what corrections bring to networks trained on wrong
+labels, of either sign."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,17 @@ def probability(gain: float, error: float) -> float:
     Returns
     -------
     float
-        Φ(g / s · τ / √(τ² + s²)): the posterior of a normal mean with a normal prior around 0 of standard deviation τ,
-        `SPREAD`.
+        B / (1 + B) · Φ(z √w), where z = g / s, w = τ² / (τ² + s²) with τ = `SPREAD`, and B = √(1 − w) exp(z² w / 2) is
+        the Bayes factor of a normal gain against none (Jeffreys, *Theory of Probability*, 1961, chapter 5). With labels
+        that mean nothing, the best of many paths gains a little, with a small s: a gain of two standard errors that is
+        far below τ speaks for no gain.
     """
-    if math.isinf(error):
-        return 0.5
-    return NormalDist().cdf(gain / error * SPREAD / math.hypot(SPREAD, error)) if error else float(gain > 0)
+    if error == 0:
+        return float(gain > 0)
+    share = 0.0 if math.isinf(error) else SPREAD**2 / (SPREAD**2 + error**2)
+    z = gain / error
+    factor = math.sqrt(1 - share) * math.exp(min(z**2 * share / 2, 700.0))
+    return factor / (1 + factor) * NormalDist().cdf(z * math.sqrt(share))
 
 
 def withheld(choices: Mapping[str, Choice], reason: str) -> dict[str, Choice]:

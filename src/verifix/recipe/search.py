@@ -58,7 +58,7 @@ class Course:
     spent: float = 0.0
     _before: Scores | None = None
     _logits: Tensor | None = None
-    _first: dict[str, Choice] = field(default_factory=dict)
+    _longest: dict[str, Choice] = field(default_factory=dict)
 
     @property
     def strengths(self) -> dict[str, Strength | None]:
@@ -80,7 +80,7 @@ class Course:
         """Note what a path came to."""
         assert self._before is not None  # noqa: S101 - the walk begins with `begin`
         last = list(choices.values())[-1]
-        self._first = self._first or dict(choices)
+        self._longest = max(self._longest, dict(choices), key=len)
         if last.strength is None:  # what is left is a shorter path
             self.paths.append(Path(_strengths(choices), None, last.reason, last.seconds))
             return
@@ -96,7 +96,7 @@ class Course:
         self.reason = decision.reason
         if not decision.taken:
             kept = {name: choice for name, choice in self.choices.items() if name in plan.base}
-            self.choices = withheld(self.choices or self._first, decision.reason) | kept
+            self.choices = withheld(self.choices or self._longest, decision.reason) | kept
 
 
 @dataclass(frozen=True)

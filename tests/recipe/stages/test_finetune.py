@@ -13,7 +13,7 @@ from tests.stage_cases import memorised, same
 from verifix import DataError
 from verifix.recipe.candidates import Listed
 from verifix.recipe.stages import finetune
-from verifix.recipe.stages.finetune import EPOCHS, FEWEST, MOST, RATES, SHARES, FineTune
+from verifix.recipe.stages.finetune import EPOCHS, FEWEST, MOST, RATES, SHARES, WORK, FineTune
 from verifix.recipe.stages.training import Pool, batch_size
 
 pytestmark = pytest.mark.usefixtures("short_training")
@@ -137,7 +137,7 @@ def test_the_candidates_are_each_rate_up_to_each_point_with_jitter_where_there_i
     ("count", "work", "longest"),
     [
         (70, 1e3, MOST),
-        (70, 1.5e12 / 5000, 5000),
+        (70, WORK / 5000, 5000),
         (70, 1e12, FEWEST),
         (1500, 1e12, EPOCHS * 1500),
         (1500, 1e3, MOST),
