@@ -70,7 +70,7 @@ def test_only_the_best_path_is_asked_whether_it_is_sure():
     assert decision.path.strengths == {"refit": 1.0}
     assert not decision.taken
     assert decision.reason.startswith("no change: refit lowers the loss by 0.3000 (standard error 10.0000), the score")
-    assert decision.reason.endswith("; that the loss falls is 50% probable")
+    assert decision.reason.endswith("; that the loss falls is 25% probable")
 
 
 def test_a_gain_is_taken_from_the_probability_that_is_sure():

@@ -96,7 +96,8 @@ class Course:
         self.reason = decision.reason
         if not decision.taken:
             kept = {name: choice for name, choice in self.choices.items() if name in plan.base}
-            self.choices = withheld(self.choices or self._longest, decision.reason) | kept
+            nothing = len(self.choices) == len(plan.base)  # no path was better: the longest says why
+            self.choices = withheld(self._longest if nothing else self.choices, decision.reason) | kept
 
 
 @dataclass(frozen=True)
