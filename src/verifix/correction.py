@@ -52,7 +52,8 @@ class Correction:
         The changed parameters by name, before and after, on the CPU in the model's own dtypes. Both are empty if no
         change won.
     choices
-        For each stage of the recipe, the chosen strength, why, and the curve it was chosen from.
+        For each stage of the best path, the chosen strength, why, and the curve it was chosen from; no strength if that
+        path was not taken.
     layers
         One report per parameter of two or more dimensions.
     provenance

@@ -212,7 +212,7 @@ class Result:
     strengths
         The strength of each stage, in the order in which they ran; null where no change won.
     choices
-        For each stage, the strength, why, and what it was chosen from.
+        For each stage of the best path, the strength, why, and what it was chosen from.
     layers
         One for each parameter of two or more dimensions.
     changed
