@@ -15,7 +15,7 @@ from hypothesis import settings
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-SAMPLED = 4
+SAMPLED = 8
 """Of a table of slow cases, one in so many runs unless all are asked for."""
 
 
