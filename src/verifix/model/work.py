@@ -39,12 +39,31 @@ def work_of(model: nn.Module, samples: Samples, device: torch.device) -> float:
     """
     size = min(samples.batch_size or DEFAULT_BATCH_SIZE, len(samples))
     few = range(min(2, size))
+    sizes = multiplications(model, samples, few, device)
+    return sum(sizes) / max(len(sizes), 1) * size / len(few)
+
+
+def multiplications(model: nn.Module, samples: Samples, indices: Sequence[int], device: torch.device) -> list[int]:
+    """Return the multiply-adds of every multiplication while a model runs forward on one batch; see `Multiplications`.
+
+    Parameters
+    ----------
+    model, device
+        As in `work_of`.
+    samples, indices
+        What the batch is made of.
+
+    Returns
+    -------
+    list of int
+        In the order of the operations.
+    """
     seen = Multiplications()
     with borrowed(model):  # reading samples may draw random numbers, too
-        (batch,) = samples.batches(few, len(few))
+        (batch,) = samples.batches(indices, len(indices))
         with seen:
             run_model(model, to_device(batch.inputs, device), samples.forward)
-    return sum(seen.sizes) / max(len(seen.sizes), 1) * size / len(few)
+    return seen.sizes
 
 
 class Multiplications(TorchDispatchMode):

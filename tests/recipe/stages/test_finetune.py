@@ -5,12 +5,14 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import verifix
 from tests.cases import small_data, small_net
 from tests.recipe.stages.test_training import memorised_case, plain_training
-from tests.stage_cases import memorised, same
+from tests.stage_cases import memorised, same, with_run
 from verifix import DataError
+from verifix.model.samples import read_samples
 from verifix.recipe.candidates import Listed
 from verifix.recipe.stages import finetune
 from verifix.recipe.stages.finetune import EPOCHS, FEWEST, MOST, RATES, SHARES, WORK, FineTune
@@ -154,6 +156,32 @@ def test_how_long_it_trains_depends_on_the_work_within_bounds(lend, monkeypatch,
 
 def test_the_work_of_a_sample_is_its_multiplications(lend):
     assert finetune.work_per_sample(lend(small_net().eval(), *small_data(70))) == 8 * 16 + 16 * 16 + 16 * 3
+
+
+class Averaging(nn.Module):
+    """A model of sequences of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layer(x).mean(dim=1)
+
+
+def test_all_folds_train_alike_where_samples_are_of_different_length(lend, monkeypatch):
+    def padded(items):
+        inputs, labels = zip(*items, strict=True)
+        return nn.utils.rnn.pad_sequence(list(inputs), batch_first=True), torch.tensor(labels)
+
+    items = [(torch.randn(1 + k % 3, 8), k % 3) for k in range(60)]
+    context = lend(Averaging().eval(), *padded(items), folds=3)
+    samples = read_samples(DataLoader(items, batch_size=8, collate_fn=padded))
+    monkeypatch.setattr(finetune, "FEWEST", 0)
+    monkeypatch.setattr(finetune, "WORK", 200 * 24)
+    whole = with_run(context, samples=samples)
+    lengths = [FineTune(part).lengths for part in (whole, whole.without(0), whole.without(0).without(1))]
+    assert lengths[0] == lengths[1] == lengths[2] == [round(share * 200) for share in SHARES]
 
 
 class Closed(nn.Module):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from verifix.losses import cross_entropy
 from verifix.model.gradients import precise
-from verifix.model.run import run_model, to_device
 from verifix.model.weights import Update
-from verifix.model.work import Multiplications
+from verifix.model.work import multiplications
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
@@ -118,9 +115,6 @@ def lengths_of(context: Context) -> list[int]:
 
 
 def work_per_sample(context: Context) -> float:
-    """Return the multiply-adds of the model for one sample, as far as `Multiplications` sees them."""
-    run, seen = context.run, Multiplications()
-    inputs: Any = to_device(run.samples.alone(context.indices[0]).inputs, run.device)
-    with torch.no_grad(), seen:
-        run_model(run.model, inputs, run.samples.forward)
-    return float(sum(seen.sizes))
+    """Return the multiply-adds of the model for the first sample: one for all contexts, as others may be longer."""
+    run = context.run
+    return float(sum(multiplications(run.model, run.samples, [0], run.device)))
