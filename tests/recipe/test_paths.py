@@ -42,6 +42,8 @@ def test_the_probability_of_a_gain_by_hand():
     assert probability(0.0, 0.2) == pytest.approx(0.70711 / 1.70711 / 2, abs=5e-5)
     assert probability(0.4, math.inf) == pytest.approx(0.25)  # nothing is known but the prior
     assert probability(1e3, 1e-3) == 1.0
+    assert probability(0.1, 1e-12) == pytest.approx(1.0)  # errors that are lost beside the spread
+    assert probability(-0.1, 1e-12) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(("gain", "error"), [(0.1, 0.08), (0.02, 0.3), (-0.05, 0.05)])

@@ -139,10 +139,12 @@ def probability(gain: float, error: float) -> float:
     """
     if error == 0:
         return float(gain > 0)
-    share = 0.0 if math.isinf(error) else SPREAD**2 / (SPREAD**2 + error**2)
-    z = gain / error
-    factor = math.sqrt(1 - share) * math.exp(min(z**2 * share / 2, 700.0))
-    return factor / (1 + factor) * NormalDist().cdf(z * math.sqrt(share))
+    if math.isinf(error):
+        return 0.25
+    both = math.hypot(SPREAD, error)
+    shrunk = gain / error * SPREAD / both  # z √w
+    factor = error / both * math.exp(min(shrunk**2 / 2, 700.0))  # not 1 − w: small errors would be lost
+    return factor / (1 + factor) * NormalDist().cdf(shrunk)
 
 
 def withheld(choices: Mapping[str, Choice], reason: str) -> dict[str, Choice]:
