@@ -11,6 +11,7 @@ from verifix.capture.collect import collect
 from verifix.capture.selection import selection_of
 from verifix.losses import cross_entropy
 from verifix.model.samples import read_samples
+from verifix.model.work import multiplications
 from verifix.recipe.context import Context, Run
 from verifix.recipe.stages import STAGES
 from verifix.recipe.stages.distill import Distill
@@ -39,6 +40,7 @@ def context_of(
     with torch.no_grad():
         collected = collect(model, samples, members, batch_size=batch_size, device=CPU, selection=selection)
     kept = [k for k in range(folds) if k != without]
+    settings.setdefault("work", float(sum(multiplications(model, samples, [0], CPU))))
     run = Run(model, samples, members, collected, {}, batch_size, CPU, selection, **settings)
     return Context(run, kept)
 

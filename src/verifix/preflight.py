@@ -41,7 +41,7 @@ from verifix.model.tensors import device_named, device_of, model_digest
 from verifix.model.threads import threads_for
 from verifix.model.unlabelled import Unlabelled, read_unlabelled
 from verifix.model.weights import tensors_of
-from verifix.model.work import work_of
+from verifix.model.work import multiplications, work_of
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions, RunOptions
@@ -262,7 +262,9 @@ def prepare(
 
     how = (size, where, selection, padding, stored_as, options.seed, is_exact(options), limits_of(options))
     frugal = options.memory is not None or not is_choosing(options)  # a single strength has nothing to share
-    return Context(Run(work, samples, folds, collected, earlier, *how, frugal), range(len(folds)))
+    trains = any(stage.trains for stage in planned(options).stages)
+    each = float(sum(multiplications(work, samples, [0], where))) if trains else 0.0
+    return Context(Run(work, samples, folds, collected, earlier, *how, frugal, each), range(len(folds)))
 
 
 def check_alike(provenance: Mapping[str, Any], samples: Samples) -> None:

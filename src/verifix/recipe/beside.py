@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verifix.capture.collect import Collected, collect
+from verifix.capture.collect import Collected
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.model.batching import with_smaller_batches
 from verifix.model.unlabelled import Unlabelled, named
@@ -40,20 +40,7 @@ def with_unlabelled(whole: Context, unlabelled: Unlabelled, options: CorrectOpti
     samples = replace(unlabelled.samples, forward=run.samples.forward, outputs=run.samples.outputs)
 
     def passed(size: int) -> Collected:
-        return collect(
-            run.model,
-            samples,
-            [range(len(samples))],
-            batch_size=size,
-            device=run.device,
-            selection=run.selection,
-            padding=run.padding,
-            exact=run.exact,
-            limits=run.limits,
-            show=options.progress,
-            shared=True,
-            answered=False,
-        )
+        return run.collect(samples, [range(len(samples))], size, show=options.progress, shared=True, answered=False)
 
     with named("unlabelled"), watching_first_norm(run.model) as seen:
         collected, _ = with_smaller_batches(passed, run.batch_size, options)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class Run:
         What the moments may take.
     frugal
         Whether what strengths share is made anew for each layer, instead of being kept.
+    work
+        Multiply-adds of the model for the first sample, whatever a context may read: all folds train for as long.
     unlabelled
         Inputs whose labels are not known, none of which is a verified sample; None if there are none.
     beside
@@ -76,8 +78,32 @@ class Run:
     exact: bool = False
     limits: Limits = field(default_factory=Limits)
     frugal: bool = False
+    work: float = 0.0
     unlabelled: Unlabelled | None = None
     beside: Mapping[Layer, Moments] = field(default_factory=dict)
+
+    def collect(self, samples: Samples, folds: Sequence[Sequence[int]], batch_size: int, **more: Any) -> Collected:
+        """Capture moments of samples under the weights that the model has, in the way of the first pass.
+
+        Parameters
+        ----------
+        samples
+            The samples.
+        folds
+            Indices of those of each fold.
+        batch_size
+            Samples per batch.
+        **more
+            See `verifix.capture.collect.collect`.
+
+        Returns
+        -------
+        Collected
+            The moments.
+        """
+        how: dict[str, Any] = {"device": self.device, "selection": self.selection, "padding": self.padding}
+        how |= {"exact": self.exact, "limits": self.limits}
+        return collect(self.model, samples, folds, batch_size=batch_size, **how, **more)
 
     def by_layer(self, layers: Sequence[Layer], make: Callable[[Layer], T]) -> Mapping[Layer, T]:
         """Return what is made of every layer: at once, or each anew when it is asked for."""
@@ -193,18 +219,8 @@ class Context:
         run = self.run
         if not self.update:
             return partial(run.collected.moments, folds=self.folds, earlier=run.earlier)
-        with self.corrected() as model:
-            again = collect(
-                model,
-                run.samples,
-                [self.indices],
-                batch_size=run.batch_size,
-                device=run.device,
-                selection=run.selection,
-                padding=run.padding,
-                exact=run.exact,
-                limits=run.limits,
-            )
+        with self.corrected():
+            again = run.collect(run.samples, [self.indices], run.batch_size)
         return partial(again.moments, folds=[0], earlier={})
 
     def parameter(self, name: str) -> Tensor:
@@ -238,9 +254,10 @@ class Context:
         with weights_replaced(self.run.model, {**self.update, **(update or {})}):
             yield self.run.model
 
-    def predict(self, indices: Sequence[int], update: Update) -> Tensor:
-        """Return logits ``[n, outputs]`` of some samples under the current weights with an update on top."""
+    def predict(self, indices: Sequence[int], update: Update, samples: Samples | None = None) -> Tensor:
+        """Return logits ``[n, outputs]`` of some samples, the verified ones by default, with an update on top."""
+        known = self.run.samples if samples is None else samples
         with self.corrected(update) as model:
             # What a stage holds may leave less memory than the first pass had, for which the batches were chosen.
-            run = partial(predict, model, self.run.samples, indices, device=self.run.device)
+            run = partial(predict, model, known, indices, device=self.run.device)
             return with_smaller_batches(run, self.run.batch_size)[0]

@@ -278,6 +278,12 @@ def scores_of(whole: Context, logits: Tensor, rules: Rules) -> Scores:
     return Scores(losses, float(values.mean()), values if values.ndim else None, groups)
 
 
+def rows_outside(whole: Context, parts: Sequence[Context]) -> dict[int, int]:
+    """Return which samples of a context some parts lack, in its order, each with its row in all that these predict."""
+    place = {i: row for row, i in enumerate(i for part in parts for i in part.outside)}
+    return {i: place[i] for i in whole.indices if i in place}
+
+
 class HeldOut:
     """The samples of a context that some parts of it lack, and what those predict for them.
 
@@ -297,9 +303,8 @@ class HeldOut:
     """
 
     def __init__(self, whole: Context, parts: Sequence[Trial]) -> None:
-        place = {i: row for row, i in enumerate(i for part in parts for i in part.context.outside)}
-        self.indices = [i for i in whole.indices if i in place]
-        self.parts, self._rows = parts, [place[i] for i in self.indices]
+        rows = rows_outside(whole, [part.context for part in parts])
+        self.parts, self.indices, self._rows = parts, list(rows), list(rows.values())
         self.labels, self.groups = whole.run.samples.labels[self.indices], whole.groups_of(self.indices)
 
     def logits(self, strength: Strength | None) -> Tensor:

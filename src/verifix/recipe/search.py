@@ -21,7 +21,7 @@ from verifix.model.weights import Update
 from verifix.progress import progress_bar, tell
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, Trials, follow_in_shares, run_stage, scores_of, trying
+from verifix.recipe.crossfit import Rules, Trials, follow_in_shares, rows_outside, run_stage, scores_of, trying
 from verifix.recipe.decision import Choice, Scores, given, point_of
 from verifix.recipe.paths import Path, decide, withheld
 from verifix.recipe.plan import Names, Plan
@@ -48,6 +48,8 @@ class Course:
         Why it is taken, or not, in one sentence.
     spent
         Seconds.
+    best
+        What the best path so far predicts for all samples, each held out, ``[n, outputs]``; None before the first.
     """
 
     whole: Context
@@ -56,8 +58,8 @@ class Course:
     choices: dict[str, Choice] = field(default_factory=dict)
     reason: str = ""
     spent: float = 0.0
+    best: Tensor | None = None
     _before: Scores | None = None
-    _logits: Tensor | None = None
     _longest: dict[str, Choice] = field(default_factory=dict)
 
     @property
@@ -65,16 +67,11 @@ class Course:
         """What was chosen, by stage."""
         return {stage: choice.strength for stage, choice in self.choices.items()}
 
-    @property
-    def best(self) -> Tensor | None:
-        """What the best path so far predicts for all samples, each held out, ``[n, outputs]``."""
-        return self._logits
-
     def begin(self, choices: Mapping[str, Choice], logits: Tensor, rules: Rules) -> None:
         """Note what paths are compared with."""
         self._before = scores_of(self.whole, logits, rules)
         self.paths.append(Path(_strengths(choices), point_of(None, self._before, self._before)))
-        self.choices, self._logits = dict(choices), logits
+        self.choices, self.best = dict(choices), logits
 
     def note(self, choices: Mapping[str, Choice], logits: Tensor, rules: Rules) -> None:
         """Note what a path came to."""
@@ -85,10 +82,10 @@ class Course:
             self.paths.append(Path(_strengths(choices), None, last.reason, last.seconds))
             return
         point = point_of(None, scores_of(self.whole, logits, rules), self._before)
-        best = min(path.point.loss for path in self.paths if path.point is not None)
+        lowest = min(path.point.loss for path in self.paths if path.point is not None)
         self.paths.append(Path(_strengths(choices), point, seconds=last.seconds))
-        if point.loss < best:
-            self.choices, self._logits = dict(choices), logits
+        if point.loss < lowest:
+            self.choices, self.best = dict(choices), logits
 
     def end(self, plan: Plan) -> None:
         """Decide on the best path."""
@@ -135,7 +132,9 @@ def search(plan: Plan, courses: Sequence[Course], rules: Rules, *, show: bool, t
             walk = _Walk(plan, courses, rules, bar)
             if not plan.base:
                 for course in courses:
-                    course.begin({}, held_out(course.whole, course.parts), rules)
+                    rows = rows_outside(course.whole, course.parts).values()
+                    answers = [part.logits for part in course.parts if part.logits is not None]
+                    course.begin({}, torch.cat(answers)[list(rows)], rules)
             walk.go((), [_Place(course.parts) for course in courses])
             for name in plan.extensions:
                 walk.extend(name)
@@ -217,14 +216,6 @@ def _answer(courses: Sequence[Course]) -> None:
     known = {id(part): replace(part, logits=found) for part, found in zip(parts, logits, strict=True)}
     for course in courses:
         course.parts = [known[id(part)] for part in course.parts]
-
-
-def held_out(whole: Context, parts: Sequence[Context]) -> Tensor:
-    """Return what contexts without each fold predict for what they lack, ``[n, outputs]`` in the order of `whole`."""
-    rows = {
-        i: row for part in parts if part.logits is not None for i, row in zip(part.outside, part.logits, strict=True)
-    }
-    return torch.stack([rows[i] for i in whole.indices])
 
 
 def _asking_less(places: Sequence[_Place | None], courses: Sequence[Course]) -> list[_Place | None]:

@@ -149,13 +149,12 @@ def test_the_candidates_are_each_rate_up_to_each_point_with_jitter_where_there_i
 def test_how_long_it_trains_depends_on_the_work_within_bounds(lend, monkeypatch, count, work, longest):
     monkeypatch.setattr(finetune, "MOST", MOST)
     monkeypatch.setattr(finetune, "FEWEST", FEWEST)
-    monkeypatch.setattr(finetune, "work_per_sample", lambda _: work)
-    fitter = FineTune(lend(nn.Linear(8, 3).eval(), *small_data(count)))
+    fitter = FineTune(lend(nn.Linear(8, 3).eval(), *small_data(count), work=work))
     assert fitter.lengths == [round(share * longest) for share in SHARES]
 
 
 def test_the_work_of_a_sample_is_its_multiplications(lend):
-    assert finetune.work_per_sample(lend(small_net().eval(), *small_data(70))) == 8 * 16 + 16 * 16 + 16 * 3
+    assert lend(small_net().eval(), *small_data(70)).run.work == 8 * 16 + 16 * 16 + 16 * 3
 
 
 class Averaging(nn.Module):
@@ -178,7 +177,7 @@ def test_all_folds_train_alike_where_samples_are_of_different_length(lend, monke
     context = lend(Averaging().eval(), *padded(items), folds=3)
     samples = read_samples(DataLoader(items, batch_size=8, collate_fn=padded))
     monkeypatch.setattr(finetune, "FEWEST", 0)
-    monkeypatch.setattr(finetune, "WORK", 200 * 24)
+    monkeypatch.setattr(finetune, "WORK", 200 * context.run.work)
     whole = with_run(context, samples=samples)
     lengths = [FineTune(part).lengths for part in (whole, whole.without(0), whole.without(0).without(1))]
     assert lengths[0] == lengths[1] == lengths[2] == [round(share * 200) for share in SHARES]

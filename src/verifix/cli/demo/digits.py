@@ -70,9 +70,11 @@ def run(seed: int, folder: Path | None) -> Outcome:
     model = trained(digits, seed)
     verified = digits.inputs[digits.verified], digits.labels[digits.verified]
     correction = correct(model, verified, seed=seed, progress=False)
-    paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)  # whose strengths are drawn
     unseen = digits.inputs[digits.unseen], digits.labels[digits.unseen]
-    pictures = () if folder is None else _draw(digits, model, correction, paper, folder)
+    pictures: tuple[str, ...] = ()
+    if folder is not None:
+        paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)  # whose strengths are drawn
+        pictures = _draw(digits, model, correction, paper, folder)
     return Outcome(
         f"A network learned {TRAINING} handwritten digits with {WRONG:.0%} wrong labels. {VERIFIED} digits it has not "
         "seen were verified, and it was corrected from them.",

@@ -8,6 +8,7 @@ they have given labels, these can count as well, through the probability of givi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 
@@ -15,19 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from verifix.losses import cross_entropy, probabilities
+from verifix.losses import probabilities
 from verifix.model.gradients import precise
 from verifix.model.labels import UNKNOWN
-from verifix.model.predict import predict
 from verifix.model.unlabelled import Unlabelled
 from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
-from verifix.recipe.stages.finetune import RATES, lengths_of
+from verifix.recipe.stages.finetune import RATES, labelled, lengths_of
 from verifix.recipe.stages.jitter import flipped_and_shifted, jitter_for, mixed
-from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, batch_size, descend, trainable
+from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, descend, trainable
 
 MOST = 12_000
 """Unlabelled inputs that are used: more are drawn from at random."""
@@ -95,10 +95,7 @@ class Distill(Stage):
     @cached_property
     def answers(self) -> Tensor:
         """What the model answers, ``[n, classes]``."""
-        run = self.context.run
-        with self.context.corrected() as model:
-            logits = predict(model, self.beside.samples, self.indices, run.batch_size, run.device)
-        return probabilities(logits)
+        return probabilities(self.context.predict(self.indices, {}, self.beside.samples))
 
     def candidates(self) -> Listed:
         """Return both lengths, with given labels and without if there are any."""
@@ -131,17 +128,13 @@ class Distill(Stage):
         context, run = self.context, self.context.run
         given = None if self.beside.given is None else self.beside.given[self.indices]
         targets = self.answers if given is None or not trust else with_given(self.answers, given, trust)
-        verified = Pool(run.samples, context.indices, batch_size(len(context.indices)), run.seed)
+        jitter, turn = _jitter(context), itertools.count()
+        verified, verified_batch = labelled(context, jitter=jitter)
         others = Pool(self.beside.samples, self.indices, verified.size, run.seed)
-        labels, jitter = context.labels, _jitter(context)
-        turn = iter(range(10**9))
 
         def batch() -> Batch:
             if next(turn) % EVERY == EVERY - 1:
-                inputs, places = verified.draw()
-                change = jitter_for(context, inputs) if jitter else None
-                inputs = inputs if change is None else change(inputs, verified.generator)
-                return inputs, partial(_verified_loss, labels=labels[places].to(run.device)), len(places)
+                return verified_batch()
             inputs, places = others.draw()
             soft = targets[places]
             if isinstance(inputs, Tensor) and inputs.is_floating_point() and not inputs.is_nested:
@@ -183,10 +176,6 @@ def with_given(answers: Tensor, given: Tensor, trust: float) -> Tensor:
     weighed = answers.clone()
     weighed[known] *= giving.mT[given[known]]
     return weighed / weighed.sum(dim=1, keepdim=True)
-
-
-def _verified_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(precise(logits), labels).mean()
 
 
 def _soft_loss(logits: Tensor, targets: Tensor) -> Tensor:

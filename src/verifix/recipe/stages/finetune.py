@@ -10,7 +10,6 @@ from torch import Tensor
 from verifix.losses import cross_entropy
 from verifix.model.gradients import precise
 from verifix.model.weights import Update
-from verifix.model.work import multiplications
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
@@ -84,23 +83,29 @@ class FineTune(Stage):
         return self.trainings[rate, jitter].after(1 + self.lengths.index(round(seen)))
 
     def _trained(self, rate: float, jitter: float) -> Iterator[Callable[[], Update]]:
-        context = self.context
-        pool = Pool(context.run.samples, context.indices, batch_size(len(context.indices)), context.run.seed)
-        labels, steps = context.labels, [max(1, round(seen / pool.size)) for seen in self.lengths]
-
-        def batch() -> Batch:
-            inputs, places = pool.draw()
-            change = jitter_for(context, inputs) if jitter else None
-            if change is not None:
-                inputs = change(inputs, pool.generator)
-            own = labels[places].to(context.run.device)
-            return inputs, partial(_loss, labels=own), len(places)
-
-        return descend(context, Schedule(rate, steps[-1], steps, loose=bool(jitter)), batch)
+        pool, batch = labelled(self.context, jitter=bool(jitter))
+        steps = [max(1, round(seen / pool.size)) for seen in self.lengths]
+        return descend(self.context, Schedule(rate, steps[-1], steps, loose=bool(jitter)), batch)
 
     def release(self) -> None:
         """Let go of the trainings, whose optimizers hold as much as the model thrice."""
         self.trainings = {}
+
+
+def labelled(context: Context, *, jitter: bool) -> tuple[Pool, Callable[[], Batch]]:
+    """Return the verified samples of a context to train on, and what draws the next batch of them."""
+    pool = Pool(context.run.samples, context.indices, batch_size(len(context.indices)), context.run.seed)
+    labels = context.labels
+
+    def batch() -> Batch:
+        inputs, places = pool.draw()
+        change = jitter_for(context, inputs) if jitter else None
+        if change is not None:
+            inputs = change(inputs, pool.generator)
+        own = labels[places].to(context.run.device)
+        return inputs, partial(_loss, labels=own), len(places)
+
+    return pool, batch
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -110,11 +115,5 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def lengths_of(context: Context) -> list[int]:
     """Return how many samples trainings see until each point where they may stop, ascending."""
     least = max(FEWEST, EPOCHS * len(context.run.samples))
-    longest = min(max(WORK / max(work_per_sample(context), 1), least), max(MOST, least))
+    longest = min(max(WORK / max(context.run.work, 1), least), max(MOST, least))
     return [round(share * longest) for share in SHARES]
-
-
-def work_per_sample(context: Context) -> float:
-    """Return the multiply-adds of the model for the first sample: one for all contexts, as others may be longer."""
-    run = context.run
-    return float(sum(multiplications(run.model, run.samples, [0], run.device)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,18 +224,16 @@ def _stacked(samples: Samples, indices: Sequence[int]) -> Tensor | None:
     return batch.inputs if isinstance(batch.inputs, Tensor) and not batch.inputs.is_nested else None
 
 
-class _dropping_out:  # noqa: N801 - reads like the other context managers
+@contextmanager
+def _dropping_out(model: nn.Module, *, on: bool) -> Iterator[None]:
     """Turn the dropout of a borrowed model on, and off again."""
-
-    def __init__(self, model: nn.Module, *, on: bool) -> None:
-        self.modules = dropouts(model) if on else []
-
-    def __enter__(self) -> None:
-        for module in self.modules:
+    modules = dropouts(model) if on else []
+    try:
+        for module in modules:
             module.training = True
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.modules:
+        yield
+    finally:
+        for module in modules:
             module.training = False
 
 
