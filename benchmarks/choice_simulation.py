@@ -44,7 +44,7 @@ from benchmarks.cells import percent_right
 from benchmarks.label_guards import patterns
 from benchmarks.methods.base import Case, Tool, contexts, predictor
 from benchmarks.methods.finetune import FineTuning
-from benchmarks.records import Record, measure, read, table, wilson, write_summary
+from benchmarks.records import Record, concluded, wilson
 from benchmarks.tasks import stratified_order
 from verifix import correct
 from verifix.cli.demo.training import mlp, train, wrong_labels
@@ -269,12 +269,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments.epochs = EPOCHS
     if arguments.quick:
         arguments.seeds, arguments.sizes, arguments.workers, arguments.epochs = 1, [50], 1, 2
-    failed = measure(arguments.out, jobs(arguments), run, arguments.workers)
-    records = read(arguments.out)
-    rows = summed_up(records)
-    write_summary(arguments.out.with_suffix(".json"), rows, records)
-    sys.stdout.write(table(rows) + "\n")
-    return 1 if failed else 0
+    return concluded(arguments.out, jobs(arguments), run, arguments.workers, summed_up)[1]
 
 
 if __name__ == "__main__":

@@ -61,6 +61,37 @@ def measure(path: Path, jobs: Sequence[Any], run: Callable[[Any], Record], worke
     return failed
 
 
+def concluded(
+    path: Path,
+    jobs: Sequence[Any],
+    run: Callable[[Any], Record],
+    workers: int,
+    summed_up: Callable[[Sequence[Record]], Sequence[Record]],
+) -> tuple[Sequence[Record], int]:
+    """Measure what is missing, and write and print the table of all that is there.
+
+    Parameters
+    ----------
+    path, jobs, run, workers
+        As in `measure`; the table is written beside the lines.
+    summed_up
+        Records → the rows of the table.
+
+    Returns
+    -------
+    rows : sequence of dict
+        The table.
+    code : int
+        The exit code.
+    """
+    failed = measure(path, jobs, run, workers)
+    records = read(path)
+    rows = summed_up(records)
+    write_summary(path.with_suffix(".json"), rows, records)
+    sys.stdout.write(table(rows) + "\n")
+    return rows, 1 if failed else 0
+
+
 def read(path: Path) -> list[Record]:
     """Return the records of a file; none if there is no file. A last line that was cut off is left out."""
     if not path.exists():

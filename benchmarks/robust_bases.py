@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from benchmarks.cells import percent_right
 from benchmarks.methods.base import Tool, by_verifix
-from benchmarks.records import Record, measure, read, table, write_summary
+from benchmarks.records import Record, concluded, table
 from benchmarks.tasks import DIGITS, RESNET, Learner, case
 from verifix.proof import predicted
 
@@ -394,14 +394,10 @@ def main(words: Sequence[str] | None = None) -> int:
         if not arguments.seeds or seed in arguments.seeds
     ]
     one = partial(run, tools=arguments.tools, shared=arguments.shared, cache=arguments.cache)
-    failed = measure(arguments.out, jobs, one, arguments.workers)
-    records = read(arguments.out)
-    rows = summed_up(records)
-    write_summary(arguments.out.with_suffix(".json"), rows, records)
+    rows, code = concluded(arguments.out, jobs, one, arguments.workers, summed_up)
     if arguments.out == OUT:
         write_page(rows)
-    sys.stdout.write(table(rows) + "\n")
-    return 1 if failed else 0
+    return code
 
 
 if __name__ == "__main__":

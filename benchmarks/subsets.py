@@ -29,7 +29,7 @@ from torch import nn
 
 from benchmarks.cells import percent_right
 from benchmarks.coverage_models import declare_missing_operators
-from benchmarks.records import Record, measure, read, table, write_summary
+from benchmarks.records import Record, concluded
 from benchmarks.tasks import case, cifar10_verified_and_pool
 from verifix import correct
 from verifix.model.samples import Samples
@@ -159,12 +159,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for size in arguments.sizes
     ]
     one = partial(run, shared=arguments.shared, cache=arguments.cache)
-    failed = measure(arguments.out, jobs, one, arguments.workers)
-    records = read(arguments.out)
-    rows = summed_up(records)
-    write_summary(arguments.out.with_suffix(".json"), rows, records)
-    sys.stdout.write(table(rows) + "\n")
-    return 1 if failed else 0
+    return concluded(arguments.out, jobs, one, arguments.workers, summed_up)[1]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.records import read
 from benchmarks.robust_bases import (
     BASES,
     MEMORY,
@@ -129,7 +130,7 @@ def test_a_quick_run_makes_a_table(tmp_path, capsys, monkeypatch):
     assert robust_bases.main(words) == 0
     assert "| digits, mlp | 50 | mixup | 1 |" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "runs.json").read_text())["rows"]
-    (record,) = robust_bases.read(tmp_path / "runs.jsonl")
+    (record,) = read(tmp_path / "runs.jsonl")
     after = record["tools"]["verifix"]["after"]
     assert row["verifix"] == f"{after:.1f} ({after - record['before']:+.1f})"
     assert row["auto"] == ""
