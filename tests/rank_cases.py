@@ -171,6 +171,7 @@ CASES: dict[str, Callable[[], verifix.Correction]] = {
         unlabelled=noisy(torch.float64)[1][0][:70] + 0.1,
         noisy=(noisy(torch.float64)[1][0] - 0.1, noisy(torch.float64)[1][1]),
     ),
+    "jittered": lambda: corrected(*noisy(torch.float64), recipe="project_jittered", batch_size=16),
     "every stage": lambda: corrected(*noisy(torch.float64), batch_size=64),
     "1000, float64": at(1000.0, torch.float64),
     "1, float32": at(1.0, torch.float32),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from tests.cases import small_data, small_net
 from verifix.capture.collect import collect
 from verifix.capture.selection import selection_of
 from verifix.losses import cross_entropy
@@ -15,12 +16,13 @@ from verifix.model.work import multiplications
 from verifix.recipe.context import Context, Run
 from verifix.recipe.stages import STAGES
 from verifix.recipe.stages.distill import Distill
+from verifix.recipe.stages.project_jittered import ProjectJittered
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 CPU = torch.device("cpu")
 
-ALONE = tuple(name for name, stage in STAGES.items() if stage not in (Distill, ProjectUnlabelled))
-"""The stages that need nothing but verified samples."""
+ALONE = tuple(name for name, stage in STAGES.items() if stage not in (Distill, ProjectJittered, ProjectUnlabelled))
+"""The stages that need nothing beside the verified samples and one pass over them."""
 
 NEAR_A_TIE, NEAREST = 1 + 2.0**-8 + 2.0**-30, 1 + 2.0**-7
 """A number that is rounded to 1 on the way through float32, and to this in bfloat16 if it is rounded once."""
@@ -84,3 +86,16 @@ def memorised(model: nn.Module, x, y, steps: int = 40) -> nn.Module:
             optimizer.step()
     model.zero_grad()
     return model
+
+
+def noisy_case(count: int = 60) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A network, verified samples, and as many inputs again that are others."""
+    x, y = small_data(2 * count)
+    return memorised(small_net(), x, y, 5).eval(), x[:count], y[:count], x[count:]
+
+
+def projected_by_hand(weight, rows, alpha: float):
+    """Return W P(α) with P = C (C (1 − 1/α) + I/α)⁻¹, C scaled to trace 1; in float64."""
+    gram = rows.double().T @ rows.double()
+    c, eye = gram / gram.trace(), torch.eye(len(gram), dtype=torch.float64)
+    return weight.double() @ c @ torch.linalg.inv(c * (1 - 1 / alpha) + eye / alpha)

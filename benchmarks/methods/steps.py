@@ -20,12 +20,15 @@ from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.weights import Update
 from verifix.recipe.context import Context
-from verifix.recipe.stages.training import batch_size, trainable
+from verifix.recipe.stages.training import trainable
 
 MOMENTUM = 0.9
 
 LONGEST = 10.0
 """The longest gradient, over all parameters, that a step follows; longer ones are cut to it."""
+
+STEPS, BATCHES = 12, (32, 128)
+"""Steps per epoch, as far as batches stay within these sizes: many short epochs, each a setting of its own."""
 
 LARGEST = 1e6
 """Logits that no trained network has: from there it is not far to numbers that are not finite."""
@@ -67,6 +70,11 @@ class _CutSGD(torch.optim.SGD):
         return super().step(closure)
 
 
+def batch_size(count: int) -> int:
+    """Return the samples per step of a training on so many samples."""
+    return min(max(count // STEPS, BATCHES[0]), BATCHES[1])
+
+
 class Steps:
     """Weights of a context's model that steps are taken on; the model itself stays as it is.
 
@@ -77,7 +85,7 @@ class Steps:
     optimizer
         Makes the optimizer of the weights.
     batch
-        Samples per step; None: so many as the library's fine-tuning takes.
+        Samples per step; None: see `STEPS`.
     """
 
     def __init__(self, context: Context, optimizer: Optimizer, batch: int | None = None) -> None:

@@ -48,8 +48,10 @@ from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, Me
 from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.beside import with_unlabelled
 from verifix.recipe.context import Context, Run
+from verifix.recipe.copies import with_copies
 from verifix.recipe.frozen import remark_on_frozen
 from verifix.recipe.plan import Plan, is_choosing, minimum_samples, planned
+from verifix.recipe.stages.project_jittered import ProjectJittered
 
 T = TypeVar("T")
 
@@ -133,6 +135,9 @@ def begin(
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             with watching_first_norm(work) as seen:
                 whole = prepare(work, where, samples, options, members, saved, digest, dtypes)
+            if ProjectJittered in plan.stages:
+                whole = with_copies(whole, options)
+                plan = planned(options, jittered=whole.run.copies is not None)
             looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding), *left_out]
             if unlabelled is not None:
@@ -195,7 +200,8 @@ def limits_of(options: CollectOptions) -> Limits:
             f"max_rows is {options.max_rows} for {ranks.size()} processes, but rows are drawn in one; omit it, or give "
             "memory"
         )
-    sets = 2 if getattr(options, "beside", False) else 1  # the moments of unlabelled inputs take as much again
+    sets = 1 + bool(getattr(options, "beside", False))  # the moments of unlabelled inputs take as much again
+    sets += isinstance(options, CorrectOptions) and ProjectJittered in planned(options).stages  # and those of copies
     return Limits(options.memory_bytes, options.max_rows, options.seed, sets)
 
 

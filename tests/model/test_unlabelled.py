@@ -10,8 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import verifix
-from tests.cases import small_data, small_net
-from tests.stage_cases import context_of, inputs_of, memorised, with_run
+from tests.stage_cases import context_of, inputs_of, noisy_case, projected_by_hand, with_run
 from verifix import DataError, UsageError
 from verifix.model.borrow import borrowed
 from verifix.model.samples import read_samples
@@ -168,12 +167,6 @@ def test_drawn_rows_are_refused():
         read(X, max_rows=9)
 
 
-def noisy_case(count: int = 60) -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A network, verified samples, and as many inputs again that are others."""
-    x, y = small_data(2 * count)
-    return memorised(small_net(), x, y, 5).eval(), x[:count], y[:count], x[count:]
-
-
 def test_a_held_out_sample_among_the_unlabelled_ones_is_left_out():
     model, x, y, others = noisy_case()
     alone = verifix.correct(model, (x, y), unlabelled=others, **HOW)
@@ -201,13 +194,6 @@ def test_samples_of_saved_moments_are_not_counted_again():
     plain = verifix.correct(model, (x, y), unlabelled=others, **HOW)
     for name, value in plain.corrected.items():
         assert torch.allclose(both.corrected[name], value, rtol=1e-4, atol=1e-6)
-
-
-def projected_by_hand(weight, rows, alpha: float):
-    """W P(α) with P = C (C (1 − 1/α) + I/α)⁻¹, C scaled to trace 1; in float64."""
-    gram = rows.double().T @ rows.double()
-    c, eye = gram / gram.trace(), torch.eye(len(gram), dtype=torch.float64)
-    return weight.double() @ c @ torch.linalg.inv(c * (1 - 1 / alpha) + eye / alpha)
 
 
 def test_every_row_counts_the_same_as_in_one_set():

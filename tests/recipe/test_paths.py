@@ -76,7 +76,7 @@ def test_only_the_best_path_is_asked_whether_it_is_sure():
 
 
 def test_a_gain_is_taken_from_the_probability_that_is_sure():
-    assert SURE == 2 / 3
+    assert SURE == 1 / 2
     error = 0.15
     low, high = 0.0, 1.0
     for _ in range(50):

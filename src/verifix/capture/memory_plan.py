@@ -23,7 +23,7 @@ class Limits:
     seed
         Seed of the draw of rows.
     sets
-        How many sets of moments share the memory: those of verified samples, and those of unlabelled inputs.
+        How many sets of moments share the memory: those of verified samples, of jittered copies, of unlabelled inputs.
     """
 
     memory: int | None = None

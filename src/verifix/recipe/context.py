@@ -62,6 +62,8 @@ class Run:
         Inputs whose labels are not known, none of which is a verified sample; None if there are none.
     beside
         Their moments, by layer; valid for the original weights only.
+    copies
+        Moments of jittered copies of the samples, by fold, of the original weights; None if there are no copies.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Run:
     work: float = 0.0
     unlabelled: Unlabelled | None = None
     beside: Mapping[Layer, Moments] = field(default_factory=dict)
+    copies: Collected | None = None
 
     def collect(self, samples: Samples, folds: Sequence[Sequence[int]], batch_size: int, **more: Any) -> Collected:
         """Capture moments of samples under the weights that the model has, in the way of the first pass.

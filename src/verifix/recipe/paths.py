@@ -11,8 +11,9 @@ from typing import Any
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import MINIMAL_GAIN, Choice, Point, lowers, scores, spelled
 
-SURE = 2 / 3
-"""How probable it has to be that a path lowers the loss; and its score may not be lower."""
+SURE = 1 / 2
+"""How probable it has to be that a path lowers the loss; and its score may not be lower. See docs/stages.md for what it
+accepts and refuses."""
 
 SPREAD = 0.2
 """Before there are samples, it is as probable as not that there is nothing to gain; else gains in loss are taken to be

@@ -10,6 +10,7 @@ from verifix.errors import UsageError
 from verifix.options import CorrectOptions
 from verifix.recipe.stages import PATHS, STAGES, Project, Stage, recipes
 from verifix.recipe.stages.layerwise import Layerwise
+from verifix.recipe.stages.project_jittered import ProjectJittered
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 Names = tuple[str, ...]
@@ -91,14 +92,28 @@ def stages_of(recipe: str) -> Names:
     return names
 
 
-def planned(options: CorrectOptions) -> Plan:
-    """Return what to try: with the recipe "auto" a stage whose strength is given runs alone."""
+def planned(options: CorrectOptions, *, jittered: bool = True) -> Plan:
+    """Return what to try: with the recipe "auto" a stage whose strength is given runs alone.
+
+    Parameters
+    ----------
+    options
+        The settings.
+    jittered
+        Whether there are, or may be, jittered copies of the samples: "auto" then projects by their moments, too.
+
+    Returns
+    -------
+    Plan
+        The paths.
+    """
     given = tuple(name for name, stage in STAGES.items() if stage.given(options) is not None)
     if options.recipe == "auto":
         if given:
             return Plan((given,), given)
         extensions = tuple(name for name, stage in STAGES.items() if stage.automatic and stage.tried(options))
-        return Plan(PATHS + (with_unlabelled() if options.beside else ()), extensions=extensions)
+        paths = instead(ProjectJittered) + tuple(p for p in PATHS if p not in _projecting()) if jittered else PATHS
+        return Plan(paths + (instead(ProjectUnlabelled) if options.beside else ()), extensions=extensions)
     names = stages_of(options.recipe)
     if options.beside and names == (Project.name,) and not given:
         return Plan((names, (ProjectUnlabelled.name,)))
@@ -112,10 +127,14 @@ def planned(options: CorrectOptions) -> Plan:
     return Plan(((base,) if base else ()) + (names,), base)
 
 
-def with_unlabelled() -> tuple[Names, ...]:
-    """Return the paths that project, with the moments of unlabelled inputs as well."""
-    able = [path for path in PATHS if path[0] == Project.name and Layerwise.name not in path]  # which needs its α
-    return tuple((ProjectUnlabelled.name, *path[1:]) for path in able)
+def instead(projection: type[Project]) -> tuple[Names, ...]:
+    """Return the paths that project, with another projection in its place."""
+    return tuple((projection.name, *path[1:]) for path in _projecting())
+
+
+def _projecting() -> list[Names]:
+    """Return the paths that project, but for those on which something goes on from the α of `Project` itself."""
+    return [path for path in PATHS if path[0] == Project.name and Layerwise.name not in path]
 
 
 def is_choosing(options: CorrectOptions) -> bool:

@@ -15,7 +15,7 @@ from verifix import DataError
 from verifix.model.samples import read_samples
 from verifix.recipe.candidates import Listed
 from verifix.recipe.stages import finetune
-from verifix.recipe.stages.finetune import EPOCHS, FEWEST, MOST, RATES, SHARES, WORK, FineTune
+from verifix.recipe.stages.finetune import CAREFUL, EPOCHS, FEWEST, MOST, RATE, SHARES, WORK, FineTune, rate_of
 from verifix.recipe.stages.training import Pool, batch_size
 
 pytestmark = pytest.mark.usefixtures("short_training")
@@ -39,20 +39,20 @@ def test_it_is_a_plain_training_on_the_samples_of_the_context_alone(lend, monkey
     model, x, y = memorised_case()
     context = lend(model, x, y, folds=5, without=2)
     read, fitter = drawn(monkeypatch), FineTune(context)
-    update = fitter.fit((RATES[0], float(fitter.lengths[-1]), 0.0))
-    assert len(read) == round(fitter.lengths[-1] / batch_size(len(context.indices)))
+    update = fitter.fit((RATE, float(fitter.lengths[-1]), 0.0))
+    assert len(read) == round(fitter.lengths[-1] / min(56, batch_size(56, context.run.work)))
     assert {i for batch in read for i in batch} == set(context.indices)
-    for name, value in plain_training(model, x, y, read, RATES[0]).items():
+    for name, value in plain_training(model, x, y, read, RATE).items():
         torch.testing.assert_close(update[name], value, rtol=0, atol=1e-9)
 
 
 def test_stopped_early_it_is_the_average_so_far_of_the_longest_training(lend, monkeypatch):
     model, x, y = memorised_case()
     read, fitter = drawn(monkeypatch), FineTune(lend(model, x, y))
-    steps = [round(length / batch_size(70)) for length in fitter.lengths]
-    update = fitter.fit((RATES[0], float(fitter.lengths[1]), 0.0))
+    steps = [round(length / min(70, batch_size(70, fitter.context.run.work))) for length in fitter.lengths]
+    update = fitter.fit((RATE, float(fitter.lengths[1]), 0.0))
     assert len(read) == steps[1]
-    for name, value in plain_training(model, x, y, read, RATES[0], steps=steps[-1]).items():
+    for name, value in plain_training(model, x, y, read, RATE, steps=steps[-1]).items():
         torch.testing.assert_close(update[name], value, rtol=0, atol=1e-9)
 
 
@@ -62,19 +62,19 @@ def test_training_on_from_short_to_long_is_training_long(lend):
     context = lend(model, x, y)
     fitter = FineTune(context)
     few, some, many = map(float, fitter.lengths)
-    for rate in RATES:
+    for rate in (RATE, CAREFUL):
         for jitter in (1.0, 0.0):
             short, long = fitter.fit((rate, few, jitter)), fitter.fit((rate, many, jitter))
             assert same(FineTune(context).fit((rate, many, jitter)), long)
             assert same(FineTune(context).fit((rate, few, jitter)), short)
             assert same(fitter.fit((rate, few, jitter)), short)
             assert not same(short, long)
-    assert not same(fitter.fit((RATES[0], many, 1.0)), fitter.fit((RATES[0], many, 0.0)))
+    assert not same(fitter.fit((RATE, many, 1.0)), fitter.fit((RATE, many, 0.0)))
     with pytest.raises(ValueError, match="was not kept"):
-        fitter.fit((RATES[0], some, 0.0))
+        fitter.fit((RATE, some, 0.0))
     fitter.release()
     assert fitter.trainings == {}
-    fitter.fit((RATES[0], some, 0.0))
+    fitter.fit((RATE, some, 0.0))
 
 
 @pytest.mark.parametrize("jitter", [0.0, 1.0])
@@ -91,7 +91,7 @@ def test_jitter_changes_inputs_and_turns_dropout_on(lend, jitter):
         on.add((model[1].training, model[2].training))
 
     handle = model[0].register_forward_pre_hook(noted)
-    fitter.fit((RATES[0], length, jitter))
+    fitter.fit((RATE, length, jitter))
     handle.remove()
     known = {tuple(row.tolist()) for row in x}
     assert all((tuple(row.tolist()) in known) is not bool(jitter) for batch in seen for row in batch)
@@ -119,20 +119,26 @@ CHANGEABLE = {
 
 
 @pytest.mark.parametrize("kind", CHANGEABLE)
-def test_the_candidates_are_each_rate_up_to_each_point_with_jitter_where_there_is_one(lend, kind):
+def test_the_candidates_are_each_point_with_jitter_where_there_is_one(lend, kind):
     make, inputs, can = CHANGEABLE[kind]
     x, y = small_data(70)
     fitter = FineTune(lend(make().eval(), x if inputs is None else inputs, y))
     candidates = fitter.candidates()
     assert isinstance(candidates, Listed)
     assert set(candidates.strengths) == {
-        (rate, float(seen), jitter)
-        for rate in RATES
-        for seen in fitter.lengths
-        for jitter in ((0.0, 1.0) if can else (0.0,))
+        (RATE, float(seen), jitter) for seen in fitter.lengths for jitter in ((0.0, 1.0) if can else (0.0,))
     }
     assert len(FineTune.numbers) == 3
     assert fitter.obstacle() == ""
+
+
+def test_large_networks_are_trained_at_a_lower_rate(lend, monkeypatch):
+    monkeypatch.setattr(finetune, "MOST", MOST)
+    x, y = small_data(70)
+    for work, rate in ((1e3, RATE), (WORK / MOST, RATE), (1.01 * WORK / MOST, CAREFUL), (1e12, CAREFUL)):
+        fitter = FineTune(lend(small_net().eval(), x, y, work=work))
+        assert rate_of(fitter.context) == rate
+        assert {strength[0] for strength in fitter.candidates().strengths} == {rate}
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ def test_noise_is_normal_and_as_large_as_said(dtype):
     inputs = 3 * torch.randn(400, 25, dtype=dtype) + 100
     before = inputs.clone()
     one, other = generators()
-    changed = with_noise(inputs, one, spread=0.3)
+    changed = with_noise(inputs, one, deviation=30.0)
     assert torch.equal(inputs, before)
-    assert torch.equal(changed, with_noise(inputs, other, spread=0.3))
+    assert torch.equal(changed, with_noise(inputs, other, deviation=30.0))
     assert changed.dtype == dtype
-    noise = (changed - inputs).double() / (0.3 * float(inputs.double().std()))
+    noise = (changed - inputs).double() / 30
     assert float(noise.mean()) == pytest.approx(0, abs=0.04)
     assert float(noise.std()) == pytest.approx(1, abs=0.03)
     assert float(noise.pow(4).mean()) == pytest.approx(3, abs=0.3)
-    assert not torch.equal(changed, with_noise(inputs, one, spread=0.3))
+    assert not torch.equal(changed, with_noise(inputs, one, deviation=30.0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (9, 8), (5, 32), (32, 7)])
@@ -60,7 +60,7 @@ def test_what_labels_survive_depends_on_model_and_inputs(lend):
     assert jitter_for(seeing, images) is flipped_and_shifted
     for context, inputs in ((flat, x), (unrolled, images), (seeing, x)):
         change = jitter_for(context, inputs)
-        assert (change.func, change.keywords) == (with_noise, {"spread": SPREAD})
+        assert (change.func, change.keywords) == (with_noise, {"deviation": SPREAD * inputs.std()})
     ragged = torch.nested.nested_tensor([torch.randn(2), torch.randn(3)], layout=torch.jagged)
     for inputs in (torch.arange(12).view(3, 4), {"ids": x}, (x, x), ragged):
         assert jitter_for(flat, inputs) is None

@@ -307,7 +307,12 @@ def test_weights_that_are_not_finite_are_refused(lend):
 
 @pytest.mark.parametrize(("count", "size"), [(2, 32), (400, 33), (1000, 83), (10_000, 128)])
 def test_batches_are_a_twelfth_of_the_samples_within_bounds(count, size):
-    assert batch_size(count) == size
+    assert batch_size(count, 1e9) == size
+
+
+@pytest.mark.parametrize(("work", "size"), [(0, 128), (84_000, 128), (250_000, 60), (1e6, 33)])
+def test_batches_of_small_networks_are_larger(work, size):
+    assert batch_size(400, work) == size
 
 
 @pytest.mark.parametrize("kind", ["tensor", "dictionary"])

@@ -18,13 +18,24 @@ from verifix.recipe.stages.finetune import FineTune
 from verifix.recipe.stages.layerwise import Layerwise
 from verifix.recipe.stages.linear_probe import LinearProbe
 from verifix.recipe.stages.project import Project
+from verifix.recipe.stages.project_jittered import ProjectJittered
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 from verifix.recipe.stages.recalibrate import Recalibrate
 from verifix.recipe.stages.refit import Refit
 
 STAGES: dict[str, type[Stage]] = {
     stage.name: stage
-    for stage in (Project, ProjectUnlabelled, Layerwise, Recalibrate, Refit, LinearProbe, FineTune, Distill)
+    for stage in (
+        Project,
+        ProjectJittered,
+        ProjectUnlabelled,
+        Layerwise,
+        Recalibrate,
+        Refit,
+        LinearProbe,
+        FineTune,
+        Distill,
+    )
 }
 """Every stage by name."""
 
@@ -33,7 +44,6 @@ PATHS: tuple[tuple[str, ...], ...] = (
     ("project", "layerwise", "refit"),
     ("project", "finetune"),
     ("refit",),
-    ("linear_probe",),
     ("finetune",),
 )
 """What the recipe "auto" tries, the cheap ones first; what a path begins with counts as a path of its own."""

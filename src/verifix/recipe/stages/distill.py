@@ -25,7 +25,7 @@ from verifix.options import CorrectOptions
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
-from verifix.recipe.stages.finetune import RATES, labelled, lengths_of
+from verifix.recipe.stages.finetune import labelled, lengths_of, rate_of
 from verifix.recipe.stages.jitter import flipped_and_shifted, jitter_for, mixed
 from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, descend, trainable
 
@@ -144,7 +144,7 @@ class Distill(Stage):
             return inputs, partial(_soft_loss, targets=soft.to(run.device)), len(places)
 
         steps = [max(1, round(seen / verified.size)) for seen in self.lengths]
-        return descend(context, Schedule(RATES[0], steps[-1], steps, loose=True), batch)
+        return descend(context, Schedule(rate_of(context), steps[-1], steps, loose=True), batch)
 
 
 def _jitter(context: Context) -> bool:

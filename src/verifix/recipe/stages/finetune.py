@@ -16,8 +16,9 @@ from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.jitter import jitter_for
 from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, batch_size, descend, dropouts, trainable
 
-RATES = (1e-2,)
-"""Learning rates of Adam, relative to the size of each tensor; a weight of one network is a tenth of another's."""
+RATE, CAREFUL = 1e-2, 1e-3
+"""Learning rate of Adam, relative to the size of each tensor: a weight of one network is a tenth of another's. That of
+large networks, whose training `WORK` bounds, is lower: they are deeper, and what many layers change adds up."""
 
 MOST, FEWEST, WORK, EPOCHS = 12_800, 2_400, 7.5e11, 2
 """Samples seen in the longest training: so many that they take `WORK` multiply-adds forward, between these bounds; and
@@ -58,11 +59,13 @@ class FineTune(Stage):
         return lengths_of(self.context)
 
     def candidates(self) -> Listed:
-        """Return each rate, with and without jitter where there is one, up to each point."""
+        """Return each point where a training may stop, with and without jitter where there is one."""
         first = self.context.run.samples.alone(self.context.indices[0]).inputs
         can = jitter_for(self.context, first) is not None or bool(dropouts(self.context.run.model))
-        ways = [(rate, jitter) for jitter in ((1.0, 0.0) if can else (0.0,)) for rate in RATES]
-        return Listed(tuple((rate, float(seen), jitter) for rate, jitter in ways for seen in self.lengths))
+        rate = rate_of(self.context)
+        return Listed(
+            tuple((rate, float(seen), jitter) for jitter in ((1.0, 0.0) if can else (0.0,)) for seen in self.lengths)
+        )
 
     def fit(self, strength: tuple[float, float, float]) -> Update:
         """Return the weights after training.
@@ -94,7 +97,8 @@ class FineTune(Stage):
 
 def labelled(context: Context, *, jitter: bool) -> tuple[Pool, Callable[[], Batch]]:
     """Return the verified samples of a context to train on, and what draws the next batch of them."""
-    pool = Pool(context.run.samples, context.indices, batch_size(len(context.indices)), context.run.seed)
+    run, count = context.run, len(context.indices)
+    pool = Pool(run.samples, context.indices, batch_size(count, run.work), run.seed)
     labels = context.labels
 
     def batch() -> Batch:
@@ -117,3 +121,8 @@ def lengths_of(context: Context) -> list[int]:
     least = max(FEWEST, EPOCHS * len(context.run.samples))
     longest = min(max(WORK / max(context.run.work, 1), least), max(MOST, least))
     return [round(share * longest) for share in SHARES]
+
+
+def rate_of(context: Context) -> float:
+    """Return the rate of a training: lower for networks too large for the longest one."""
+    return CAREFUL if context.run.work * MOST > WORK else RATE

@@ -29,7 +29,7 @@ def jitter_for(context: Context, inputs: Any) -> Change | None:
     context
         Whose model it is.
     inputs
-        A batch.
+        A batch; how far its numbers are spread decides how much noise is added.
 
     Returns
     -------
@@ -42,13 +42,13 @@ def jitter_for(context: Context, inputs: Any) -> Change | None:
     layers = context.layers
     if inputs.ndim == 4 and layers and layers[0].kind == "conv2d":
         return flipped_and_shifted
-    return partial(with_noise, spread=SPREAD)
+    return partial(with_noise, deviation=SPREAD * inputs.std())
 
 
-def with_noise(inputs: Tensor, generator: torch.Generator, *, spread: float) -> Tensor:
-    """Add normal noise of `spread` times the standard deviation of the batch."""
+def with_noise(inputs: Tensor, generator: torch.Generator, *, deviation: float | Tensor) -> Tensor:
+    """Add normal noise of this standard deviation."""
     noise = torch.empty_like(inputs, device="cpu").normal_(generator=generator).to(inputs.device)
-    return inputs + noise * (spread * inputs.std())
+    return inputs + noise * deviation
 
 
 def mixed(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

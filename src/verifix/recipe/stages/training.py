@@ -33,13 +33,17 @@ LATE = 3
 STEPS, SMALLEST, LARGEST = 12, 32, 128
 """Steps per epoch, as far as batches stay within these sizes."""
 
+FULL = 1.5e7
+"""Multiply-adds forward that a step takes at least, as far as batches stay within their sizes: below, processors spend
+time on something else, and as many samples seen in fewer steps are as good (docs/stages.md)."""
+
 Batch = tuple[Any, Callable[[Tensor], Tensor], int]
 """Inputs, their loss (logits ``[n, outputs]`` → a scalar), and how many they are."""
 
 
-def batch_size(count: int) -> int:
-    """Return the samples per step for so many samples."""
-    return min(max(count // STEPS, SMALLEST), LARGEST)
+def batch_size(count: int, work: float) -> int:
+    """Return the samples per step for so many samples, each of which takes so many multiply-adds forward."""
+    return min(max(count // STEPS, int(FULL / max(work, 1)), SMALLEST), LARGEST)
 
 
 class Training:
