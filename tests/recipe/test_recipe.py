@@ -79,7 +79,7 @@ def test_each_fold_is_predicted_only_by_stages_that_were_fitted_without_it(monke
     assert all(not asked & own for own, asked in scored)
     assert any(asked == everything - own for own, asked in scored)
     assert makers == {frozenset()}  # what is on top of a fold's weights was fitted on nothing but its samples
-    assert {"project", "refit", "linear_probe", "finetune"} <= {name for name, _, _ in fits}
+    assert {"project", "refit", "finetune"} <= {name for name, _, _ in fits}
 
 
 @pytest.mark.usefixtures("short_training")
