@@ -46,7 +46,7 @@ from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions, RunOptions
 from verifix.projection import FLOAT32_ALPHA
-from verifix.recipe.beside import with_unlabelled
+from verifix.recipe.beside import affordable, with_unlabelled
 from verifix.recipe.context import Context, Run
 from verifix.recipe.copies import with_copies
 from verifix.recipe.frozen import remark_on_frozen
@@ -141,7 +141,9 @@ def begin(
             looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding), *left_out]
             if unlabelled is not None:
+                unlabelled, part = affordable(whole, unlabelled, options)
                 whole, doubt = with_unlabelled(whole, unlabelled, options)
+                provenance["notes"] += [part] * bool(part)
                 prepared = unlabelled.samples.source.prepared
                 odd = settled([doubt], "", prepared, options.check_inputs, "unlabelled")
                 provenance["notes"] += [f"Unlabelled inputs: {remark}" for remark in odd]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from verifix.model.samples import read_samples
 from verifix.model.unlabelled import UNKNOWN, Unlabelled, combined, inputs_source
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
+from verifix.recipe import beside as pass_over
 from verifix.recipe.beside import with_unlabelled
 from verifix.recipe.stages import Project
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
@@ -353,3 +356,24 @@ def test_a_proof_uses_them_as_well():
     model, x, y, others = noisy_case()
     used = verifix.prove(model, (x, y), unlabelled=others, check_inputs=False, **HOW)
     assert [fold.strengths for fold in used.folds] == [{"project_unlabelled": 30.0}] * 5
+
+
+def test_a_budget_limits_the_pass_over_them_to_a_part_drawn_at_random(monkeypatch):
+    model, x, y, _ = noisy_case()
+    others = torch.randn(500, x.shape[1])
+    given = torch.arange(500) % 3
+    clock = itertools.count()
+    monkeypatch.setattr(pass_over.time, "perf_counter", lambda: float(next(clock)))  # the trial takes one second
+    settings = CorrectArguments(noisy=(others, given), progress=False, budget=6.25, check_inputs=False)
+    with begin(model, (x, y), settings, folds=5) as start:
+        used, notes = start.whole.run.unlabelled, start.provenance["notes"]
+    assert len(used) == 100  # a quarter of 6.25 s, at 64 inputs per second
+    assert any(note.startswith("100 of the 500 unlabelled inputs are used, drawn at random") for note in notes)
+    (batch,) = used.samples.batches(range(100), 100)
+    rows = [int((others == row).all(1).nonzero()) for row in batch.inputs]
+    assert rows == sorted(set(rows))
+    assert rows != list(range(100))
+    assert torch.equal(used.given, given[rows])
+    for budget in (None, 60.0):
+        with begin(model, (x, y), replace(settings, budget=budget), folds=5) as start:
+            assert len(start.whole.run.unlabelled) == 500

@@ -2,14 +2,64 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
+
+import torch
 
 from verifix.capture.collect import Collected
 from verifix.capture.input_statistics import watching_first_norm
+from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
-from verifix.model.unlabelled import Unlabelled, named
+from verifix.model.unlabelled import Unlabelled, named, part_of
 from verifix.options import CorrectOptions
 from verifix.recipe.context import Context
+
+SHARE = 1 / 4
+"""Part of the budget that the pass over unlabelled inputs may take."""
+
+TRIAL = 64
+"""Inputs by which the time of all is foreseen."""
+
+
+def affordable(whole: Context, unlabelled: Unlabelled, options: CorrectOptions) -> tuple[Unlabelled, str]:
+    """Return as many of the inputs as one pass can take in its share of the budget, drawn at random.
+
+    Parameters
+    ----------
+    whole
+        A context that no stage has changed.
+    unlabelled
+        The inputs.
+    options
+        The settings.
+
+    Returns
+    -------
+    unlabelled : Unlabelled
+        All of them without a budget.
+    remark : str
+        How many are used; empty if all are.
+    """
+    run, count, budget = whole.run, len(unlabelled), options.budget_seconds
+    if math.isinf(budget) or count <= TRIAL:
+        return unlabelled, ""
+    samples = replace(unlabelled.samples, forward=run.samples.forward, outputs=run.samples.outputs)
+    begun = time.perf_counter()
+    with named("unlabelled"):
+        run.collect(samples, [range(TRIAL)], min(run.batch_size, TRIAL), answered=False)
+    each = ranks.from_first(time.perf_counter() - begun) / TRIAL / ranks.size()
+    most = max(TRIAL, int(SHARE * budget / each))
+    if most >= count:
+        return unlabelled, ""
+    drawn = sorted(torch.randperm(count, generator=torch.Generator().manual_seed(run.seed))[:most].tolist())
+    given = None if unlabelled.given is None else unlabelled.given[drawn]
+    remark = (
+        f"{most:,} of the {count:,} unlabelled inputs are used, drawn at random: a pass over all of them would take "
+        "longer than a quarter of the budget."
+    )
+    return Unlabelled(part_of(unlabelled.samples, drawn), given), remark
 
 
 def with_unlabelled(whole: Context, unlabelled: Unlabelled, options: CorrectOptions) -> tuple[Context, str]:
