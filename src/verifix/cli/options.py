@@ -32,6 +32,7 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
+from verifix.selection.options import SelectOptions
 from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
 
 
@@ -229,6 +230,31 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOptions):
+    """Select the samples to verify next, for verifix review.
+
+    Example: verifix select net.safetensors --model py:net.py:build --data photos/ --count 300 --out queue.jsonl
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("model", "data", "out")
+    shared: ClassVar[bool] = True
+
+    out: Annotated[str, MAIN, WRITES]
+    """Where to write the queue, a .jsonl file."""
+    labels: Annotated[bool, DATA] = True
+    """Read the given labels. Turn it off if the samples have none."""
+
+    def __post_init__(self) -> None:
+        """Check that there are weights, and labels where they are needed."""
+        super().__post_init__()
+        self.need_weights("verifix select CHECKPOINT")
+        if not self.out.lower().endswith(".jsonl"):
+            raise UsageError(f"--out is {self.out}; a queue is a .jsonl file")
+        if not self.labels and self.by in ("balanced", "suspect"):
+            raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
@@ -337,6 +363,7 @@ class UndoCommand(WritingCommand):
 COMMANDS = {
     "demo": DemoCommand,
     "correct": CorrectCommand,
+    "select": SelectCommand,
     "score": ScoreCommand,
     "compare": CompareCommand,
     "inspect": InspectCommand,
