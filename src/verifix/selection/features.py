@@ -77,7 +77,7 @@ def _run(
 ) -> Tensor:
     """Run samples while layers are watched; return the logits ``[n, outputs]``."""
     logits = []
-    with intercepting(work, sink, Selection(only=only), masked=False) as census:
+    with intercepting(work, sink, Selection(only=only), masked=False) as census, torch.no_grad():
         for batch in samples.batches(indices, batch_size):
             census.begin(len(batch.labels))
             output = run_model(work, to_device(batch.inputs, where), samples.forward)

@@ -164,7 +164,8 @@ def spread(features: Array, order: Array, count: int, seed: int) -> list[int]:
     if count >= len(order):
         return [int(i) for i in order]
     own = features[order]
-    means = MiniBatchKMeans(count, batch_size=MINI_BATCH, n_init=1, random_state=seed).fit(own)
+    how = {"batch_size": MINI_BATCH, "n_init": 3, "reassignment_ratio": 0.0}  # which gives small clusters up
+    means = MiniBatchKMeans(count, random_state=seed, **how).fit(own)
     return [int(order[i]) for i in _nearest(own, means.cluster_centers_, means.labels_, count)]
 
 
