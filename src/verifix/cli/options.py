@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from verifix.cli.base_options import Command, WritingCommand
+from verifix.cli.verifying_options import VERIFYING
 from verifix.errors import UsageError
 from verifix.evaluation.draw import check_drawn
 from verifix.io.data.records import header_of
@@ -32,33 +34,7 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
-from verifix.selection.options import SelectOptions
-from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command(Settings):
-    """What every command takes."""
-
-    needs: ClassVar[tuple[str, ...]] = ()  # settings that the command line insists on
-    shared: ClassVar[bool] = False  # whether several processes can share the work
-
-    json: Annotated[bool, OUTPUT, SWITCH] = False
-    """Print the result as JSON on stdout."""
-    config: Annotated[Sequence[str] | None, OUTPUT, READS] = None
-    """A YAML file with any of these settings, named with underscores. An option on the command line overrides the
-    file."""
-    print_config: Annotated[bool, OUTPUT, SWITCH] = False
-    """Print all settings in the form of such a file, and exit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritingCommand(Command):
-    """What every command takes that writes files."""
-
-    force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace files that exist; with correct, also go on where the samples do not look as in training (see
-    --check-inputs), and write a correction whose gain is not proven."""
+from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, WRITES, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,31 +206,6 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOptions):
-    """Select the samples to verify next, for verifix review.
-
-    Example: verifix select net.safetensors --model py:net.py:build --data photos/ --count 300 --out queue.jsonl
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("model", "data", "out")
-    shared: ClassVar[bool] = True
-
-    out: Annotated[str, MAIN, WRITES]
-    """Where to write the queue, a .jsonl file."""
-    labels: Annotated[bool, DATA] = True
-    """Read the given labels. Turn it off if the samples have none."""
-
-    def __post_init__(self) -> None:
-        """Check that there are weights, and labels where they are needed."""
-        super().__post_init__()
-        self.need_weights("verifix select CHECKPOINT")
-        if not self.out.lower().endswith(".jsonl"):
-            raise UsageError(f"--out is {self.out}; a queue is a .jsonl file")
-        if not self.labels and self.by in ("balanced", "suspect"):
-            raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
@@ -360,10 +311,10 @@ class UndoCommand(WritingCommand):
     """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 
-COMMANDS = {
+COMMANDS: dict[str, type[Command]] = {
     "demo": DemoCommand,
     "correct": CorrectCommand,
-    "select": SelectCommand,
+    **VERIFYING,
     "score": ScoreCommand,
     "compare": CompareCommand,
     "inspect": InspectCommand,
