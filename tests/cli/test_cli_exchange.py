@@ -352,6 +352,23 @@ def test_manifests_are_checked_against_the_data_set(photos, tmp_path, capsys, ro
     assert not (tmp_path / "x.jsonl").exists()
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(photos, tmp_path, capsys):
+    for name in NAMES:  # each class has a 0.png now
+        if name != "red":
+            shutil.copy(photos / "red" / "0.png", photos / name / "0.png")
+    words = ["--format", "manifest", "--data", photos, *CLASSES, "--out"]
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    (tmp_path / "m.csv").write_text("file_name,label\nstore/photos/green/0.png,blue\nred/0,red\n")
+    run(capsys, "import", tmp_path / "m.csv", *words, tmp_path / "m.jsonl")
+    assert read_decisions(tmp_path / "m.jsonl").labels == {
+        names.index("green/0.png"): "blue",
+        names.index("red/0.png"): "red",
+    }
+    for name, told in (("0.png", "3 (blue/0.png, green/0.png, red/0.png)"), ("pink/0.png", "none of the 32 samples")):
+        (tmp_path / "m.csv").write_text(f"file_name,label\n{name},blue\n")
+        assert told in refused(capsys, "import", tmp_path / "m.csv", *words, tmp_path / "x.jsonl")
+
+
 def test_texts_go_out_and_come_back(tmp_path, capsys):
     rows = [{"text": f"film {i}", "label": "ab"[i % 2]} for i in range(6)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
