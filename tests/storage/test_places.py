@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 import verifix
 from tests.cases import small_data, small_net
 from tests.checkpoint_cases import arguments, some_net, write_world
+from tests.record_cases import header, record, write
 from verifix.cli.main import main
 from verifix.cli.options import COMMANDS
 from verifix.errors import UsageError
@@ -199,6 +200,10 @@ INPUTS = {
     "correction": ("f.correction.safetensors", "f.correction.safetensors"),
     "before": ("c.safetensors", "c.safetensors"),
     "after": ("c.safetensors", "c.safetensors"),
+    "pool": ("t.npz", "t.npz"),
+    "source": ("m.csv", "m.csv"),
+    "queue": ("q.jsonl", "q.jsonl"),
+    "records": ("r.jsonl", "r.jsonl"),
 }
 
 
@@ -221,6 +226,7 @@ def test_every_setting_that_may_name_a_path_says_so():
     """A text is a path unless it is known here to be something else, so that a new setting cannot be forgotten."""
     words = {
         "alpha",
+        "annotator",
         "batch_size",
         "budget",
         "crop_mode",
@@ -228,6 +234,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         "drawn",
         "exclude",
         "expect_accuracy",
+        "format",
         "groups",
         "image_column",
         "include",
@@ -242,6 +249,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         "proof",
         "recipe",
         "std",
+        "strategy",
         "text_column",
         "trust",
         "verified_from",
@@ -252,7 +260,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         assert texts - words <= set(of_role(command, *Role)), command
         assert not words & set(of_role(command, *Role)), command
         assert set(of_role(command, *READING)) <= INPUTS.keys()
-    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score"}
+    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "select", "import", "export"}
     assert len(PAIRS) > 50
 
 
@@ -264,6 +272,10 @@ def write_inputs() -> None:
     Path("shares.txt").write_text("0.2\n0.3\n0.5\n")
     Path("cfg.yaml").write_text("json: false\n")
     Path("images").mkdir()
+    Path("m.csv").write_text("id,label\n0,1\n")
+    head = header("v.npz", [None] * 60, y.tolist(), None)
+    write(Path("r.jsonl"), head, record(0, "1", "2"))
+    write(Path("q.jsonl"), head | {"format": "verifix-queue-1"})
     model = some_net()
     verifix.collect_moments(model, (torch.from_numpy(x), torch.from_numpy(y)), progress=False).save("m.safetensors")
 
@@ -274,6 +286,15 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         words = ["undo", "f.safetensors"]
     elif name == "score":
         words = ["score", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
+    elif name == "select":
+        words = ["select", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz", "--out", "new.jsonl"]
+        path = "r.jsonl" if source == "verified" else path
+        words += ["--verified", "r.jsonl"] if source == "verified" else []
+    elif name == "import":
+        words = ["import", "m.csv", "--format", "manifest", "--out", "new.jsonl"]
+        words += [] if source == "queue" else ["--data", "v.npz"]
+    elif name == "export":
+        words = ["export", "r.jsonl", "--format", "cleaned", "--out", "new.csv"]
     else:
         words = arguments("c.safetensors", "new.safetensors")
         if source == "trusted":
@@ -282,7 +303,8 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
             words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
-    flags = {} if source in ("checkpoint", "model", "verified", "data") and name != "undo" else {source: given}
+    said = ("checkpoint", "model", "verified", "data", "source", "records")
+    flags = {} if source in said and name != "undo" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"
     flags[output] = path
@@ -313,7 +335,7 @@ def test_no_input_of_any_setting_is_written_by_any_output(name, source, output, 
     monkeypatch.chdir(inputs)
     *words, given = words_of(name, source, output)
     expected = "is inside an input folder" if source == "image_root" else "is an input; it is never overwritten"
-    if output == "out" and not given.endswith(".safetensors"):
+    if name in ("correct", "undo") and output == "out" and not given.endswith(".safetensors"):
         expected = "differ in format"  # which is looked at first
     spellings = [given, f"./images/../{given}"]
     if Path(given).exists() and expected != "differ in format":

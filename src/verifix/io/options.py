@@ -79,7 +79,15 @@ def numbers(name: str, value: Sequence[float] | str | None) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Settings):
+class PoolOptions(Settings):
+    """Where samples are that records refer to."""
+
+    pool: Annotated[str | None, DATA, READS_DATA] = None
+    """The data set that a queue or a file of verified records is about. Default: the one that the file names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(PoolOptions):
     """How samples are read and turned into the model's inputs."""
 
     mean: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None

@@ -1,1 +1,1 @@
-"""Which samples to take: today those whose given label is probably correct."""
+"""Which samples to take: those to verify, and those whose given label is probably correct."""

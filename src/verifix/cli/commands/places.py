@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_type_hints
 
+from verifix.errors import UsageError
 from verifix.io.data.open import SETS
+from verifix.io.data.records import header_of
 from verifix.io.models import model_files
 from verifix.settings import Role, Settings
 
@@ -47,6 +49,12 @@ def written_by(command: Settings) -> list[Path]:
     return [Path(value) for role, value in _places(command) if role is Role.WRITES]
 
 
+def check_lines(out: str) -> None:
+    """Refuse a name for a queue or records that says it is another kind of file."""
+    if not out.lower().endswith(".jsonl"):
+        raise UsageError(f"--out is {out}; queues and records are .jsonl files")
+
+
 def _places(command: Settings) -> Iterator[tuple[Role, str]]:
     """Yield the role and each value of the settings that name places."""
     for name, kind in get_type_hints(type(command), include_extras=True).items():
@@ -63,11 +71,19 @@ def _data_files(value: str) -> list[Path]:
     places = [rest, rest.rpartition(":")[0]] if layout in SETS else [value, value.rpartition(":")[0]]
     pattern = re.sub(r"\{[^{}]*\}", "*", glob.escape(value))
     shards = glob.glob(pattern) if "{" in value else []  # noqa: PTH207 - it may begin anywhere
-    return [Path(place) for place in (*places, *shards) if place]
+    return [*(Path(place) for place in (*places, *shards) if place), *_behind(value)]
 
 
 def _one(value: str) -> list[Path]:
-    return [Path(value)]
+    return [Path(value), *_behind(value)]
+
+
+def _behind(value: str) -> list[Path]:
+    """Return what is read because a queue or a file of records names it: its data set, and earlier rounds."""
+    header = header_of(value)
+    if header is None:
+        return []
+    return [*(_data_files(header.data) if header.data != value else []), *map(Path, header.earlier)]
 
 
 FORMS: Mapping[Role, Callable[[str], list[Path]]] = {
