@@ -57,7 +57,7 @@ def check_outputs(outputs: Any) -> None:
 VERIFIED_FROM = ("unseen", "training", "trusted")
 """What samples can be, the best first: new to the model, known to it, or not verified by anybody."""
 
-DRAWN = ("random", "by-class", "suspects")
+DRAWN = ("random", "by-class", "suspects", "mixed")
 """How verified samples can be drawn; only the first is a sample of the data as it is."""
 
 TRUST_METHODS = ("low-loss", "low-curvature", "confident")
@@ -318,12 +318,13 @@ class CorrectOptions(
     moments: Annotated[str | Moments | None, CORRECTION, READS] = None
     """Moments of earlier verified samples of the same model, added to those of the new samples: a file, or in Python
     also a loaded SavedMoments."""
-    drawn: Annotated[Literal["random", "by-class", "suspects"] | None, MAIN] = None
+    drawn: Annotated[Literal["random", "by-class", "suspects", "mixed"] | None, MAIN] = None
     """How the verified samples were drawn. "random": at random from the data that the model will meet. "by-class": at
     random within each class, but not in the classes' natural shares. "suspects": because their label or the model's
-    answer looked wrong. With the last two, the gain on the samples is not that on the data: to prove a gain, say how
-    much each sample counts, or give test samples. If nothing is said, Python assumes "random"; on the command line, a
-    proof on the verified samples needs this flag."""
+    answer looked wrong. "mixed": some at random, the others for any other reason; a weight of 0 marks these, and they
+    only train. With all but the first, the gain on the samples is not that on the data: to prove a gain, say how much
+    each sample counts, or give test samples. If nothing is said, Python assumes "random"; on the command line, a proof
+    on the verified samples needs this flag, unless they are records of verifix review, which say it."""
     check_labels: Annotated[bool, DATA] = True
     """Stop if the model's predictions fit another order of the labels far better, or if the same input has two labels.
     Turn it off if the labels are correct as they are."""

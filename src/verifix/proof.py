@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from verifix.correction import Correction
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
-from verifix.evaluation.draw import check_drawn, drawn_note
+from verifix.evaluation.draw import check_drawn, drawn_note, judged
 from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
 from verifix.losses import correct_or_not
 from verifix.model import ranks
@@ -202,6 +202,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
         samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
+        counted = judged(settings.drawn, settings.weights, range(len(samples)), len(samples))
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
             courses = nested(start.plan, start.whole, rules, settings.progress)
@@ -209,11 +210,13 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
             groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
     before, after = (torch.cat(parts)[order] for parts in zip(*pairs, strict=True))
-    folds = [_fold(course, before, after, samples.labels) for course in courses]
-    how: Any = {"weights": settings.weights, "groups": groups, "seed": settings.seed, "outputs": "logits"}
-    comparison = compare(before, after, samples.labels, **how).doubted(doubt)
-    indices, seconds = tuple(range(len(samples))), time.perf_counter() - began
-    made = (comparison, indices, before, after, samples.labels, tuple(folds))
+    folds = [_fold(course, before, after, samples.labels, counted) for course in courses]
+    before, after, labels = before[counted], after[counted], samples.labels[counted]
+    weights = settings.weights if len(counted) == len(samples) else np.asarray(settings.weights)[counted]
+    how: Any = {"weights": weights, "groups": groups[counted], "seed": settings.seed, "outputs": "logits"}
+    comparison = compare(before, after, labels, **how).doubted(doubt)
+    seconds = time.perf_counter() - began
+    made = (comparison, tuple(counted), before, after, labels, tuple(folds))
     return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
 
 
@@ -386,7 +389,8 @@ def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:
     return before, course.whole.predict(held_out, {}) if course.whole.update else before
 
 
-def _fold(course: Course, before: Tensor, after: Tensor, labels: Tensor) -> Fold:
-    own = course.whole.outside
-    right = [100 * float(correct_or_not(logits[own], labels[own]).mean()) for logits in (before, after)]
+def _fold(course: Course, before: Tensor, after: Tensor, labels: Tensor, counted: Sequence[int]) -> Fold:
+    """Return what one fold has shown of its samples that are judged."""
+    own = sorted(set(course.whole.outside) & set(counted))
+    right = [100 * float(correct_or_not(logits[own], labels[own]).mean()) if own else 0.0 for logits in (before, after)]
     return Fold(course.strengths, len(own), *right)

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from verifix.errors import UsageError
 from verifix.evaluation.draw import check_drawn
+from verifix.io.data.records import header_of
 from verifix.io.options import (
     CheckpointOptions,
     DataOptions,
@@ -66,8 +67,9 @@ class SourceOptions(LimitOptions):
     verified: Annotated[str | None, MAIN, READS_DATA] = None
     """The verified samples: a folder with one subfolder of images per class, or with metadata.csv; a table (.csv,
     .tsv, .jsonl, .parquet) of file names, images or texts with labels; a folder of datasets.save_to_disk
-    (FOLDER:SPLIT); .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; or webvision:DIR,
-    mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS."""
+    (FOLDER:SPLIT); .tar shards (shard-{000..003}.tar); a .npz file with inputs "x" and labels "y"; webvision:DIR,
+    mini-webvision:DIR, clothing1m:DIR:LIST, cifar10n:DIR:LABELS, cifar100n:DIR:LABELS; or the records of verifix
+    review (.jsonl) on samples of any of these."""
     trusted: Annotated[str | None, DATA, READS_DATA] = None
     """If nothing was verified: labelled samples to pick from, such as the training set with its wrong labels, in any
     form of --verified. The samples whose labels are most probably correct are picked."""
@@ -158,6 +160,17 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
                 )
         elif self.verified_from is None:
             raise UsageError(f"--verified needs --verified-from, one of {', '.join(VERIFIED_FROM)}")
+        if self._says_how_drawn:
+            if self.drawn not in (None, "mixed"):
+                raise UsageError(
+                    f"--drawn is {self.drawn}, but {self.verified} says itself how its samples were drawn; omit it"
+                )
+            if self.weighted and self.test is None:
+                raise UsageError(
+                    f"{self.verified} says itself how much its samples count; omit --class-shares and --weights-file, "
+                    "or give test samples with --test"
+                )
+            self.settle(drawn="mixed")
 
     def _check_proof(self) -> None:
         if self.test is not None and self.proof in ("nested", "split"):
@@ -185,7 +198,14 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
                 f"--proof {self.proves_by} needs --drawn, one of {', '.join(DRAWN)}: how the verified samples were "
                 "drawn; or give test samples with --test, or --proof none to write without a proof"
             )
-        check_drawn(self.drawn, weighted=self.weights_file is not None, shares=self.class_shares is not None)
+        weighted = self._says_how_drawn or self.weights_file is not None
+        check_drawn(self.drawn, weighted=weighted, shares=self.class_shares is not None)
+
+    @property
+    def _says_how_drawn(self) -> bool:
+        """Whether the verified samples are records that say which of them were drawn at random."""
+        header = header_of(self.verified or "")
+        return header is not None and header.probability is not None
 
     @property
     def shows(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from verifix.errors import UsageError
+from collections.abc import Sequence
+from typing import Any
+
+from verifix.errors import DataError, UsageError
 
 SCORES_OF = {
     "by-class": "were drawn by class, so unweighted accuracies of them are not those on the data",
     "suspects": "were drawn because they looked wrong, so accuracies of them are far lower, and gains larger, than on "
     "the data",
+    "mixed": "are a random sample beside selected ones, so accuracies of all of them are not those on the data",
 }
 """What the scores of samples that are no random sample are not, by the way in which they were drawn."""
 
@@ -41,12 +45,57 @@ def check_drawn(drawn: str | None, *, weighted: bool, shares: bool = False) -> N
             "were drawn at random (--test), or one weight per sample, the inverse of its probability to be drawn "
             "(--weights-file; in Python weights=)"
         )
+    if drawn == "mixed" and not weighted:
+        raise UsageError(
+            "drawn is 'mixed', and only samples that were drawn at random prove a gain; give one weight per sample, "
+            "0 for the others (--weights-file; in Python weights=; records of verifix review have them), or test "
+            "samples that were drawn at random (--test)"
+        )
+
+
+def judged(drawn: str | None, weights: Any, indices: Sequence[int], count: int) -> list[int]:
+    """Return which samples a gain is measured on: of a mixed set, those that were drawn at random.
+
+    Parameters
+    ----------
+    drawn
+        How the samples were drawn.
+    weights
+        How much each of all samples counts, ``[n]``; None if all count the same.
+    indices
+        The samples that are there to be judged.
+    count
+        Number of all samples.
+
+    Returns
+    -------
+    list of int
+        Those of `indices` that are judged.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two, or not as many weights as samples.
+    """
+    if drawn != "mixed":
+        return list(indices)
+    if len(weights) != count:
+        raise DataError(f"there are {len(weights)} weights for {count} samples; give one number per sample")
+    found = [i for i in indices if float(weights[i]) > 0]
+    if len(found) < 2:
+        raise DataError(
+            f"{len(found)} of the {len(indices)} verified samples were drawn at random (weight above 0), and only such "
+            "samples prove a gain; verify more of the random part, or give test samples (--test)"
+        )
+    return found
 
 
 def drawn_note(drawn: str | None, *, weighted: bool) -> str:
     """Say what a measured gain assumes about the draw of its samples; nothing if they are said to be random."""
     if drawn == "suspects":
         return "The samples are weighted suspects: whatever could not have been drawn is not represented."
+    if drawn == "mixed":
+        return "Only the samples that were drawn at random are judged; the others were selected, and only train."
     if weighted or drawn == "by-class":
         return "Each sample counts with the weight that was given for it."
     if drawn is None:

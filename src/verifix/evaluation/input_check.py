@@ -48,7 +48,7 @@ def judged(logits: Tensor, labels: Tensor, seen: Sequence[str], prepared: str, o
         )
     predicted, weights = predicted_classes(logits), getattr(options, "weights", None)
     told, expected, doubts = [], options.expected, list(seen)
-    if options.drawn != "suspects":  # on which a model is wrong
+    if options.drawn not in ("suspects", "mixed"):  # on which a model is wrong
         what = "trusted" if options.origin == "trusted" else "verified"
         doubts.append(remark_on_chance(predicted, labels, max(logits.shape[1], 2), what))
     if expected is not None and options.drawn not in (None, "random") and weights is None:

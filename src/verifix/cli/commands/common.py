@@ -26,7 +26,7 @@ from verifix.model.borrow import check_model
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.several_outputs import outputs_of
-from verifix.model.sources import Source
+from verifix.model.sources import Source, ask_dataset
 from verifix.model.tensors import device_named, device_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import RunOptions
@@ -128,6 +128,13 @@ def weights_of(options: WeightOptions, labels: Any, names: Sequence[str] | None,
     weights = np.zeros(len(labels))
     weights[chosen] = class_weights(labels[chosen], share_of)
     return weights
+
+
+def known_weights(samples: Samples) -> Any:
+    """Return how much each sample counts ``[n]``, as its data set says it; None if that does not know."""
+    dataset, numbers = samples.origin
+    found = [ask_dataset(dataset, i, "weight") for i in numbers]
+    return None if not found or None in found else np.array(found)
 
 
 def _weights_in_file(path: str, count: int, chosen: Sequence[int]) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ from torch import nn
 
 from verifix.algorithm import correct
 from verifix.capture.saved_moments import SavedMoments
-from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model, weights_of
+from verifix.cli.commands.common import (
+    check_names,
+    device_wanted,
+    known_weights,
+    open_checkpoint,
+    open_model,
+    weights_of,
+)
 from verifix.cli.commands.places import read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
 from verifix.cli.commands.tested import check_weighted, kept_of, read_beside, read_test
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
+from verifix.evaluation.draw import judged
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -79,6 +87,11 @@ class _Inputs:
     earlier: SavedMoments | None
     beside: Mapping[str, Samples]
     notes: list[str]
+
+    @cached_property
+    def weights(self) -> Any:
+        """How much each verified sample counts where a gain is measured, as their records say it; else None."""
+        return known_weights(self.verified)
 
 
 def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
@@ -193,8 +206,22 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
     expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    own = {"moments": inputs.earlier, "stored_as": stored_as, **inputs.beside}
+    own = {"moments": inputs.earlier, "stored_as": stored_as, "drawn": _drawn(inputs, command), **inputs.beside}
     return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
+
+
+def _drawn(inputs: _Inputs, command: CorrectCommand) -> str | None:
+    """Return how the verified samples were drawn: a mixed set without selected samples is a random one."""
+    if command.drawn == "mixed" and inputs.weights is not None and (inputs.weights > 0).all():
+        return "random"
+    return command.drawn
+
+
+def _weights(inputs: _Inputs, command: CorrectCommand, used: Sequence[int]) -> Any:
+    """Return how much each verified sample counts where the gain is measured; None if all count the same."""
+    if inputs.weights is not None:
+        return inputs.weights
+    return weights_of(command, inputs.verified.labels, inputs.preparation.class_names, used)
 
 
 def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correction, Proof | None]:
@@ -203,9 +230,8 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     shown: dict[str, Any] = {"seed": command.seed, "show": command.progress}
     model, verified, test, settings = inputs.model, inputs.verified, inputs.test, _settings(inputs, command)
     asked = settings | {"spectra": command.shows}
-    names = inputs.preparation.class_names
     if test is not None:
-        weights = weights_of(command, test.labels, names, inputs.kept)
+        weights = weights_of(command, test.labels, inputs.preparation.class_names, inputs.kept)
         inputs.notes.extend(check_weighted(model, test, inputs.kept, weights, "test", command))
         correction = correct(model, verified, **asked)
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
@@ -214,13 +240,15 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
-        weights = weights_of(command, verified.labels, names, proving)
+        weights = _weights(inputs, command, proving)
+        proving = judged(settings["drawn"], weights, proving, len(verified))
         inputs.notes.extend(check_weighted(model, verified, proving, weights, "verified", command))
         used = verified.subset(correcting)
         correction = correct(model, used, **asked)
-        shown |= {"used": used, "drawn": command.drawn}
+        shown |= {"used": used, "drawn": settings["drawn"]}
         return correction, measured("split", model, correction, verified, proving, weights, **shown)
-    weights = weights_of(command, verified.labels, names, range(len(verified)))
+    weights = _weights(inputs, command, range(len(verified)))
+    judged(settings["drawn"], weights, range(len(verified)), len(verified))  # before the long work begins
     inputs.notes.extend(check_weighted(model, verified, range(len(verified)), weights, "verified", command))
     start = time.perf_counter()
     correction = correct(model, verified, **asked)

@@ -72,6 +72,7 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         self.prepare = preparation.for_images(source)
         self.upright = upright
         self.source = source
+        self.files: Sequence[str] = ()
         self._several: set[int] = set()
         self._shape: torch.Size | None = None
         self._last: tuple[int, bytes] = (-1, b"")
@@ -81,6 +82,10 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         with contextlib.suppress(Exception), _bombs_refused():
             return Image.open(io.BytesIO(self.read(index)), formats=_formats()).size
         return None
+
+    def file(self, index: int) -> str | None:
+        """Return the path of an image; None if it has no file of its own."""
+        return self.files[index] if self.files else None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -244,7 +249,9 @@ def from_files(
     Images
         The images.
     """
-    return Images(partial(_file_bytes, files), place or files.__getitem__, labels, preparation, source)
+    images = Images(partial(_file_bytes, files), place or files.__getitem__, labels, preparation, source)
+    images.files = files
+    return images
 
 
 def _file_bytes(files: Sequence[str], index: int) -> bytes:

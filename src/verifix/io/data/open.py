@@ -21,7 +21,9 @@ from verifix.io.data.noisy_benchmarks import read_clothing1m, read_webvision
 from verifix.io.data.npz import Arrays, read_npz
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
+from verifix.io.data.records import VERIFIED, Header, header_of
 from verifix.io.data.tables import TABLES, Table, read_table
+from verifix.io.data.verified import origin_of, read_verified
 from verifix.io.data.webdataset import read_shards
 from verifix.io.options import DataOptions
 from verifix.model.sources import Source
@@ -42,9 +44,18 @@ def _of_arrays(arrays: Arrays) -> Source:
     return Source(arrays, prepared=arrays.prepared)
 
 
+def _of_table(path: Path, options: DataOptions, preparation: Preparation) -> Source:
+    header = header_of(path)
+    if header is not None and header.format == VERIFIED:
+        return read_verified(path, options, preparation, _opened)
+    if header is not None:
+        raise UsageError(f"{path} is a queue of samples that are still to be verified; verify them with verifix review")
+    return read_samples_of(read_table(path), options, preparation)
+
+
 FILES: dict[str, Callable[[Path, DataOptions, Preparation], Source]] = {
     ".npz": lambda path, options, preparation: _of_arrays(read_npz(path, options, preparation)),
-    **dict.fromkeys(TABLES, lambda path, options, preparation: read_samples_of(read_table(path), options, preparation)),
+    **dict.fromkeys(TABLES, _of_table),
     ".tar": lambda path, options, preparation: read_shards(str(path), options, preparation),
 }
 """Files by their ending, in small letters or capitals."""
@@ -59,8 +70,8 @@ def open_data(
     ----------
     path
         A folder with one subfolder of images per class, or with ``metadata.csv``; a table (``.csv``, ``.tsv``,
-        ``.jsonl``, ``.parquet``); a folder of ``datasets.save_to_disk``, with ``:SPLIT`` if it has several; ``.tar``
-        shards; a ``.npz`` file; or one of `SETS` with its folder.
+        ``.jsonl``, ``.parquet``); records of ``verifix review`` (``.jsonl``); a folder of ``datasets.save_to_disk``,
+        with ``:SPLIT`` if it has several; ``.tar`` shards; a ``.npz`` file; or one of `SETS` with its folder.
     options
         Names of columns and classes.
     preparation
@@ -85,6 +96,37 @@ def open_data(
     if isinstance(source.dataset, Images):
         note_small(source.dataset, preparation, str(path))
     return source if source.prepared else replace(source, prepared=preparation.description)
+
+
+def reopen(header: Header, path: str, pool: str | None = None) -> Source:
+    """Open the data set that a queue or a file of records is about, to look at its samples without a model.
+
+    Parameters
+    ----------
+    header
+        The first line of the file.
+    path
+        The file, for messages.
+    pool
+        Where the data set is, if not where the header says.
+
+    Returns
+    -------
+    Source
+        Its samples with their given labels, in the order of ids. Texts are not cut into tokens.
+
+    Raises
+    ------
+    UsageError
+        If it is not there.
+    DataError
+        If it is not as it was.
+    """
+    options = DataOptions(pool=pool)
+    plain = prepare(None, "", options)
+    if header.options.get("texts"):
+        plain = replace(plain, tokenize=lambda _: {}, pad=lambda _: {})
+    return origin_of(header, options, plain, _opened, path)
 
 
 def _opened(path: str | Path, options: DataOptions, preparation: Preparation) -> Source:
