@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests import report_cases as cases
+from tests.browsers import ARGUMENTS, chromium
 from verifix.report import render
 from verifix.report.page import SECTIONS
 
 pytestmark = pytest.mark.browser
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 CASES = ("digits", "minimal", "training", "texts", "huge", "hostile")
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
-
-
-def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("there is no chromium, and CI needs one; install Debian's package chromium")
-        pytest.skip("there is no chromium; install Debian's package chromium to test the report in a browser")
-    return found
 
 
 @pytest.fixture(scope="module")

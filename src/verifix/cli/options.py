@@ -23,6 +23,7 @@ from verifix.options import (
     TRUST_METHODS,
     TRUSTED_COUNT,
     VERIFIED_FROM,
+    ChoiceOptions,
     CorrectOptions,
     ExpectOptions,
     FoldOptions,
@@ -32,7 +33,20 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
-from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, Settings, require
+from verifix.settings import (
+    AS_TEXT,
+    DATA,
+    MAIN,
+    OUTPUT,
+    PROOF,
+    READS,
+    READS_DATA,
+    SWITCH,
+    WRITES,
+    Settings,
+    require,
+    whole,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +348,43 @@ class UndoCommand(WritingCommand):
     """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReviewCommand(Command, ChoiceOptions, RunOptions, DataOptions, CheckpointOptions):
+    """Verify samples by keyboard, on a page in the browser that only this machine can open.
+
+    With --model, a correction is made in the background after every 50 labels, and the page shows what it gains.
+
+    Example: verifix review queue.jsonl
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("queue",)
+
+    queue: Annotated[str, MAIN, READS] = field(kw_only=False)
+    """The samples to verify, as verifix select wrote them. Needs verifix[review]."""
+    checkpoint: Annotated[str | None, MAIN, READS] = None
+    """With --model: the trained weights, in any form that verifix correct takes."""
+    out: Annotated[str | None, MAIN, WRITES] = None
+    """The file of records (.jsonl), which is continued if it exists. Every decision is on the disk before the page says
+    that it is saved. Default: verified.jsonl beside the queue."""
+    port: Annotated[int, MAIN] = 8765
+    """Port of the page on 127.0.0.1; 0 for any that is free."""
+    verified_from: Annotated[Literal["unseen", "training"] | None, MAIN] = None
+    """With --model: whether the model was trained on these samples. The gain is only shown for samples that it has not
+    seen ("unseen")."""
+
+    def __post_init__(self) -> None:
+        """Check the port, and that a model can be run in the background."""
+        super().__post_init__()
+        require(whole(self.port) and self.port < 2**16, "port", self.port, "a whole number from 0 to 65535")
+        if self.model:
+            self.need_weights("--checkpoint")
+            if self.verified_from != "unseen":
+                raise UsageError(
+                    "--model shows the gain on samples that the model was not trained on; say so with --verified-from "
+                    "unseen, or omit --model"
+                )
+
+
 COMMANDS = {
     "demo": DemoCommand,
     "correct": CorrectCommand,
@@ -341,5 +392,6 @@ COMMANDS = {
     "compare": CompareCommand,
     "inspect": InspectCommand,
     "undo": UndoCommand,
+    "review": ReviewCommand,
 }
 """The commands, by name."""

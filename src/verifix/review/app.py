@@ -15,8 +15,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from verifix.errors import OutputError, VerifixError, one_line
-from verifix.review.pictures import Shown
 from verifix.review.desk import Asked, Desk, Sent, files_of_page, place_in
+from verifix.review.pictures import Shown
 
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml", ".html": "text/html"}
 PAGE = Path(__file__).with_name("page")

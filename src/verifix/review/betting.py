@@ -1,16 +1,17 @@
 """Bounds on a mean that hold at every look: capital that grows in a bet against too small a mean.
 
-A player bets on values y₁, y₂, … from 0 to 1 whose means, given all earlier ones, are μ₁, μ₂, …: for a fixed λ > 0 the
-capital Π (1 + λ yᵢ) / (1 + λ μᵢ) is a martingale that starts at 1, and so is a mixture of such capitals over several λ. By
-Ville's inequality it ever reaches 1/α with a probability of at most α. Every m with Σ w_λ Π (1 + λ yᵢ) / (1 + λ m) ≥ 1/α is
-therefore excluded as the mean, at all times at once. Where the μᵢ differ, the same holds of their average m̄ so far,
-because Π (1 + λ μᵢ) ≤ (1 + λ m̄)ⁿ. In a sample that is drawn from N values without replacement, μᵢ follows from their
-mean and the values before: μᵢ = (N m − y₁ − … − yᵢ₋₁) / (N − i + 1).
+A player bets on values y₁, y₂, … from 0 to 1 whose means, given all earlier ones, are μ₁, μ₂, … For a fixed λ > 0 the
+capital Π (1 + λ yᵢ) / (1 + λ μᵢ) is a martingale that starts at 1, and so is a mixture of such capitals over several λ.
+By Ville's inequality it ever reaches 1/α with a probability of at most α. Every m for which the mixture of the capitals
+Π (1 + λ yᵢ) / (1 + λ m) is 1/α or more is therefore excluded as the mean, at all times at once. Where the μᵢ differ,
+the same holds of their average m̄ so far, because Π (1 + λ μᵢ) ≤ (1 + λ m̄)ⁿ. In a sample that is drawn from N values
+without replacement, μᵢ follows from their mean m and the values before: μᵢ = (N m − y₁ − … − yᵢ₋₁) / (N − i + 1).
 
-Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, J. Royal Statistical Society B 86, 2024
-(arXiv 2010.09686), section 5 for draws without replacement; Orabona and Jun, Tight concentrations and confidence sequences
-from the regret of universal portfolio, IEEE Trans. Information Theory 70, 2024 (arXiv 2110.14099) for mixtures; Robbins,
-Annals of Mathematical Statistics 41, 1970.
+Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, J. Royal Statistical Society B 86,
+2024 (arXiv 2010.09686), also for draws without replacement; Orabona and Jun, Tight concentrations and confidence
+sequences from the regret of universal portfolio, IEEE Trans. Information Theory 70, 2024 (arXiv 2110.14099), for
+mixtures; Robbins, Statistical methods related to the law of the iterated logarithm, Annals of Mathematical Statistics
+41, 1970.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def bounds(values: Array, low: float, high: float, *, total: int | None = None, 
     low, high
         What a value can be at least and at most.
     total
-        How many values there are in all, if these are drawn from them without replacement: then the mean is that of all.
+        How many values there are in all, if these are drawn from them without replacement: then the mean is theirs.
     level
         Probability with which all looks together hold.
 
@@ -80,8 +81,8 @@ def bounds(values: Array, low: float, high: float, *, total: int | None = None, 
         return Bounds(None, low, high, 0, level)
     alpha = (1 - level) / 2
     least, most = lower_bound(y, alpha, total), 1 - lower_bound(1 - y, alpha, total)
-    scaled = [low + (high - low) * x for x in (float(y.mean()), least, most)]
-    return Bounds(*scaled, len(y), level)
+    mean, least, most = (low + (high - low) * x for x in (float(y.mean()), least, most))
+    return Bounds(mean, least, most, len(y), level)
 
 
 def lower_bound(y: Array, alpha: float, total: int | None = None) -> float:

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from verifix.errors import UsageError
-from verifix.io.data.tally import Tally
 from verifix.io.data.records import Record
+from verifix.io.data.tally import Tally
 from verifix.review.agreement import agreement
 from verifix.review.ledger import Ledger, earlier_records
 from verifix.review.looks import Looks
@@ -76,14 +76,13 @@ class Desk:
         """Return what does not change: classes, and of every sample its given label and the model's guesses."""
         names = self.queue.header.classes
         entries = [
-            {"id": e.id, "file": e.file, "label": e.label, "guesses": e.guesses, "part": e.part} for e in self.queue.entries
+            {"id": each.id, "file": each.file, "label": each.label, "guesses": each.guesses}
+            for each in self.queue.entries
         ]
         return {"classes": names, "texts": self.pictures.texts, "data": self.queue.header.data, "entries": entries}
 
     def decided(self, asked: Asked) -> dict[str, Any]:
-        """Return what a person has decided (by place, the status and the number of the class), in which order, and the
-        places on which only others have.
-        """
+        """Return what a person has decided: status and class by place, their order, and places of others alone."""
         name, tally = _checked_name(asked.name), self.ledger.tally()
         votes = {place: tally.by_person(entry.id) for place, entry in enumerate(self.queue.entries)}
         own = {place: records[name] for place, records in votes.items() if name in records}
@@ -130,7 +129,7 @@ class Desk:
         """Let the corrections in the background go on; see `Looks.tick`."""
         tally, drawn = self.ledger.tally(), set(self.queue.header.random)
         ids = dict.fromkeys([*(entry.id for entry in self.queue.entries), *self.earlier.voted()])
-        found = [(tally if tally.by_person(i) else self.earlier).outcome(i) for i in ids if i not in drawn]
+        found = [(tally if tally.touched(i) else self.earlier).outcome(i) for i in ids if i not in drawn]
         self.looks.tick(in_turn(self.queue, self.earlier, tally), [record for record in found if record is not None])
 
     def _disputes(self, tally: Tally) -> list[dict[str, Any]]:

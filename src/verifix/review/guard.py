@@ -1,10 +1,10 @@
-"""Who may talk to the page: the browser that was given the token of this start, from the page itself, in small words."""
+"""Who may talk to the page: a browser that was given the token of this start, and only from the page itself."""
 
 from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl
@@ -34,7 +34,7 @@ SAFE_HEADERS = {
 """What every answer says: keep nothing, load nothing from elsewhere, be shown in no other page."""
 
 ENTERED = (
-    "<!doctype html><html lang=en><meta charset=utf-8><title>verifix review</title>"
+    "<!doctype html><html lang=en><meta charset=utf-8><title>verifix review</title><link rel=icon href=/page/icon.svg>"
     '<meta http-equiv=refresh content="0;url=/"><p><a href="/">Continue to the page</a>'
 )
 """The answer to the token. A redirect would count as coming from wherever the address was clicked, and the browser
@@ -82,39 +82,38 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not let in, or that brings the token; None for others."""
-        headers = Headers(scope=scope)
+        return next(self._objections(scope, Headers(scope=scope)), None)
+
+    def _objections(self, scope: Scope, headers: Headers) -> Iterator[Response]:
+        """Yield what there is against a request, in the order in which it is looked at: the first one is the answer."""
         size = sum(len(name) + len(value) for name, value in scope["headers"]) + len(scope["query_string"])
         if size + len(scope["raw_path"]) > MOST_HEADERS:
-            return _no(431, f"address and headers have more than {MOST_HEADERS} bytes")
-        hosts = headers.getlist("host")
+            yield _no(431, f"address and headers have more than {MOST_HEADERS} bytes")
+        hosts, method = headers.getlist("host"), scope["method"]
         if len(hosts) != 1 or hosts[0] not in self.hosts:
-            return _no(421, f"the host must be {' or '.join(self.hosts)}")
-        method = scope["method"]
+            yield _no(421, f"the host must be {' or '.join(self.hosts)}")
         if method not in ("GET", "POST"):
-            return _no(405, "the method must be GET or POST")
-        if not self._from_itself(headers, hosts[0], method):
-            return _no(403, "the request does not come from this page")
-        if method == "GET" and scope["path"] == "/" and scope["query_string"]:
-            return self._exchanged(scope["query_string"])
+            yield _no(405, "the method must be GET or POST")
+        token = scope["query_string"] if method == "GET" and scope["path"] == "/" else b""
+        if not self._from_itself(headers, hosts[0], method, arriving=bool(token)):
+            yield _no(403, "the request does not come from this page")
+        if token:
+            yield self._exchanged(token)
         if not self._knows_session(headers):
-            return PlainTextResponse(OUTSIDE, 401)
+            yield PlainTextResponse(OUTSIDE, 401)
         if scope["query_string"]:
-            return _no(400, "addresses of this page have no query")
-        if method == "POST" and headers.get("content-type") != "application/json":
-            return _no(415, "the content type must be application/json")
-        if int(length) > MOST_BYTES if (length := headers.get("content-length", "0")).isascii() and length.isdigit() else True:
-            return _no(413, f"the body has more than {MOST_BYTES} bytes")
-        return None
+            yield _no(400, "addresses of this page have no query")
+        if method == "POST" and headers.getlist("content-type") != ["application/json"]:
+            yield _no(415, "the content type must be application/json")
 
-    def _from_itself(self, headers: Headers, host: str, method: str) -> bool:
-        """Tell whether a request was made by the page: browsers say of every other page which one it was."""
-        origins = headers.getlist("origin")
-        if any(origin != f"http://{host}" for origin in origins) or len(origins) > 1:
+    def _from_itself(self, headers: Headers, host: str, method: str, *, arriving: bool) -> bool:
+        """Tell whether a request was made by the page: browsers say of every other page that it was not."""
+        site, origins = headers.get("sec-fetch-site", "none"), headers.getlist("origin")
+        if origins not in ([], [f"http://{host}"]):
             return False
         if method == "POST":
-            return len(origins) == 1 and headers.get("sec-fetch-site", "same-origin") == "same-origin"
-        navigation = headers.get("sec-fetch-mode", "navigate") == "navigate"
-        return navigation or headers.get("sec-fetch-site") in ("same-origin", "none")
+            return len(origins) == 1 and site in ("none", "same-origin")
+        return arriving or site in ("none", "same-origin")
 
     def _exchanged(self, query: bytes) -> Response:
         """Return the cookie for the token."""
@@ -129,7 +128,8 @@ class Guard:
         return answer
 
     def _knows_session(self, headers: Headers) -> bool:
-        return any(_same(cookies.get(self.cookie, ""), self.session) for cookies in map(_cookies, headers.getlist("cookie")))
+        jars = map(_cookies, headers.getlist("cookie"))
+        return any(_same(jar.get(self.cookie, ""), self.session) for jar in jars)
 
 
 def _same(given: str, secret: str) -> bool:
@@ -152,16 +152,16 @@ def _no(code: int, why: str) -> Response:
 
 async def _body(receive: Receive) -> bytes | None:
     """Return the body of a request; None as soon as it is too long, whatever its headers say."""
-    content = b""
+    content = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return content
+            return None
         content += message.get("body", b"")
         if len(content) > MOST_BYTES:
             return None
         if not message.get("more_body", False):
-            return content
+            return bytes(content)
 
 
 def _replayed(content: bytes) -> Receive:

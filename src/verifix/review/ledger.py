@@ -13,8 +13,8 @@ from types import TracebackType
 from filelock import FileLock, Timeout
 
 from verifix.errors import DataError, OutputError, UsageError, one_line
-from verifix.io.data.tally import Tally
 from verifix.io.data.records import VERIFIED, Header, Record, header_of, read_lines, spelled
+from verifix.io.data.tally import Tally
 from verifix.progress import note
 from verifix.storage.atomic import special, write_atomically
 from verifix.storage.transaction import flush
@@ -130,7 +130,10 @@ class Ledger:
             write_atomically(self.path, lambda place: place.write_bytes(spelled([self.header])))
             return
         before = header_of(self.path)
-        if before is not None and (before.fingerprint, before.classes) != (self.header.fingerprint, self.header.classes):
+        if before is not None and (before.fingerprint, before.classes) != (
+            self.header.fingerprint,
+            self.header.classes,
+        ):
             raise DataError(
                 f"{self.path} holds records on other data ({before.data}, {before.length} samples) than the queue "
                 f"({self.header.data}, {self.header.length} samples); name another file with --out"
@@ -180,4 +183,3 @@ def earlier_records(header: Header) -> list[Record]:
             raise DataError(f"{path} holds records on other data than {header.data}; write the queue again")
         found += records
     return found
-

@@ -1,8 +1,9 @@
 """Corrections from the labels so far, made in the background, and what they gain on labels that they have not seen.
 
-Every `EVERY` labels, a correction is made from the random samples in turn and from all others that are labelled. The next
-random samples judge it: each is scored by the latest correction that was made before its turn. Whatever has been seen
-until then, the next one is a fresh random sample for this correction, so that the outcomes are what `betting` asks for.
+Every `EVERY` labels, a correction is made from the random samples in turn and from all others that are labelled. The
+next random samples judge it: each is scored by the latest correction that was made before its turn. Whatever has been
+seen until then, the next one is a fresh random sample for this correction, so that the outcomes are what `betting` asks
+for.
 """
 
 from __future__ import annotations
@@ -235,12 +236,12 @@ class Looks:
 
 
 def _read(path: Path) -> list[Look]:
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            found.append(msgspec.json.decode(line, type=Look))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            continue  # empty, or not written to its end
-    return found
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    return [look for look in map(_decoded, lines) if look is not None]
+
+
+def _decoded(line: bytes) -> Look | None:
+    try:
+        return msgspec.json.decode(line, type=Look)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None  # empty, or not written to its end

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,11 +15,9 @@ from torch import Tensor
 from verifix.errors import DataError
 from verifix.io.data.images import Images
 from verifix.io.data.npz import Arrays
-from verifix.io.data.open import open_data
-from verifix.io.data.preparation import RESIZING, Preparation, Tokens
+from verifix.io.data.open import reopen
 from verifix.io.data.records import Header
 from verifix.io.data.text import Texts
-from verifix.io.options import DataOptions
 
 LARGEST = 2048
 """Pixels of the longer side of an image as it is shown; larger ones are scaled down."""
@@ -35,9 +33,6 @@ SMALL = 256
 
 LONGEST_TEXT = 100_000
 """Characters of a text that are shown."""
-
-NOT_NEEDED = (*RESIZING, "mean", "std", "in_chans", "max_length")
-"""Settings that only say how a sample becomes an input."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,9 @@ class Pictures:
     @property
     def texts(self) -> bool:
         """Whether samples are texts."""
-        return isinstance(self.dataset, Texts) or (isinstance(self.dataset, Arrays) and not _is_image(self.dataset[0][0]))
+        return isinstance(self.dataset, Texts) or (
+            isinstance(self.dataset, Arrays) and not _is_image(self.dataset[0][0])
+        )
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -73,22 +70,26 @@ class Pictures:
 
     def _shown(self, side: int, index: int) -> Shown:
         if isinstance(self.dataset, Texts):
-            return Shown("text/plain; charset=utf-8", self.dataset.text(index)[:LONGEST_TEXT].encode("utf-8", "replace"))
+            return _text(self.dataset.text(index))
         if isinstance(self.dataset, Arrays):
             x = self.dataset[index][0]
             if not _is_image(x):
-                return Shown("text/plain; charset=utf-8", np.array2string(x.numpy(), threshold=400).encode())
+                return _text(np.array2string(x.numpy(), threshold=400))
             return _encoded(_drawn(x), side)
         return _encoded(self.dataset.picture(index), side)
 
 
-def open_shown(header: Header) -> Pictures:
+def open_shown(header: Header, path: str, pool: str | None = None) -> Pictures:
     """Open the data set of a queue, to look at its samples.
 
     Parameters
     ----------
     header
         That of the queue.
+    path
+        The queue, for messages.
+    pool
+        Where the data set is, if not where the queue says.
 
     Returns
     -------
@@ -98,34 +99,16 @@ def open_shown(header: Header) -> Pictures:
     Raises
     ------
     DataError
-        If it has another length or other labels than when the queue was written.
+        If it is not as it was when the queue was written, or cannot be shown.
     """
-    known = {field.name for field in fields(DataOptions)} - set(NOT_NEEDED)
-    given = {name: value for name, value in header.options.items() if name in known}
-    options = DataOptions(**{**given, "classes": header.classes})
-    preparation = Preparation(_no_input, class_names=header.classes)
-    source = open_data(header.data, options, replace(preparation, tokenize=_no_tokens, pad=_no_batch))
-    dataset: Any = source.dataset
+    dataset: Any = reopen(header, path, pool).dataset
     if not isinstance(dataset, (Images, Texts, Arrays)):
         raise DataError(f"{header.data} is a {type(dataset).__name__}, which cannot be shown")
-    if len(dataset) != header.length:
-        raise DataError(
-            f"{header.data} has {len(dataset)} samples, but it had {header.length} when the queue was written; select "
-            "again with verifix select"
-        )
     return Pictures(dataset)
 
 
-def _no_input(image: Image.Image) -> Tensor:
-    raise NotImplementedError(image)  # no model is run on samples that are only shown
-
-
-def _no_tokens(texts: Any) -> Tokens:
-    raise NotImplementedError(texts)
-
-
-def _no_batch(texts: Any) -> Tokens:
-    raise NotImplementedError(texts)
+def _text(text: str) -> Shown:
+    return Shown("text/plain; charset=utf-8", text[:LONGEST_TEXT].encode("utf-8", "replace"))
 
 
 def _is_image(x: Tensor) -> bool:

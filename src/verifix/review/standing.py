@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from verifix.io.data.tally import LABELS, Tally
 from verifix.io.data.records import Record
+from verifix.io.data.tally import LABELS, Tally
 from verifix.review.betting import Bounds, bounds
 from verifix.review.looks import Gain, Looks
 from verifix.selection.queue import Queue
@@ -77,8 +77,8 @@ def standing(queue: Queue, earlier: Tally, decisions: Tally, looks: Looks) -> St
 def in_turn(queue: Queue, earlier: Tally, decisions: Tally) -> list[tuple[int, Record | None]]:
     """Return the samples of the random part up to the first one that nobody has decided on.
 
-    A reviewer chooses what to verify next, by class or otherwise, and what was chosen is no random sample. All samples up
-    to a certain one, in the order in which they were drawn, are.
+    A reviewer chooses what to verify next, by class or otherwise, and what was chosen is no random sample. All samples
+    up to a certain one, in the order in which they were drawn, are.
 
     Parameters
     ----------
@@ -94,11 +94,10 @@ def in_turn(queue: Queue, earlier: Tally, decisions: Tally) -> list[tuple[int, R
     """
     found: list[tuple[int, Record | None]] = []
     for sample in queue.header.random:
-        known = decisions if decisions.by_person(sample) or decisions.resolution(sample) else earlier
-        record = known.outcome(sample)
-        if record is None and not known.by_person(sample):
+        known = decisions if decisions.touched(sample) else earlier
+        if not known.touched(sample):
             break
-        found.append((sample, record))
+        found.append((sample, known.outcome(sample)))
     return found
 
 

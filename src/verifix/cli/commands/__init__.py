@@ -10,9 +10,18 @@ from verifix.cli.commands.compare import run_compare
 from verifix.cli.commands.correct import run_correct
 from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.places import read_by
+from verifix.cli.commands.review import run_review
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.undo import run_undo
-from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
+from verifix.cli.options import (
+    CompareCommand,
+    CorrectCommand,
+    DemoCommand,
+    InspectCommand,
+    ReviewCommand,
+    ScoreCommand,
+    UndoCommand,
+)
 from verifix.cli.streams import diverted
 from verifix.errors import printable
 from verifix.io.models import neighbours
@@ -41,6 +50,7 @@ def run(command: Any, *, for_good: bool = False) -> int:
         CompareCommand: run_compare,
         InspectCommand: run_inspect,
         UndoCommand: run_undo,
+        ReviewCommand: run_review,
         DemoCommand: run_demo,
     }
     with diverted(for_good=for_good) as say:

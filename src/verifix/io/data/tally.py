@@ -10,6 +10,13 @@ LABELS = ("ok", "relabel")
 """Statuses that give a sample a label. Whoever is unsure, or skips a sample, contradicts nobody."""
 
 
+def decided_label(record: Record) -> str | None:
+    """Return the name of the right class as a record says it; None for "unsure" and "skip"."""
+    if record.status not in LABELS:
+        return None
+    return record.label if record.verified is None else record.verified
+
+
 class Tally:
     """Records by sample and person.
 
@@ -54,7 +61,7 @@ class Tally:
 
     def voted(self) -> list[int]:
         """Return the samples on which anybody has decided, in the order of their first record."""
-        return [sample for sample in self._of if self.by_person(sample)]
+        return [sample for sample in {**self._of, **self._resolved} if self.touched(sample)]
 
     def people(self) -> list[str]:
         """Return who has decided on any sample, in alphabetical order."""
@@ -63,6 +70,10 @@ class Tally:
     def disputed(self) -> list[int]:
         """Return the samples on whose label people disagree, and nobody has decided who is right."""
         return [sample for sample in self._of if self._is_disputed(sample)]
+
+    def touched(self, sample: int) -> bool:
+        """Tell whether anybody has decided on a sample, whatever counts of it."""
+        return bool(self.by_person(sample)) or self.resolution(sample) is not None
 
     def outcome(self, sample: int) -> Record | None:
         """Return the record that counts.
@@ -88,7 +99,7 @@ class Tally:
 
     def _is_disputed(self, sample: int) -> bool:
         votes = _labels(list(self.by_person(sample).values()))
-        return len({vote.verified for vote in votes}) > 1 and self.resolution(sample) is None
+        return len(set(map(decided_label, votes))) > 1 and self.resolution(sample) is None
 
 
 def _labels(votes: Sequence[Record]) -> list[Record]:
