@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import multiprocessing
 import os
 import re
-import subprocess
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from tests.record_cases import fingerprint
 from verifix.io.data.records import Header
 from verifix.selection.queue import Entry, Queue, order_of, write_queue
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("ant", "bee", "cat", "dog")
 
 
@@ -50,7 +50,7 @@ def make_queue(folder: Path, count: int, ids=None, drawn: int | None = None, cla
     )  # fmt: skip
     entries = tuple(
         Entry(
-            id=i, file=names[i], label=labels[i], guesses=tuple((k % 4, p) for k, p in zip(range(i, i + 3), (0.7, 0.2, 0.1))),
+            id=i, file=names[i], label=labels[i], guesses=((i % 4, 0.7), ((i + 1) % 4, 0.2), ((i + 2) % 4, 0.1)),
             probability=header.probability if i in random else None, part="random" if i in random else "uncertain",
         )
         for i in order_of(random, [i for i in ids if i not in random])
@@ -60,23 +60,51 @@ def make_queue(folder: Path, count: int, ids=None, drawn: int | None = None, cla
     return queue
 
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    [
+        "verifix.cli.main",
+        "verifix.cli.commands",
+        "verifix.review.app",
+        "verifix.review.guard",
+        "uvicorn",
+        "sklearn.metrics",
+        "tests",
+    ]
+)
+
+
+def _review(folder: Path, words: list[str]) -> None:
+    """Be `verifix review`, with its streams in files."""
+    from verifix.cli.main import main
+
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.chdir(folder)
+    sys.exit(main(words))
+
+
 class Server:
-    """`verifix review` in a process of its own."""
+    """`verifix review` on the queue of a folder, in a process that begins where its modules are imported already."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "verifix", "review", str(folder / "queue.jsonl"), "--port", "0", *flags]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=folder
-        )
-        self.said = ""
-        for line in self.process.stderr:
-            self.said += line
-            found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)", line)
-            if found:
-                self.port, self.token = int(found[1]), found[2]
-                return
-        raise AssertionError(self.said)
+        self.folder = folder
+        (folder / "err").unlink(missing_ok=True)
+        words = ["review", str(folder / "queue.jsonl"), "--port", "0", *flags]
+        self.process = PROCESSES.Process(target=_review, args=(folder, words))
+        self.process.start()
+        port, self.token = wait_for(self._address, 60)
+        self.port = int(port)
+
+    def _address(self):
+        said = self.said()
+        assert self.process.is_alive() or "token=" in said, said
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=(\S+)\n", said)
+        return found and found.groups()
+
+    def said(self) -> str:
+        """What is on stderr by now."""
+        return (self.folder / "err").read_text("utf-8") if (self.folder / "err").exists() else ""
 
     @property
     def address(self) -> str:
@@ -87,10 +115,10 @@ class Server:
 
     def end(self) -> str:
         """Interrupt it as Ctrl+C does, and return what it printed."""
-        self.process.send_signal(2)
-        out, _ = self.process.communicate(timeout=30)
-        assert self.process.returncode == 0
-        return out
+        os.kill(self.process.pid, signal.SIGINT)
+        self.process.join(30)
+        assert self.process.exitcode == 0, self.said()
+        return (self.folder / "out").read_text("utf-8")
 
 
 class Client:
@@ -145,7 +173,7 @@ def served(folder: Path, *flags: str):
         yield server
     finally:
         server.process.kill()
-        server.process.communicate()
+        server.process.join()
 
 
 def records(path: Path) -> list[dict]:

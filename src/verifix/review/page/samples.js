@@ -4,7 +4,9 @@ import { make, state } from "/page/state.js";
 
 const AHEAD = 8; // samples that are loaded before their turn
 const KEPT = 64; // elements that stay in memory
+const KEPT_SMALL = 500;
 const loaded = new Map(); // place -> {element, ready}
+const smalls = new Map(); // place -> element
 
 function load(place) {
   const found = loaded.get(place);
@@ -50,8 +52,16 @@ export function show(place, call) {
 
 export const ahead = (places) => places.slice(0, AHEAD).forEach(load);
 
+// A small picture of a sample, to be shown in one place at a time.
 export function small(place) {
-  if (!state.queue.texts) return make("img", "", { src: `/small/${place}`, alt: `Sample ${place + 1}`, loading: "lazy" });
+  const made = smalls.get(place) ?? (state.queue.texts ? snippet(place) : make("img", "", { src: `/small/${place}`, alt: `Sample ${place + 1}`, loading: "lazy" }));
+  smalls.delete(place); // so that it is the last one again
+  smalls.set(place, made);
+  if (smalls.size > KEPT_SMALL) smalls.delete(smalls.keys().next().value);
+  return made;
+}
+
+function snippet(place) {
   const shown = make("span", "", { class: "snippet", dir: "auto" });
   show(place, (element) => { if (element) shown.textContent = element.textContent.slice(0, 200); });
   return shown;

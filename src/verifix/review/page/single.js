@@ -74,7 +74,7 @@ function describe(place) {
   for (const button of element("classes").children) {
     button.classList.toggle("is-given", Number(button.dataset.class) === label);
   }
-  remind(place);
+  setTimeout(() => { if (current === place) remind(place); }); // once the sample is on the screen
   const model = guesses.map(([number, share]) => `${nameOf(number)} ${percent(share)}`).join(", ");
   element("spoken").textContent = `${element("which").textContent}. ${element("given").textContent}. The model says ${model}. ${said}`;
 }
