@@ -15,6 +15,8 @@ from verifix.cli.options import COMMANDS
 from verifix.inspection import CollectArguments, InspectArguments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, LayerOptions, RunOptions
 from verifix.proof import ProveArguments
+from verifix.selection.options import SelectOptions
+from verifix.selection.select import SelectArguments
 from verifix.selection.trusted import TrustArguments
 from verifix.settings import HEADINGS, declarations
 
@@ -26,7 +28,8 @@ TAKERS: dict[str, tuple[type[Any], type[Any]]] = {
     "Python: inspect": (InspectArguments, LayerOptions),
     "Python: collect_moments": (CollectArguments, CollectOptions),
     "Python: trust": (TrustArguments, RunOptions),
-    **{name: (COMMANDS[name], COMMANDS[name]) for name in ("correct", "score", "compare", "inspect", "undo", "demo")},
+    "Python: select": (SelectArguments, SelectOptions),
+    **{name: (COMMANDS[name], COMMANDS[name]) for name in COMMANDS},
 }
 """Calls and commands, with the class of what they take, and that of what stands under a heading of the help."""
 

@@ -24,5 +24,7 @@ from .recipe.candidates import Listed as Listed
 from .recipe.outcome import LayerReport as LayerReport
 from .recipe.stages import Stage as Stage
 from .recipe.stages import register_stage as register_stage
+from .selection.select import Selection as Selection
+from .selection.select import select as select
 from .selection.trusted import Trusted as Trusted
 from .selection.trusted import trust as trust

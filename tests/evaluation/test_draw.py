@@ -14,7 +14,11 @@ from verifix import UsageError
 from verifix.cli.main import main
 
 NET = "from tests.cases import small_net\n\n\ndef build():\n    return small_net()\n"
-MENDS = {"by-class": "class_weights(labels, shares)", "suspects": "the inverse of its probability to be drawn"}
+MENDS = {
+    "by-class": "class_weights(labels, shares)",
+    "suspects": "the inverse of its probability to be drawn",
+    "mixed": "0 for the others",
+}
 
 
 @pytest.fixture
@@ -51,6 +55,7 @@ def test_a_proof_on_samples_that_are_no_random_sample_is_refused(drawn):
         ("random", False, None),
         ("by-class", True, "Each sample counts with the weight"),
         ("suspects", True, "whatever could not have been drawn is not represented"),
+        ("mixed", True, "the others were selected, and only train"),
         ("random", True, "Each sample counts with the weight"),
     ],
     ids=str,
@@ -65,7 +70,10 @@ def test_a_proof_says_what_it_assumes_of_the_draw(drawn, weights, words):
     assert proof.note in proof.summary()
 
 
-@pytest.mark.parametrize(("drawn", "words"), [("by-class", "were drawn by class"), ("suspects", "gains larger, than")])
+@pytest.mark.parametrize(
+    ("drawn", "words"),
+    [("by-class", "were drawn by class"), ("suspects", "gains larger, than"), ("mixed", "beside selected ones")],
+)
 def test_a_correction_says_what_the_scores_of_its_samples_are_not(drawn, words):
     fixed = verifix.correct(small_net(), small_data(60), alpha=100.0, drawn=drawn, progress=False, check_labels=False)
     assert any(words in note for note in fixed.notes)
@@ -93,6 +101,7 @@ def test_no_other_word_is_taken():
         (["--drawn", "suspects"], "--weights-file"),
         (["--drawn", "suspects", "--class-shares", "shares.txt"], "--weights-file"),
         (["--drawn", "suspects", "--proof", "split"], "--weights-file"),
+        (["--drawn", "mixed"], "--weights-file"),
         (["--drawn", "haphazard"], "--drawn"),
     ],
     ids=" ".join,
@@ -141,6 +150,25 @@ def test_the_command_goes_on_where_the_gain_has_a_meaning_or_none_is_measured(he
         assert "weight" in result["proof"]["note"]
     if drawn is not None:
         assert any(f"were drawn {'by class' if drawn == 'by-class' else 'because'}" in note for note in result["notes"])
+
+
+def test_of_a_mixed_set_only_the_random_samples_are_judged():
+    (x, y), net = small_data(100), small_net()
+    weights = np.where(np.arange(100) % 3 == 0, 7.0, 0.0)
+    settings = {"alpha": 100.0, "progress": False, "check_labels": False}
+    proof = verifix.prove(net, (x, y), drawn="mixed", weights=weights, **settings)
+    plain = verifix.prove(net, (x, y), **settings)
+    random = np.flatnonzero(weights)
+    assert proof.indices == tuple(random)
+    assert torch.equal(proof.after, plain.after[random])  # the others have trained all the same
+    want = verifix.compare(plain.before[random], plain.after[random], y[random], outputs="logits")
+    assert proof.comparison == want
+    assert not proof.comparison.weighted
+    assert sum(fold.samples for fold in proof.folds) == 34
+    with pytest.raises(verifix.DataError, match="1 of the 100 verified samples were drawn at random"):
+        verifix.prove(net, (x, y), drawn="mixed", weights=np.eye(100)[0], **settings)
+    with pytest.raises(verifix.DataError, match="there are 99 weights for 100 samples"):
+        verifix.prove(net, (x, y), drawn="mixed", weights=weights[1:], **settings)
 
 
 def test_weighted_suspects_give_the_gain_on_the_data():

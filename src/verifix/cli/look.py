@@ -17,7 +17,7 @@ from verifix.model.threads import wait_passively
 COURTESY = 19
 """How far the process stands back: the page, and whoever uses the machine, come first."""
 
-TAKEN_OVER = ("recipe", "alpha", "budget", "seed", "batch_size", "outputs")
+TAKEN_OVER = ("recipe", "alpha", "budget", "seed", "batch_size", "outputs", "include", "exclude", "padding")
 """Settings of the command that are settings of the correction."""
 
 

@@ -24,6 +24,7 @@ from verifix.options import (
     TRUSTED_COUNT,
     VERIFIED_FROM,
     ChoiceOptions,
+    CollectOptions,
     CorrectOptions,
     ExpectOptions,
     FoldOptions,
@@ -33,6 +34,7 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
+from verifix.selection.options import SelectOptions
 from verifix.settings import (
     AS_TEXT,
     DATA,
@@ -243,6 +245,31 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOptions):
+    """Select the samples to verify next, for verifix review.
+
+    Example: verifix select net.safetensors --model py:net.py:build --data photos/ --count 300 --out queue.jsonl
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("model", "data", "out")
+    shared: ClassVar[bool] = True
+
+    out: Annotated[str, MAIN, WRITES]
+    """Where to write the queue, a .jsonl file."""
+    labels: Annotated[bool, DATA] = True
+    """Read the given labels. Turn it off if the samples have none."""
+
+    def __post_init__(self) -> None:
+        """Check that there are weights, and labels where they are needed."""
+        super().__post_init__()
+        self.need_weights("verifix select CHECKPOINT")
+        if not self.out.lower().endswith(".jsonl"):
+            raise UsageError(f"--out is {self.out}; a queue is a .jsonl file")
+        if not self.labels and self.by in ("balanced", "suspect"):
+            raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
@@ -349,7 +376,7 @@ class UndoCommand(WritingCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReviewCommand(Command, ChoiceOptions, RunOptions, DataOptions, CheckpointOptions):
+class ReviewCommand(Command, ChoiceOptions, CollectOptions, DataOptions, CheckpointOptions):
     """Verify samples by keyboard, on a page in the browser that only this machine can open.
 
     With --model, a correction is made in the background after every 50 labels, and the page shows what it gains.
@@ -368,9 +395,6 @@ class ReviewCommand(Command, ChoiceOptions, RunOptions, DataOptions, CheckpointO
     that it is saved. Default: verified.jsonl beside the queue."""
     port: Annotated[int, MAIN] = 8765
     """Port of the page on 127.0.0.1; 0 for any that is free."""
-    verified_from: Annotated[Literal["unseen", "training"] | None, MAIN] = None
-    """With --model: whether the model was trained on these samples. The gain is only shown for samples that it has not
-    seen ("unseen")."""
 
     def __post_init__(self) -> None:
         """Check the port, and that a model can be run in the background."""
@@ -388,10 +412,11 @@ class ReviewCommand(Command, ChoiceOptions, RunOptions, DataOptions, CheckpointO
 COMMANDS = {
     "demo": DemoCommand,
     "correct": CorrectCommand,
+    "select": SelectCommand,
+    "review": ReviewCommand,
     "score": ScoreCommand,
     "compare": CompareCommand,
     "inspect": InspectCommand,
     "undo": UndoCommand,
-    "review": ReviewCommand,
 }
 """The commands, by name."""

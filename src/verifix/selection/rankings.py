@@ -15,14 +15,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from verifix.errors import DataError, one_line
 from verifix.io.optional_imports import library
 from verifix.losses import cross_entropy, probabilities
-from verifix.model import ranks
-from verifix.model.batching import with_smaller_batches
 from verifix.model.predict import logits_in, predict
 from verifix.model.run import Forward, out_of_memory, run_model, to_device
 from verifix.model.samples import Samples
-from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch
+from verifix.model.sources import Batch
 from verifix.options import RunOptions
-from verifix.progress import progress_bar
+from verifix.selection.score_files import run_through
 from verifix.storage.chunks import Arrays, Chunks
 
 DRAWS = 10
@@ -92,23 +90,12 @@ RANKINGS: dict[str, Callable[[nn.Module, torch.device, Samples, RunOptions, Chun
 def _of_all(
     score: Callable[[Sequence[int], int], Tensor], samples: Samples, options: RunOptions, chunks: Chunks
 ) -> Tensor:
-    """Score all samples, each process its part, ``[n, ...]`` in their order; in smaller batches if memory runs out."""
-    parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
-    sizes = [len(part) for part in parts]
+    """Score all samples, ``[n, ...]`` in their order."""
 
-    def run(size: int) -> Tensor:
-        with progress_bar("scoring samples", sum(map(len, ranks.mine(parts))), options.progress) as bar:
+    def scored(batch: Sequence[int], size: int) -> Arrays:
+        return {"scores": score(batch, size).numpy()}
 
-            def scored(part: range) -> Arrays:
-                batches = [list(part[start : start + size]) for start in range(0, len(part), size)]
-                found = torch.cat([score(batch, size) for batch in batches])
-                bar.update(len(part))
-                return {"scores": found.numpy()}
-
-            found = ranks.spread(chunks.through("scores", scored), parts, sizes)
-        return torch.from_numpy(np.concatenate([part["scores"] for part in found]))
-
-    return with_smaller_batches(run, samples.batch_size, options)[0]
+    return torch.from_numpy(run_through(scored, samples, options, chunks)["scores"])
 
 
 def curvature(

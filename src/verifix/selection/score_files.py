@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from verifix.model import ranks
+from verifix.model.batching import with_smaller_batches
 from verifix.model.samples import Samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import model_digest
 from verifix.options import RunOptions
-from verifix.storage.chunks import Chunks
+from verifix.progress import progress_bar
+from verifix.storage.chunks import Arrays, Chunks
 
 
 def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **further: Any) -> None:
@@ -51,6 +53,49 @@ def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **furthe
     ranks.only_first(lambda: chunks.begin(about))
     if ranks.rank() > 0:  # the folder may be on a disk of this machine
         chunks.begin(about)
+
+
+def run_through(
+    work: Callable[[Sequence[int], int], Arrays], samples: Samples, options: RunOptions, chunks: Chunks
+) -> Arrays:
+    """Do some work on all samples, each process its part; in smaller batches if memory runs out.
+
+    Parameters
+    ----------
+    work
+        Computes numbers of a batch: ``(indices, batch size) → arrays [batch, ...] by name``.
+    samples
+        The samples.
+    options
+        How the model is run.
+    chunks
+        Where numbers are kept in the meantime.
+
+    Returns
+    -------
+    dict
+        Arrays ``[n, ...]`` by name, in the order of the samples, in every process.
+    """
+    parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
+    sizes = [len(part) for part in parts]
+
+    def run(size: int) -> Arrays:
+        with progress_bar("scoring samples", sum(map(len, ranks.mine(parts))), options.progress) as bar:
+
+            def scored(part: range) -> Arrays:
+                batches = [list(part[start : start + size]) for start in range(0, len(part), size)]
+                found = joined([work(batch, size) for batch in batches])
+                bar.update(len(part))
+                return found
+
+            return joined(ranks.spread(chunks.through("scores", scored), parts, sizes))
+
+    return with_smaller_batches(run, samples.batch_size, options)[0]
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Return arrays by name, each put together from those of some parts."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def finish_chunks(chunks: Chunks, samples: Samples, columns: Mapping[str, Tensor]) -> None:

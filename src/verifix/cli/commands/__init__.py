@@ -12,6 +12,7 @@ from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.places import read_by
 from verifix.cli.commands.review import run_review
 from verifix.cli.commands.score import run_score
+from verifix.cli.commands.select import run_select
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import (
     CompareCommand,
@@ -20,6 +21,7 @@ from verifix.cli.options import (
     InspectCommand,
     ReviewCommand,
     ScoreCommand,
+    SelectCommand,
     UndoCommand,
 )
 from verifix.cli.streams import diverted
@@ -46,6 +48,7 @@ def run(command: Any, *, for_good: bool = False) -> int:
     """
     runners: dict[type, Callable[[Any], tuple[int, Any, str]]] = {
         CorrectCommand: run_correct,
+        SelectCommand: run_select,
         ScoreCommand: run_score,
         CompareCommand: run_compare,
         InspectCommand: run_inspect,

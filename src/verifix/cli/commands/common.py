@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from verifix.cli.options import CorrectCommand, ScoreCommand
+from verifix.cli.options import CorrectCommand, ScoreCommand, SelectCommand
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.predictions import as_weights
 from verifix.evaluation.shares import class_weights
@@ -34,7 +34,7 @@ from verifix.progress import progress_bar
 from verifix.proof import predicted
 
 
-def open_checkpoint(command: CorrectCommand | ScoreCommand) -> Checkpoint:
+def open_checkpoint(command: CorrectCommand | ScoreCommand | SelectCommand) -> Checkpoint:
     """Read the checkpoint that a command names, or the one that its model brings."""
     return read_checkpoint(command.checkpoint or own_checkpoint(command.model), command.weights)
 

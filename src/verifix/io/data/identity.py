@@ -94,7 +94,7 @@ def files_of(dataset: Any, count: int, folder: str | None) -> list[str | None]:
     root = os.path.abspath(folder) if folder is not None else ""  # noqa: PTH100
     if not root or any(not path.startswith(root + os.sep) for path in known):
         root = os.path.commonpath([os.path.dirname(path) for path in known])  # noqa: PTH120 - a million of them
-    names = iter([Path(os.path.relpath(path, root)).as_posix() for path in known])
+    names = iter([path[len(root) :].lstrip(os.sep).replace(os.sep, "/") for path in known])
     return [None if path is None else next(names) for path in paths]
 
 
