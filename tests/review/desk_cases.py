@@ -37,9 +37,9 @@ def write_images(folder: Path, count: int, side: int = 24) -> tuple[list[str], l
     return names, labels
 
 
-def make_queue(folder: Path, count: int, ids=None, drawn: int | None = None, classes=CLASSES) -> Queue:
+def make_queue(folder: Path, count: int, ids=None, drawn: int | None = None, classes=CLASSES, side=24) -> Queue:
     """A queue of all samples, or some, of which the first ones drawn are the random part; in `folder`."""
-    names, labels = write_images(folder / "photos", count)
+    names, labels = write_images(folder / "photos", count, side)
     generator = np.random.default_rng(0)
     ids = [int(i) for i in generator.permutation(count)] if ids is None else list(ids)
     random = ids[: len(ids) if drawn is None else drawn]

@@ -14,7 +14,7 @@ from typing import Any
 from verifix.errors import VerifixError, printable
 from verifix.model.threads import wait_passively
 
-COURTESY = 19
+COURTESY = 10
 """How far the process stands back: the page, and whoever uses the machine, come first."""
 
 TAKEN_OVER = ("recipe", "alpha", "budget", "seed", "batch_size", "outputs", "include", "exclude", "padding")
