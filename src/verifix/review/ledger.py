@@ -57,7 +57,7 @@ class Ledger:
             ) from None
         try:
             self._read()
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
         except BaseException:
             self._lock.release()
             raise

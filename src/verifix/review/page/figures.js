@@ -32,12 +32,14 @@ function duration(seconds) {
 
 export function progress() {
   const total = state.queue.entries.length;
-  const done = [...Array(total).keys()].filter((place) => state.decisions.has(place) || (state.onlyOpen && state.others.has(place))).length;
+  const isDone = (place) => state.decisions.has(place) || (state.onlyOpen && state.others.has(place));
+  const done = [...Array(total).keys()].filter(isDone).length;
   const each = pace();
   element("progress").max = total;
   element("progress").value = done;
   const saving = unsaved() ? `, saving ${unsaved()}` : "";
-  element("far").textContent = `${done} of ${total} decided${each && done < total ? `, about ${duration(each * (total - done))} left` : ""}${saving}`;
+  const left = each && done < total ? `, about ${duration(each * (total - done))} left` : "";
+  element("far").textContent = `${done} of ${total} decided${left}${saving}`;
   element("pace").textContent = each ? `${(60 / each).toFixed(0)} a minute.` : "It is shown after two decisions.";
 }
 
@@ -46,26 +48,36 @@ export async function refresh() {
   const { rate, gain, agreement, disputed } = state.standing;
   element("disputes").textContent = disputed.length;
   element("rate").textContent = rate
-    ? `${percent(rate.estimate)} of the given labels (${percent(rate.low)} to ${percent(rate.high)}), from ${rate.count} random samples in turn. The interval holds at every look.`
+    ? `${percent(rate.estimate)} of the given labels (${percent(rate.low)} to ${percent(rate.high)}), from ${rate.count} `
+      + "random samples in turn. The interval holds at every look."
     : "Unknown until a sample of the random part with a given label is decided.";
   element("gain").textContent = gainText(gain);
   element("agreement").replaceChildren(...agreement.pairs.map(({ people, samples, equal, kappa }) => make(
-    "li", `${people.join(" and ")}: ${equal} of ${samples} labels equal, Cohen's kappa ${kappa === null ? "undefined" : kappa.toFixed(2)}`,
+    "li", `${people.join(" and ")}: ${equal} of ${samples} labels equal, Cohen's kappa ${kappa?.toFixed(2) ?? "undefined"}`,
   )));
-  if (!agreement.pairs.length) element("agreement").replaceChildren(make("li", "Nobody else has labelled the same samples."));
+  if (agreement.pairs.length) return;
+  element("agreement").replaceChildren(make("li", "Nobody else has labelled the same samples."));
 }
 
 function gainText(gain) {
   if (!gain) return "Not measured: start verifix review with the model (--model) to see it.";
-  const work = gain.failed ? ` The last correction failed: ${gain.failed}.` : gain.running ? " A correction is being made." : "";
+  const running = gain.running ? " A correction is being made." : "";
+  const work = gain.failed ? ` The last correction failed: ${gain.failed}.` : running;
   if (!gain.bounds.count) {
-    const made = gain.looks ? "The next random samples will judge it." : "The first correction is made after 50 labels.";
-    return made + work;
+    return (gain.looks ? "The next random samples will judge it." : "The first correction is made after 50 labels.") + work;
   }
   const { estimate, low, high, count } = gain.bounds;
   const verdicts = {
-    improved: "The correction improves the model; you may stop.", harmful: "The corrections harm the model.",
-    undecided: gain.more === null ? "It is not decided; nothing points to a gain yet." : `It is not decided; about ${gain.more} more random samples would decide it if the trend holds.`,
+    improved: "The corrections improve the model; you may stop.",
+    harmful: "The corrections harm the model.",
+    undecided: gain.more === null
+      ? "It is not decided; the samples so far do not point in a direction."
+      : `It is not decided; about ${gain.more} more random samples would decide it if the trend holds.`,
   };
-  return `${points(estimate)} points (${points(low)} to ${points(high)}) on ${count} random samples: ${gain.fixed} set right, ${gain.broken} broken. ${verdicts[gain.verdict]} The last correction was made from ${gain.labels} labels.${work}`;
+  return [
+    `${points(estimate)} points (${points(low)} to ${points(high)}) on ${count} random samples:`,
+    `${gain.fixed} set right, ${gain.broken} broken.`,
+    verdicts[gain.verdict],
+    `The last correction was made from ${gain.labels} labels.${work}`,
+  ].join(" ");
 }

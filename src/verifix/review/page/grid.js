@@ -15,7 +15,8 @@ export function begin() {
   for (const place of waiting()) counts.set(classOf(place), (counts.get(classOf(place)) ?? 0) + 1);
   const before = Number(element("grid-class").value);
   const classes = [...counts.keys()].sort((a, b) => a - b);
-  element("grid-class").replaceChildren(...classes.map((number) => make("option", `${nameOf(number)} (${counts.get(number)})`, { value: number })));
+  const option = (number) => make("option", `${nameOf(number)} (${counts.get(number)})`, { value: number });
+  element("grid-class").replaceChildren(...classes.map(option));
   if (classes.includes(before)) element("grid-class").value = before;
   fill();
 }
@@ -25,8 +26,9 @@ export function fill() {
   shown = wanted === "" ? [] : waiting().filter((place) => classOf(place) === Number(wanted)).slice(0, MOST);
   odd.clear();
   element("cells").replaceChildren(...shown.map((place, index) => {
-    const cell = make("button", "", { type: "button", "aria-pressed": "false", "data-place": place, tabindex: index ? -1 : 0 });
-    cell.setAttribute("aria-label", `Sample ${place + 1}, odd`);
+    const cell = make("button", "", { type: "button", "aria-pressed": "false", "data-place": place });
+    cell.tabIndex = index ? -1 : 0;
+    cell.ariaLabel = `Sample ${place + 1}, odd`;
     cell.append(small(place));
     cell.addEventListener("click", () => mark(cell));
     return cell;

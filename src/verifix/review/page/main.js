@@ -54,7 +54,7 @@ function takeBack() {
   } else if (view === "grid") {
     grid.begin();
   } else {
-    element("single").hidden = false;
+    if (last.resolves !== (view === "disputes")) show(last.resolves ? "disputes" : "single");
     single.next(last.places[0]);
     element("spoken").textContent = `Undone. ${element("spoken").textContent}`;
   }
@@ -119,7 +119,10 @@ document.addEventListener("click", (event) => {
 element("confirm").addEventListener("click", confirm);
 element("grid-class").addEventListener("change", grid.fill);
 element("retry").addEventListener("click", send);
-element("keys-on").addEventListener("change", (event) => { state.keys = event.target.checked; sessionStorage.setItem("no-keys", state.keys ? "" : "yes"); });
+element("keys-on").addEventListener("change", (event) => {
+  state.keys = event.target.checked;
+  sessionStorage.setItem("no-keys", state.keys ? "" : "yes");
+});
 element("naming").addEventListener("submit", (event) => {
   event.preventDefault();
   let taken = false;
@@ -167,7 +170,7 @@ async function start() {
   state.queue = await get("/queue");
   const few = state.queue.classes.length <= 10;
   element("digits").textContent = few ? "0 – 9" : "1 – 3";
-  element("digits-do").textContent = few ? "relabel as the class with this number" : "relabel as this guess of the model";
+  element("digits-do").textContent = `relabel as ${few ? "the class with this number" : "this guess of the model"}`;
   await (sessionStorage.getItem("name") ? enter() : ask());
 }
 

@@ -18,7 +18,10 @@ function load(place) {
   const entry = { element: null, ready: null, done: false };
   entry.ready = (state.queue.texts ? text(place) : image(place))
     .then((element) => { entry.element = element; entry.done = true; return element; })
-    .catch(() => { loaded.delete(place); return make("p", "This sample cannot be shown. Skip it, or try again.", { class: "waiting" }); });
+    .catch(() => {
+      loaded.delete(place);
+      return make("p", "This sample cannot be shown. Skip it, or try again.", { class: "waiting" });
+    });
   loaded.set(place, entry);
   for (const old of loaded.keys()) {
     if (loaded.size <= KEPT) break;
@@ -54,11 +57,15 @@ export const ahead = (places) => places.slice(0, AHEAD).forEach(load);
 
 // A small picture of a sample, to be shown in one place at a time.
 export function small(place) {
-  const made = smalls.get(place) ?? (state.queue.texts ? snippet(place) : make("img", "", { src: `/small/${place}`, alt: `Sample ${place + 1}`, loading: "lazy" }));
+  const made = smalls.get(place) ?? (state.queue.texts ? snippet(place) : thumbnail(place));
   smalls.delete(place); // so that it is the last one again
   smalls.set(place, made);
   if (smalls.size > KEPT_SMALL) smalls.delete(smalls.keys().next().value);
   return made;
+}
+
+function thumbnail(place) {
+  return make("img", "", { src: `/small/${place}`, alt: `Sample ${place + 1}`, loading: "lazy" });
 }
 
 function snippet(place) {

@@ -13,11 +13,13 @@ let resolving = false;
 let reminding = window.matchMedia("(min-width: 60rem)").matches;
 let left = [];
 const passed = new Set(); // disagreements that were put off
+const resolved = new Set(); // and those that were resolved, of which the figures may not know yet
 
 export const place = () => current;
 
-export function begin(disputes) {
-  resolving = disputes;
+export function begin(onDisputes) {
+  resolving = onDisputes;
+  passed.clear();
   const names = state.queue.classes.map((name, number) => ({ name, number }));
   element("names").replaceChildren(...names.map(({ name }) => make("option", "", { value: name })));
   const digit = (number) => (state.queue.classes.length <= BY_DIGIT ? String(number) : "");
@@ -32,13 +34,15 @@ export function begin(disputes) {
 
 // Show the next open sample, or a certain one, as after an undo. Returns whether there is one.
 export function next(wanted = null) {
-  left = resolving ? (state.standing?.disputed ?? []).map((each) => each.place).filter((each) => !passed.has(each)) : open();
+  if (resolving) resolved.delete(wanted);
+  left = resolving ? disputes().filter((each) => !passed.has(each) && !resolved.has(each)) : open();
   const found = wanted ?? left[0] ?? null;
   current = found;
   element("single").hidden = found === null;
   element("done").hidden = found !== null;
   if (found === null) {
-    element("done-text").textContent = resolving ? "There are no disagreements." : "You have decided on every sample of the queue.";
+    const all = "You have decided on every sample of the queue.";
+    element("done-text").textContent = resolving ? "There are no disagreements." : all;
     element("spoken").textContent = `${element("done-title").textContent}. ${element("done-text").textContent}`;
     return false;
   }
@@ -53,9 +57,12 @@ export function next(wanted = null) {
   return true;
 }
 
+const disputes = () => (state.standing?.disputed ?? []).map((each) => each.place);
+
 function describe(place) {
   const { label, guesses, file, id } = state.queue.entries[place];
-  element("which").textContent = `Sample ${place + 1} of ${state.queue.entries.length}, ${file ?? `number ${id} of the data`}`;
+  const total = state.queue.entries.length;
+  element("which").textContent = `Sample ${place + 1} of ${total}, ${file ?? `number ${id} of the data`}`;
   element("given").textContent = label === null ? "No given label" : `Given label: ${nameOf(label)}`;
   const digits = state.queue.classes.length > BY_DIGIT;
   element("guesses").replaceChildren(...guesses.map(([number, share], rank) => {
@@ -76,7 +83,8 @@ function describe(place) {
   }
   setTimeout(() => { if (current === place) remind(place); }); // once the sample is on the screen
   const model = guesses.map(([number, share]) => `${nameOf(number)} ${percent(share)}`).join(", ");
-  element("spoken").textContent = `${element("which").textContent}. ${element("given").textContent}. The model says ${model}. ${said}`;
+  const shown = ["which", "given"].map((name) => element(name).textContent).join(". ");
+  element("spoken").textContent = `${shown}. The model says ${model}. ${said}`;
 }
 
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
@@ -85,7 +93,7 @@ function commit(status, verified = null) {
   if (current === null) return;
   if (resolving && verified === null) passed.add(current);
   else decide([verified === null ? { place: current, status } : { place: current, status, verified }], resolving);
-  if (resolving && verified !== null) state.standing.disputed = state.standing.disputed.filter((each) => each.place !== current);
+  if (resolving && verified !== null) resolved.add(current);
   next();
 }
 
@@ -120,7 +128,8 @@ export function typed(text) {
   const near = names.flatMap((name, number) => (wanted && name.startsWith(wanted) ? [number] : []));
   const found = exact >= 0 ? exact : near.length === 1 ? near[0] : null;
   if (found === null) {
-    element("spoken").textContent = near.length ? `${near.length} classes begin with ${text}; type more.` : `No class is called ${text}.`;
+    const several = `${near.length} classes begin with ${text}; type more.`;
+    element("spoken").textContent = near.length ? several : `No class is called ${text}.`;
     return false;
   }
   relabel(found);
