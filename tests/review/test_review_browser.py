@@ -339,4 +339,3 @@ def test_arrays_are_drawn(tmp_path, visit):
     with cases.served(tmp_path) as server:
         page = visit(server)
         assert page.evaluate("document.querySelector('#stage img').naturalWidth") == 8
-        assert page.evaluate("document.querySelector('#stage img').className") == "tiny"

@@ -35,7 +35,6 @@ async function image(place) {
   shown.alt = `Sample ${place + 1}`;
   shown.src = `/sample/${place}`;
   await shown.decode();
-  if (Math.max(shown.naturalWidth, shown.naturalHeight) <= 128) shown.classList.add("tiny");
   return shown;
 }
 
