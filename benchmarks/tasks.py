@@ -424,6 +424,28 @@ def cifar10_verified_and_pool(shared: Path) -> tuple[nn.Module, Samples, Samples
     return _vgg11_bn(shared), verified, pool
 
 
+def cifar10_to_select_from(shared: Path) -> tuple[Pair, Tensor, Samples]:
+    """Return what the small ResNet can be corrected from, and what measures that; none of it is of the test file.
+
+    Parameters
+    ----------
+    shared
+        Folder with data.
+
+    Returns
+    -------
+    pool : tuple
+        The 4,000 images of the pool, with their true labels.
+    given : Tensor
+        The labels that one person gave each of them.
+    unseen : Samples
+        The training images of the last seed, with their true labels: no other seed is trained on them.
+    """
+    path, rows = shared / "data/cifar10_pool.parquet", RESNET_TRAINING * (RESNET_SEEDS - 1) + torch.arange(5000)
+    unseen = read_samples(_images(shared / "data/cifar10_train.parquet", rows))
+    return _images(path), _column(path, "label_human_random1"), unseen
+
+
 @lru_cache(maxsize=1)
 def _cifar10_test(shared: Path) -> Samples:
     return read_samples(_images(shared / "data/cifar10_test.parquet"))

@@ -205,6 +205,13 @@ def trusted() -> dict[str, Any]:
 TRUST = {"count": 30, "batch_size": 16, "progress": False}
 
 
+def chosen() -> dict[str, Any]:
+    """Samples to verify, by strategies that score all."""
+    model, samples = convolutional(torch.float32), pictures(100, torch.float32)
+    how = {"count": 30, "batch_size": 16, "progress": False}
+    return {each: verifix.select(model, samples, strategy=each, **how).entries for each in ("uncertain", "spread")}
+
+
 def proof() -> dict[str, Any]:
     """A nested proof."""
     found = verifix.prove(*noisy(torch.float64), recipe="project,refit", batch_size=16, progress=False)
@@ -257,7 +264,13 @@ def refused() -> dict[str, Any]:
     return messages
 
 
-EXTRA: dict[str, Callable[[], dict[str, Any]]] = {"trusted": trusted, "proof": proof, "work": work, "refused": refused}
+EXTRA: dict[str, Callable[[], dict[str, Any]]] = {
+    "trusted": trusted,
+    "chosen": chosen,
+    "proof": proof,
+    "work": work,
+    "refused": refused,
+}
 
 SHORT = ("choice, float32", "1000, float64", "1, float32", "1e6, float32", "memory", "work")
 """What four processes run, too: there the order of sums differs most."""

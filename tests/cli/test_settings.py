@@ -261,7 +261,11 @@ def test_flags_that_are_wrong_are_refused_in_one_line(words, said, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "give a command: demo, correct, select, review, score, compare, inspect, undo; see verifix --help"),
+        (
+            [],
+            "give a command: demo, correct, select, review, import, export, score, compare, inspect, undo; see verifix "
+            "--help",
+        ),
         (["scor"], 'Unknown command "scor". Did you mean "score"?'),
         (["undo", "a.pt"], "--out needs a value; see verifix undo --help"),
         (["score", "a.pt", "--model", "py:m.py:f"], "--data needs a value"),

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from tests.rank_cases import CASES, EXTRA, SHORT, found, launched, proof, trusted
+from tests.rank_cases import CASES, EXTRA, SHORT, chosen, found, launched, proof, trusted
 from verifix.model.ranks import share
 
 found_alone = cache(found)
@@ -62,6 +62,12 @@ def test_scores_of_trust_are_those_of_one_process_to_the_bit(together):
         for own in together:
             assert own["trusted"][method][0] == indices
             assert torch.equal(own["trusted"][method][1], scores)
+
+
+@BY_TWO
+def test_samples_to_verify_are_those_of_one_process(together):
+    for own in together:
+        assert own["chosen"] == chosen()
 
 
 @BY_TWO

@@ -50,7 +50,7 @@ def look(folder: Path) -> None:
     from verifix.algorithm import correct
     from verifix.cli.commands.common import check_names, device_wanted, open_model
     from verifix.cli.commands.review import SETTINGS
-    from verifix.cli.options import ReviewCommand
+    from verifix.cli.verifying_options import ReviewCommand
     from verifix.io.checkpoints.read import read_checkpoint
     from verifix.io.data.open import open_data
     from verifix.io.data.preprocessing import prepare

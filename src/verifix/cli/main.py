@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 from cyclopts import Parameter
 
+from verifix.cli.base_options import Command
 from verifix.cli.launch import Launch, launch_of, launched, silence
-from verifix.cli.options import COMMANDS, Command
+from verifix.cli.options import COMMANDS
 from verifix.cli.streams import nobody_reads, prepare_streams
 from verifix.errors import UsageError, VerifixError, printable
 from verifix.model.threads import wait_passively

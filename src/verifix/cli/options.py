@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
+from verifix.cli.base_options import Command, WritingCommand
+from verifix.cli.verifying_options import VERIFYING
 from verifix.errors import UsageError
 from verifix.evaluation.draw import check_drawn
 from verifix.io.data.records import header_of
@@ -23,8 +25,6 @@ from verifix.options import (
     TRUST_METHODS,
     TRUSTED_COUNT,
     VERIFIED_FROM,
-    ChoiceOptions,
-    CollectOptions,
     CorrectOptions,
     ExpectOptions,
     FoldOptions,
@@ -34,46 +34,7 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
-from verifix.selection.options import SelectOptions
-from verifix.settings import (
-    AS_TEXT,
-    DATA,
-    MAIN,
-    OUTPUT,
-    PROOF,
-    READS,
-    READS_DATA,
-    SWITCH,
-    WRITES,
-    Settings,
-    require,
-    whole,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command(Settings):
-    """What every command takes."""
-
-    needs: ClassVar[tuple[str, ...]] = ()  # settings that the command line insists on
-    shared: ClassVar[bool] = False  # whether several processes can share the work
-
-    json: Annotated[bool, OUTPUT, SWITCH] = False
-    """Print the result as JSON on stdout."""
-    config: Annotated[Sequence[str] | None, OUTPUT, READS] = None
-    """A YAML file with any of these settings, named with underscores. An option on the command line overrides the
-    file."""
-    print_config: Annotated[bool, OUTPUT, SWITCH] = False
-    """Print all settings in the form of such a file, and exit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritingCommand(Command):
-    """What every command takes that writes files."""
-
-    force: Annotated[bool, OUTPUT, SWITCH] = False
-    """Replace files that exist; with correct, also go on where the samples do not look as in training (see
-    --check-inputs), and write a correction whose gain is not proven."""
+from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, WRITES, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,31 +206,6 @@ class CorrectCommand(ResultOptions, ProofOptions, CorrectOptions, DataOptions, S
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOptions):
-    """Select the samples to verify next, for verifix review.
-
-    Example: verifix select net.safetensors --model py:net.py:build --data photos/ --count 300 --out queue.jsonl
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("model", "data", "out")
-    shared: ClassVar[bool] = True
-
-    out: Annotated[str, MAIN, WRITES]
-    """Where to write the queue, a .jsonl file."""
-    labels: Annotated[bool, DATA] = True
-    """Read the given labels. Turn it off if the samples have none."""
-
-    def __post_init__(self) -> None:
-        """Check that there are weights, and labels where they are needed."""
-        super().__post_init__()
-        self.need_weights("verifix select CHECKPOINT")
-        if not self.out.lower().endswith(".jsonl"):
-            raise UsageError(f"--out is {self.out}; a queue is a .jsonl file")
-        if not self.labels and self.by in ("balanced", "suspect"):
-            raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Command, RunOptions, ExpectOptions, LimitOptions, SampleOptions, CheckpointOptions):
     """Score a checkpoint on labelled samples.
 
@@ -375,45 +311,10 @@ class UndoCommand(WritingCommand):
     """The correction file that was written with the checkpoint. Default: the one beside it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReviewCommand(Command, ChoiceOptions, CollectOptions, DataOptions, CheckpointOptions):
-    """Verify samples by keyboard, on a page in the browser that only this machine can open.
-
-    With --model, a correction is made in the background after every 50 labels, and the page shows what it gains.
-
-    Example: verifix review queue.jsonl
-    """
-
-    needs: ClassVar[tuple[str, ...]] = ("queue",)
-
-    queue: Annotated[str, MAIN, READS] = field(kw_only=False)
-    """The samples to verify, as verifix select wrote them. Needs verifix[review]."""
-    checkpoint: Annotated[str | None, MAIN, READS] = None
-    """With --model: the trained weights, in any form that verifix correct takes."""
-    out: Annotated[str | None, MAIN, WRITES] = None
-    """The file of records (.jsonl), which is continued if it exists. Every decision is on the disk before the page says
-    that it is saved. Default: verified.jsonl beside the queue."""
-    port: Annotated[int, MAIN] = 8765
-    """Port of the page on 127.0.0.1; 0 for any that is free."""
-
-    def __post_init__(self) -> None:
-        """Check the port, and that a model can be run in the background."""
-        super().__post_init__()
-        require(whole(self.port) and self.port < 2**16, "port", self.port, "a whole number from 0 to 65535")
-        if self.model:
-            self.need_weights("--checkpoint")
-            if self.verified_from != "unseen":
-                raise UsageError(
-                    "--model shows the gain on samples that the model was not trained on; say so with --verified-from "
-                    "unseen, or omit --model"
-                )
-
-
-COMMANDS = {
+COMMANDS: dict[str, type[Command]] = {
     "demo": DemoCommand,
     "correct": CorrectCommand,
-    "select": SelectCommand,
-    "review": ReviewCommand,
+    **VERIFYING,
     "score": ScoreCommand,
     "compare": CompareCommand,
     "inspect": InspectCommand,

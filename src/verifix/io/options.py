@@ -79,7 +79,15 @@ def numbers(name: str, value: Sequence[float] | str | None) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(Settings):
+class PoolOptions(Settings):
+    """Where samples are that records refer to."""
+
+    pool: Annotated[str | None, DATA, READS_DATA] = None
+    """The data set that a queue or a file of verified records is about. Default: the one that the file names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(PoolOptions):
     """How samples are read and turned into the model's inputs."""
 
     mean: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
@@ -114,8 +122,6 @@ class DataOptions(Settings):
     image_root: Annotated[str | None, DATA, READS] = None
     """Folder that image paths in a table or saved dataset are relative to, and that they must point into. Default: the
     folder of the table or dataset."""
-    pool: Annotated[str | None, DATA, READS_DATA] = None
-    """The data set that a file of verified records (verifix review) is about. Default: the one that the file names."""
     classes: Annotated[Sequence[str] | None, DATA, AS_LIST, READS_LIST] = None
     """Class names in the order of the model's outputs, separated by commas, or a file with one name per line. Needed if
     labels are names and the model has no class names of its own."""

@@ -8,23 +8,16 @@ from typing import Any
 
 from verifix.cli.commands.compare import run_compare
 from verifix.cli.commands.correct import run_correct
+from verifix.cli.commands.exchange import run_export, run_import
 from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.places import read_by
 from verifix.cli.commands.review import run_review
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.select import run_select
 from verifix.cli.commands.undo import run_undo
-from verifix.cli.options import (
-    CompareCommand,
-    CorrectCommand,
-    DemoCommand,
-    InspectCommand,
-    ReviewCommand,
-    ScoreCommand,
-    SelectCommand,
-    UndoCommand,
-)
+from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 from verifix.cli.streams import diverted
+from verifix.cli.verifying_options import ExportCommand, ImportCommand, ReviewCommand, SelectCommand
 from verifix.errors import printable
 from verifix.io.models import neighbours
 from verifix.model.threads import one_thread
@@ -49,6 +42,8 @@ def run(command: Any, *, for_good: bool = False) -> int:
     runners: dict[type, Callable[[Any], tuple[int, Any, str]]] = {
         CorrectCommand: run_correct,
         SelectCommand: run_select,
+        ImportCommand: run_import,
+        ExportCommand: run_export,
         ScoreCommand: run_score,
         CompareCommand: run_compare,
         InspectCommand: run_inspect,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from verifix.cli.options import CorrectCommand, ScoreCommand, SelectCommand
+from verifix.cli.options import CorrectCommand, ScoreCommand
+from verifix.cli.verifying_options import SelectCommand
 from verifix.errors import DataError, UsageError
 from verifix.evaluation.predictions import as_weights
 from verifix.evaluation.shares import class_weights

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from verifix.io.data.open import SETS
+from verifix.io.data.records import header_of
 from verifix.io.models import model_files
 from verifix.settings import Role, Settings
 
@@ -63,11 +64,19 @@ def _data_files(value: str) -> list[Path]:
     places = [rest, rest.rpartition(":")[0]] if layout in SETS else [value, value.rpartition(":")[0]]
     pattern = re.sub(r"\{[^{}]*\}", "*", glob.escape(value))
     shards = glob.glob(pattern) if "{" in value else []  # noqa: PTH207 - it may begin anywhere
-    return [Path(place) for place in (*places, *shards) if place]
+    return [*(Path(place) for place in (*places, *shards) if place), *_behind(value)]
 
 
 def _one(value: str) -> list[Path]:
-    return [Path(value)]
+    return [Path(value), *_behind(value)]
+
+
+def _behind(value: str) -> list[Path]:
+    """Return what is read because a queue or a file of records names it: its data set, and earlier rounds."""
+    header = header_of(value)
+    if header is None:
+        return []
+    return [*(_data_files(header.data) if header.data != value else []), *map(Path, header.earlier)]
 
 
 FORMS: Mapping[Role, Callable[[str], list[Path]]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verifix.cli.commands.places import read_by
-from verifix.cli.options import ReviewCommand
+from verifix.cli.verifying_options import ReviewCommand
 from verifix.errors import printable
 from verifix.io.optional_imports import library
 from verifix.review.ledger import Ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model
 from verifix.cli.commands.places import read_by, written_by
-from verifix.cli.options import SelectCommand
+from verifix.cli.verifying_options import SelectCommand
 from verifix.errors import UsageError
 from verifix.io.data.identity import absolute, folder_of, opening_of
 from verifix.io.data.open import SETS, open_data
