@@ -23,6 +23,9 @@ BLOCK = re.compile(r"```(python|console|text)\n(.*?)```", re.S)
 SHOWN_AT = 20
 """The sample that is on the picture of the page."""
 
+FEW, VERDICTS = 8, ("Improved", "Not proven", "Harmful", "No change")
+"""Lines that are shown in full, and how the line with the verdict begins."""
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
@@ -144,9 +147,18 @@ def _told(page: Any) -> tuple[str, str]:
 
 
 def _renewed(text: str, outputs: list[str]) -> str:
-    """Return the page with new outputs."""
-    left = iter(outputs)
+    """Return the page with new outputs; of long ones, the first line, the verdict and the last line."""
+    left = map(_shortened, outputs)
     return re.sub(r"```text\n.*?```", lambda _: f"```text\n{next(left).rstrip()}\n```", text, flags=re.S)
+
+
+def _shortened(output: str) -> str:
+    lines = output.rstrip().split("\n")
+    verdict = next((i for i, line in enumerate(lines) if line.startswith(VERDICTS)), None)
+    if len(lines) <= FEW or verdict is None:
+        return output
+    kept = [[0], list(range(verdict, verdict + 3)), [len(lines) - 1]] if verdict else [list(range(3))]
+    return "\n…\n".join("\n".join(lines[i] for i in part) for part in kept)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 import verifix
+from tests import record_cases
 from tests.cases import small_data, small_net
 from tests.checkpoint_cases import arguments, some_net, write_world
 from verifix.cli.main import main
@@ -199,6 +200,10 @@ INPUTS = {
     "correction": ("f.correction.safetensors", "f.correction.safetensors"),
     "before": ("c.safetensors", "c.safetensors"),
     "after": ("c.safetensors", "c.safetensors"),
+    "queue": ("q.jsonl", "q.jsonl"),
+    "pool": ("v.npz", "v.npz"),
+    "source": ("c.safetensors", "c.safetensors"),
+    "records": ("c.safetensors", "c.safetensors"),
 }
 
 
@@ -207,13 +212,14 @@ def of_role(command: type, *roles: Role) -> list[str]:
     return [f.name for f in fields(command) if set(roles) & set(getattr(kinds[f.name], "__metadata__", ()))]
 
 
+ELSEWHERE = ("select", "import", "export")  # see tests/cli/test_cli_select.py and tests/cli/test_cli_exchange.py
 READING = [role for role in Role if role is not Role.WRITES]
 PAIRS = [
     (name, source, output)
     for name, command in COMMANDS.items()
     for source in of_role(command, *READING)
     for output in of_role(command, Role.WRITES)
-    if name != "demo"  # its only output is a folder; see below
+    if name not in ("demo", *ELSEWHERE)  # the only output of a demonstration is a folder; see below
 ]
 
 
@@ -221,12 +227,14 @@ def test_every_setting_that_may_name_a_path_says_so():
     """A text is a path unless it is known here to be something else, so that a new setting cannot be forgotten."""
     words = {
         "alpha",
+        "annotator",
         "batch_size",
         "budget",
         "crop_mode",
         "device",
         "drawn",
         "exclude",
+        "format",
         "expect_accuracy",
         "groups",
         "image_column",
@@ -242,6 +250,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         "proof",
         "recipe",
         "std",
+        "strategy",
         "text_column",
         "trust",
         "verified_from",
@@ -252,7 +261,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         assert texts - words <= set(of_role(command, *Role)), command
         assert not words & set(of_role(command, *Role)), command
         assert set(of_role(command, *READING)) <= INPUTS.keys()
-    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score"}
+    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "review"}
     assert len(PAIRS) > 50
 
 
@@ -263,6 +272,8 @@ def write_inputs() -> None:
     Path("classes.txt").write_text("a\nb\nc\n")
     Path("shares.txt").write_text("0.2\n0.3\n0.5\n")
     Path("cfg.yaml").write_text("json: false\n")
+    header = record_cases.header(Path("v.npz").resolve(), [None] * len(y), y.tolist(), None)
+    record_cases.write(Path("q.jsonl"), header | {"format": "verifix-queue-1"})
     Path("images").mkdir()
     model = some_net()
     verifix.collect_moments(model, (torch.from_numpy(x), torch.from_numpy(y)), progress=False).save("m.safetensors")
@@ -272,6 +283,9 @@ def words_of(name: str, source: str, output: str) -> list[str]:
     given, path = INPUTS[source]
     if name == "undo":
         words = ["undo", "f.safetensors"]
+    elif name == "review":
+        words = ["review", "q.jsonl", "--model", "py:net.py:build", "--checkpoint", "c.safetensors"]
+        words += ["--verified-from", "unseen"]
     elif name == "score":
         words = ["score", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
     else:
@@ -282,13 +296,13 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
             words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
-    flags = {} if source in ("checkpoint", "model", "verified", "data") and name != "undo" else {source: given}
+    flags = {} if source in ("checkpoint", "model", "verified", "data", "queue") and name != "undo" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"
     flags[output] = path
     return [
         *words,
-        *(["--force"] if name != "score" else []),
+        *(["--force"] if name not in ("score", "review") else []),
         *(word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", value)),
     ]
 
@@ -313,7 +327,7 @@ def test_no_input_of_any_setting_is_written_by_any_output(name, source, output, 
     monkeypatch.chdir(inputs)
     *words, given = words_of(name, source, output)
     expected = "is inside an input folder" if source == "image_root" else "is an input; it is never overwritten"
-    if output == "out" and not given.endswith(".safetensors"):
+    if output == "out" and not given.endswith(".safetensors") and name != "review":
         expected = "differ in format"  # which is looked at first
     spellings = [given, f"./images/../{given}"]
     if Path(given).exists() and expected != "differ in format":

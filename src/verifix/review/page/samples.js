@@ -5,6 +5,8 @@ import { make, state } from "/page/state.js";
 const AHEAD = 8; // samples that are loaded before their turn
 const KEPT = 64; // elements that stay in memory
 const KEPT_SMALL = 500;
+const ENLARGED = 8; // a small image is shown at most so many times as large, as what is larger is harder to recognise,
+const LEAST_SHOWN = 256; // but at least with so many pixels
 const loaded = new Map(); // place -> {element, ready}
 const smalls = new Map(); // place -> element
 
@@ -35,6 +37,8 @@ async function image(place) {
   shown.alt = `Sample ${place + 1}`;
   shown.src = `/sample/${place}`;
   await shown.decode();
+  const side = Math.max(shown.naturalWidth, shown.naturalHeight);
+  shown.style.setProperty("--most", `${Math.max(ENLARGED * side, LEAST_SHOWN)}px`);
   return shown;
 }
 
