@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 import verifix
-from tests import record_cases
 from tests.cases import small_data, small_net
 from tests.checkpoint_cases import arguments, some_net, write_world
+from tests.record_cases import header, record, write
 from verifix.cli.main import main
 from verifix.cli.options import COMMANDS
 from verifix.errors import UsageError
@@ -200,10 +200,10 @@ INPUTS = {
     "correction": ("f.correction.safetensors", "f.correction.safetensors"),
     "before": ("c.safetensors", "c.safetensors"),
     "after": ("c.safetensors", "c.safetensors"),
+    "pool": ("t.npz", "t.npz"),
+    "source": ("m.csv", "m.csv"),
     "queue": ("q.jsonl", "q.jsonl"),
-    "pool": ("v.npz", "v.npz"),
-    "source": ("c.safetensors", "c.safetensors"),
-    "records": ("c.safetensors", "c.safetensors"),
+    "records": ("r.jsonl", "r.jsonl"),
 }
 
 
@@ -212,14 +212,13 @@ def of_role(command: type, *roles: Role) -> list[str]:
     return [f.name for f in fields(command) if set(roles) & set(getattr(kinds[f.name], "__metadata__", ()))]
 
 
-ELSEWHERE = ("select", "import", "export")  # see tests/cli/test_cli_select.py and tests/cli/test_cli_exchange.py
 READING = [role for role in Role if role is not Role.WRITES]
 PAIRS = [
     (name, source, output)
     for name, command in COMMANDS.items()
     for source in of_role(command, *READING)
     for output in of_role(command, Role.WRITES)
-    if name not in ("demo", *ELSEWHERE)  # the only output of a demonstration is a folder; see below
+    if name != "demo"  # its only output is a folder; see below
 ]
 
 
@@ -234,8 +233,8 @@ def test_every_setting_that_may_name_a_path_says_so():
         "device",
         "drawn",
         "exclude",
-        "format",
         "expect_accuracy",
+        "format",
         "groups",
         "image_column",
         "include",
@@ -261,7 +260,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         assert texts - words <= set(of_role(command, *Role)), command
         assert not words & set(of_role(command, *Role)), command
         assert set(of_role(command, *READING)) <= INPUTS.keys()
-    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "review"}
+    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "select", "review", "import", "export"}
     assert len(PAIRS) > 50
 
 
@@ -272,9 +271,11 @@ def write_inputs() -> None:
     Path("classes.txt").write_text("a\nb\nc\n")
     Path("shares.txt").write_text("0.2\n0.3\n0.5\n")
     Path("cfg.yaml").write_text("json: false\n")
-    header = record_cases.header(Path("v.npz").resolve(), [None] * len(y), y.tolist(), None)
-    record_cases.write(Path("q.jsonl"), header | {"format": "verifix-queue-1"})
     Path("images").mkdir()
+    Path("m.csv").write_text("id,label\n0,1\n")
+    head = header("v.npz", [None] * 60, y.tolist(), None)
+    write(Path("r.jsonl"), head, record(0, "1", "2"))
+    write(Path("q.jsonl"), head | {"format": "verifix-queue-1"})
     model = some_net()
     verifix.collect_moments(model, (torch.from_numpy(x), torch.from_numpy(y)), progress=False).save("m.safetensors")
 
@@ -283,11 +284,20 @@ def words_of(name: str, source: str, output: str) -> list[str]:
     given, path = INPUTS[source]
     if name == "undo":
         words = ["undo", "f.safetensors"]
+    elif name == "score":
+        words = ["score", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
+    elif name == "select":
+        words = ["select", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz", "--out", "new.jsonl"]
+        path = "r.jsonl" if source == "verified" else path
+        words += ["--verified", "r.jsonl"] if source == "verified" else []
     elif name == "review":
         words = ["review", "q.jsonl", "--model", "py:net.py:build", "--checkpoint", "c.safetensors"]
         words += ["--verified-from", "unseen"]
-    elif name == "score":
-        words = ["score", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz"]
+    elif name == "import":
+        words = ["import", "m.csv", "--format", "manifest", "--out", "new.jsonl"]
+        words += [] if source == "queue" else ["--data", "v.npz"]
+    elif name == "export":
+        words = ["export", "r.jsonl", "--format", "cleaned", "--out", "new.csv"]
     else:
         words = arguments("c.safetensors", "new.safetensors")
         if source == "trusted":
@@ -296,7 +306,8 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
             words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
-    flags = {} if source in ("checkpoint", "model", "verified", "data", "queue") and name != "undo" else {source: given}
+    said = ("checkpoint", "model", "verified", "data", "source", "records", *(["queue"] if name == "review" else []))
+    flags = {} if source in said and name != "undo" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"
     flags[output] = path
@@ -327,7 +338,7 @@ def test_no_input_of_any_setting_is_written_by_any_output(name, source, output, 
     monkeypatch.chdir(inputs)
     *words, given = words_of(name, source, output)
     expected = "is inside an input folder" if source == "image_root" else "is an input; it is never overwritten"
-    if output == "out" and not given.endswith(".safetensors") and name != "review":
+    if name in ("correct", "undo") and output == "out" and not given.endswith(".safetensors"):
         expected = "differ in format"  # which is looked at first
     spellings = [given, f"./images/../{given}"]
     if Path(given).exists() and expected != "differ in format":

@@ -32,8 +32,6 @@ class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOpti
         """Check that there are weights, and labels where they are needed."""
         super().__post_init__()
         self.need_weights("verifix select CHECKPOINT")
-        if not self.out.lower().endswith(".jsonl"):
-            raise UsageError(f"--out is {self.out}; a queue is a .jsonl file")
         if not self.labels and self.by in ("balanced", "suspect"):
             raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
 
@@ -103,8 +101,6 @@ class ImportCommand(WritingCommand, DataOptions):
         super().__post_init__()
         if bool(self.data) == (self.queue is not None):
             raise UsageError("import needs one of --data and --queue, which say for which data set the labels are")
-        if not self.out.lower().endswith(".jsonl"):
-            raise UsageError(f"--out is {self.out}; records and queues are .jsonl files")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from verifix.cli.commands.places import read_by, written_by
+from verifix.cli.commands.places import check_lines, read_by, written_by
 from verifix.cli.verifying_options import ExportCommand, ImportCommand
 from verifix.errors import DataError, UsageError
 from verifix.io.data.identity import absolute, files_of, fingerprint_of, folder_of, opening_of
@@ -49,6 +49,7 @@ class Exchanged:
 def run_import(command: ImportCommand) -> tuple[int, Exchanged, str]:
     """Read what another tool found or decided; see `ImportCommand`."""
     check_apart(written_by(command), read_by(command))
+    check_lines(command.out)
     check_output(command.out, force=command.force)
     source = Path(command.source)
     if not source.exists():

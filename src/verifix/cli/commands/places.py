@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_type_hints
 
+from verifix.errors import UsageError
 from verifix.io.data.open import SETS
 from verifix.io.data.records import header_of
 from verifix.io.models import model_files
@@ -46,6 +47,12 @@ def written_by(command: Settings) -> list[Path]:
         In the order of their declaration.
     """
     return [Path(value) for role, value in _places(command) if role is Role.WRITES]
+
+
+def check_lines(out: str) -> None:
+    """Refuse a name for a queue or records that says it is another kind of file."""
+    if not out.lower().endswith(".jsonl"):
+        raise UsageError(f"--out is {out}; queues and records are .jsonl files")
 
 
 def _places(command: Settings) -> Iterator[tuple[Role, str]]:
