@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from tests.browsers import ARGUMENTS, chromium
 from tests.record_cases import fingerprint
 from tests.review import desk_cases as cases
+from verifix.cli.commands.review import _about
+from verifix.cli.main import parse
 from verifix.io.data.records import Header
 from verifix.io.data.verified import read_decisions
 from verifix.selection.queue import Entry, Queue, write_queue
@@ -339,3 +342,30 @@ def test_arrays_are_drawn(tmp_path, visit):
     with cases.served(tmp_path) as server:
         page = visit(server)
         assert page.evaluate("document.querySelector('#stage img').naturalWidth") == 8
+
+
+def test_the_gain_is_told_as_it_grows(tmp_path, visit):
+    """A correction was made in an earlier run of the page; it sets right all random samples but the first."""
+    queue = cases.make_queue(tmp_path, 40, drawn=20)
+    (tmp_path / "net.pt").write_bytes(b"weights")
+    flags = ["--model", "py:net.py:build", "--checkpoint", str(tmp_path / "net.pt"), "--verified-from", "unseen"]
+    about = _about(parse(["review", str(tmp_path / "queue.jsonl"), *flags]), queue)
+    of = {entry.id: entry for entry in queue.entries}
+    before = {str(i): (of[i].label + 1) % 4 for i in queue.header.random}
+    after = {str(i): before[str(i)] if turn == 0 else of[i].label for turn, i in enumerate(queue.header.random)}
+    look = {"about": about, "turns": 0, "labels": 50, "before": before, "after": after, "changed": True, "seconds": 1.0}
+    (tmp_path / "verified.looks.jsonl").write_text(json.dumps(look) + "\n")
+    with cases.served(tmp_path, *flags) as server:
+        client = server.connect()
+        assert client.decide(*((place, "ok", e.label) for place, e in enumerate(queue.entries[:8]))) == 200
+        told = visit(server).inner_text("#gain")
+        assert re.match(r"\+75\.0 points \(−\d+\.\d to \+100\.0\) on 4 random samples: 3 set right, 0 broken\. ", told)
+        more, random = map(
+            int, re.search(r"about (\d+) more labels \((\d+) of them of random samples\)", told).groups()
+        )
+        assert (more, 0 < random < 20) == (2 * random, True)
+        assert client.decide(*((place + 8, "ok", e.label) for place, e in enumerate(queue.entries[8:]))) == 200
+        page = visit(server, "Bob")
+        cases.wait_for(lambda: "on 20 random samples" in page.inner_text("#gain"))
+        assert "19 set right, 0 broken. The corrections improve the model; you may stop." in page.inner_text("#gain")
+        assert strange(page, server) == []

@@ -17,7 +17,7 @@ from verifix.review.ledger import Ledger, earlier_records
 from verifix.review.looks import Looks
 from verifix.review.pictures import Pictures
 from verifix.review.standing import in_turn, standing
-from verifix.selection.queue import Queue
+from verifix.selection.queue import RANDOM, Queue
 
 NAME = re.compile(r"[^\W_](?:[\w .,'@+-]{0,38}[\w.])?")
 """Names of people: letters and digits of any script, and little between them."""
@@ -79,7 +79,8 @@ class Desk:
             {"id": each.id, "file": each.file, "label": each.label, "guesses": each.guesses}
             for each in self.queue.entries
         ]
-        return {"classes": names, "texts": self.pictures.texts, "data": self.queue.header.data, "entries": entries}
+        random = sum(each.part == RANDOM for each in self.queue.entries)
+        return {"classes": names, "texts": self.pictures.texts, "random": random, "entries": entries}
 
     def decided(self, asked: Asked) -> dict[str, Any]:
         """Return what a person has decided: status and class by place, their order, and places of others alone."""

@@ -59,6 +59,12 @@ export async function refresh() {
   element("agreement").replaceChildren(make("li", "Nobody else has labelled the same samples."));
 }
 
+// Random samples are mixed with others in the queue, so that it takes more labels than random samples.
+function labels(random) {
+  const share = state.queue.random / state.queue.entries.length;
+  return `${Math.ceil(random / share)} more labels (${random} of them of random samples)`;
+}
+
 function gainText(gain) {
   if (!gain) return "Not measured: start verifix review with the model (--model) to see it.";
   const running = gain.running ? " A correction is being made." : "";
@@ -72,7 +78,7 @@ function gainText(gain) {
     harmful: "The corrections harm the model.",
     undecided: gain.more === null
       ? "It is not decided; the samples so far do not point in a direction."
-      : `It is not decided; about ${gain.more} more random samples would decide it if the trend holds.`,
+      : `It is not decided; about ${labels(gain.more)} would decide it if the trend holds.`,
   };
   return [
     `${points(estimate)} points (${points(low)} to ${points(high)}) on ${count} random samples:`,

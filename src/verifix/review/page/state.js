@@ -1,7 +1,7 @@
 // What is known of the queue and of one's own decisions, and their way to the server.
 
 export const state = {
-  queue: null, // {classes, texts, data, entries}
+  queue: null, // {classes, texts, random, entries}
   name: "",
   decisions: new Map(), // place in the queue -> [status, number of the class or null]
   others: new Set(), // places on which somebody else has decided
