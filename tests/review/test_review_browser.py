@@ -9,7 +9,7 @@ import statistics
 import numpy as np
 import pytest
 
-from tests.browsers import ARGUMENTS, chromium
+from tests.browsers import ARGUMENTS, FAINT, chromium
 from tests.record_cases import fingerprint
 from tests.review import desk_cases as cases
 from verifix.cli.commands.review import _about
@@ -254,6 +254,17 @@ def test_what_a_screen_reader_hears_and_a_keyboard_sees(tmp_path, visit):
         page.keyboard.press("k")  # nor if they are switched off
         page.click("text=Keep >> nth=0")
         assert len(saved(page, tmp_path / "verified.jsonl", 1)) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_what_is_behind_it(tmp_path, visit, scheme):
+    cases.make_queue(tmp_path, 8)
+    with cases.served(tmp_path) as server:
+        page = visit(server, color_scheme=scheme)
+        assert page.evaluate(FAINT) == []
+        page.keyboard.press("g")
+        page.wait_for_selector("#cells button")
+        assert page.evaluate(FAINT) == []
 
 
 def test_zoom_and_pictures_of_the_classes(tmp_path, visit):

@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.review import desk_cases as cases
 from verifix.cli.main import main
+from verifix.errors import DataError, UsageError
+from verifix.io.data.records import Record
 from verifix.io.data.tally import Tally
 from verifix.io.data.verified import read_decisions
+from verifix.review.ledger import Ledger
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +229,19 @@ def test_records_of_other_samples_are_not_continued(tmp_path, capsys):
     assert "holds records on other data" in capsys.readouterr().err
 
 
+def test_records_of_another_queue_of_the_same_samples_are_not_continued(tmp_path):
+    header = cases.make_queue(tmp_path, 8).header
+    with Ledger(tmp_path / "a.jsonl", header) as ledger:
+        assert ledger.append([Record(id=1, status="skip", annotator="ada")])[0].time.endswith("Z")
+    with pytest.raises(DataError, match="records of another queue of the same data"):
+        Ledger(tmp_path / "a.jsonl", replace(header, seed=1)).__enter__()
+    with Ledger(tmp_path / "a.jsonl", header) as ledger:  # the lock of the one that was refused is free again
+        assert ledger.tally().records == 1
+    for name, said in (("a.csv", "must end in .jsonl"), ("none/a.jsonl", "in a folder that exists")):
+        with pytest.raises(UsageError, match=said):
+            Ledger(tmp_path / name, header).__enter__()
+
+
 def test_only_this_machine_can_reach_it(server):
     with socket.socket() as other:
         other.settimeout(2)
@@ -372,8 +389,6 @@ def test_what_counts_of_records_is_what_a_slow_reading_finds():
 
 
 def random_record(rng, people):
-    from verifix.io.data.records import Record
-
     status = rng.choice(["ok", "relabel", "unsure", "skip", "undo", "undo"])
     verified = rng.choice("xy") if status in ("ok", "relabel") else None
     resolves = rng.random() < 0.2 and status in ("ok", "relabel", "undo")

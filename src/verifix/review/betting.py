@@ -30,8 +30,8 @@ BETS = np.expm1(np.geomspace(0.02, 5.0, 32))
 """The λ of the mixture, with equal weights: from log(1 + λ) = 0.02, for small differences over thousands of samples, to
 5, for a value that occurs although its mean is nearly 0."""
 
-STEPS = 40
-"""Bisections of a bound: to 10⁻¹² of the range."""
+STEPS = 26
+"""Bisections of a bound: to 10⁻⁸ of the range."""
 
 
 @dataclass(frozen=True)

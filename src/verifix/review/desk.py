@@ -70,6 +70,7 @@ class Desk:
         self.ledger = ledger
         self.looks = looks
         self.earlier = Tally(earlier_records(queue.header))
+        self._known: tuple[object, dict[str, Any]] | None = None
         self._place_of = {entry.id: place for place, entry in enumerate(queue.entries)}
 
     def described(self) -> dict[str, Any]:
@@ -123,8 +124,12 @@ class Desk:
     def standing(self) -> dict[str, Any]:
         """Return how far the verification is, and what it shows so far."""
         tally = self.ledger.tally()
-        found = standing(self.queue, self.earlier, tally, self.looks)
-        return {**asdict(found), "agreement": asdict(agreement(tally)), "disputed": self._disputes(tally)}
+        state = tally.records, self.looks.state
+        if self._known is None or self._known[0] != state:
+            found = asdict(standing(self.queue, self.earlier, tally, self.looks))
+            found |= {"agreement": asdict(agreement(tally)), "disputed": self._disputes(tally)}
+            self._known = state, found
+        return self._known[1]
 
     def tick(self) -> None:
         """Let the corrections in the background go on; see `Looks.tick`."""

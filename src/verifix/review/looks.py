@@ -125,6 +125,11 @@ class Looks:
         self._failed = ""
         self._last = max((look.labels for look in self.looks), default=0)
 
+    @property
+    def state(self) -> tuple[int, bool, str]:
+        """What `gain` depends on beside the labels: corrections, whether one is being made, and what failed."""
+        return len(self.looks), self._running is not None, self._failed
+
     def gain(self, turns: Turns) -> Gain | None:
         """Return what the corrections gain so far.
 

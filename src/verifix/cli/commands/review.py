@@ -14,8 +14,9 @@ from typing import Any
 
 from verifix.cli.commands.places import read_by
 from verifix.cli.verifying_options import ReviewCommand
-from verifix.errors import printable
+from verifix.errors import VerifixError, one_line, printable
 from verifix.io.optional_imports import library
+from verifix.progress import note
 from verifix.review.ledger import Ledger
 from verifix.review.looks import LOG, Looks
 from verifix.review.pictures import open_shown
@@ -99,7 +100,15 @@ def _tell(out: Path, address: str) -> None:
 
 def _tick(desk: Any, stopped: threading.Event) -> None:
     while not stopped.wait(CHECKED_EVERY):
+        _go_on(desk)
+
+
+def _go_on(desk: Any) -> None:
+    """Let the corrections in the background go on; if that fails, people can verify all the same."""
+    try:
         desk.tick()
+    except (OSError, VerifixError) as error:
+        note(f"no correction could be made in the background ({one_line(error)})")
 
 
 def _about(command: ReviewCommand, queue: Queue) -> str:

@@ -24,9 +24,15 @@ class Tally:
     ----------
     records
         In the order in which they were written.
+
+    Attributes
+    ----------
+    records
+        How many there are.
     """
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
+        self.records = 0
         self._of: dict[int, dict[str, list[Record]]] = {}
         self._resolved: dict[int, list[Record]] = {}
         self.add(records)
@@ -34,6 +40,7 @@ class Tally:
     def add(self, records: Iterable[Record]) -> None:
         """Take further records into account; one with the status "undo" takes the person's last one back."""
         for record in records:
+            self.records += 1
             if record.resolves:
                 kept = self._resolved.setdefault(record.id, [])
             else:
@@ -46,6 +53,7 @@ class Tally:
     def copy(self) -> Tally:
         """Return the same, which later records leave as it is."""
         made = Tally()
+        made.records = self.records
         made._of = {sample: {name: [*kept] for name, kept in of.items()} for sample, of in self._of.items()}
         made._resolved = {sample: [*kept] for sample, kept in self._resolved.items()}
         return made
