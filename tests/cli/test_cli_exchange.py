@@ -150,6 +150,7 @@ def test_cleanlab_takes_the_mask_and_the_table(verified, tmp_path, capsys):
         assert learned.get_label_issues().is_label_issue.tolist() == mask.tolist()
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # what cleanlab asks of pandas
 def test_label_issues_of_cleanlab_become_a_queue(photos, tmp_path, capsys):
     from cleanlab.classification import CleanLearning
     from cleanlab.datalab.datalab import Datalab
