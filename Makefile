@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-all demo test test-all lint clean
+.PHONY: bench bench-all demo tutorial test test-all lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,10 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/verifix demo
+
+# docs/tutorial.md from beginning to end, with a scripted reviewer in Chromium.
+tutorial: .venv/ready
+	$(BIN)/python tools/tutorial.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

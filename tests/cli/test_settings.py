@@ -263,7 +263,8 @@ def test_flags_that_are_wrong_are_refused_in_one_line(words, said, capsys):
     [
         (
             [],
-            "give a command: demo, correct, select, import, export, score, compare, inspect, undo; see verifix --help",
+            "give a command: demo, correct, select, review, import, export, score, compare, inspect, undo; see verifix "
+            "--help",
         ),
         (["scor"], 'Unknown command "scor". Did you mean "score"?'),
         (["undo", "a.pt"], "--out needs a value; see verifix undo --help"),

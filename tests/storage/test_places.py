@@ -260,7 +260,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         assert texts - words <= set(of_role(command, *Role)), command
         assert not words & set(of_role(command, *Role)), command
         assert set(of_role(command, *READING)) <= INPUTS.keys()
-    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "select", "import", "export"}
+    assert {name for name, *_ in PAIRS} == {"correct", "undo", "score", "select", "review", "import", "export"}
     assert len(PAIRS) > 50
 
 
@@ -290,6 +290,9 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         words = ["select", "c.safetensors", "--model", "py:net.py:build", "--data", "v.npz", "--out", "new.jsonl"]
         path = "r.jsonl" if source == "verified" else path
         words += ["--verified", "r.jsonl"] if source == "verified" else []
+    elif name == "review":
+        words = ["review", "q.jsonl", "--model", "py:net.py:build", "--checkpoint", "c.safetensors"]
+        words += ["--verified-from", "unseen"]
     elif name == "import":
         words = ["import", "m.csv", "--format", "manifest", "--out", "new.jsonl"]
         words += [] if source == "queue" else ["--data", "v.npz"]
@@ -303,14 +306,14 @@ def words_of(name: str, source: str, output: str) -> list[str]:
         if source in ("test", "class_shares", "weights_file"):
             at = words.index("--proof")
             words[at : at + 2] = ["--drawn", "random"] if source != "test" else []
-    said = ("checkpoint", "model", "verified", "data", "source", "records")
+    said = ("checkpoint", "model", "verified", "data", "source", "records", *(["queue"] if name == "review" else []))
     flags = {} if source in said and name != "undo" else {source: given}
     if name == "undo" and source == "checkpoint":
         flags, path = {}, "f.safetensors"
     flags[output] = path
     return [
         *words,
-        *(["--force"] if name != "score" else []),
+        *(["--force"] if name not in ("score", "review") else []),
         *(word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}", value)),
     ]
 

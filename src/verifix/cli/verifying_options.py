@@ -1,4 +1,4 @@
-"""The commands around the verified samples: which to verify, and exchange of labels with other tools."""
+"""The commands around the verified samples: which to verify, a page to do it on, and exchange with other tools."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal
 from verifix.cli.base_options import Command, WritingCommand
 from verifix.errors import UsageError
 from verifix.io.options import CheckpointOptions, DataOptions, PoolOptions, SampleOptions
+from verifix.options import ChoiceOptions, CollectOptions
 from verifix.selection.options import SelectOptions
-from verifix.settings import DATA, MAIN, NEEDED, READS, READS_DATA, WRITES
+from verifix.settings import DATA, MAIN, NEEDED, READS, READS_DATA, WRITES, require, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,40 @@ class SelectCommand(WritingCommand, SelectOptions, SampleOptions, CheckpointOpti
         self.need_weights("verifix select CHECKPOINT")
         if not self.labels and self.by in ("balanced", "suspect"):
             raise UsageError(f"--strategy {self.by} looks at given labels, which --no-labels says are not there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewCommand(Command, ChoiceOptions, CollectOptions, DataOptions, CheckpointOptions):
+    """Verify samples by keyboard, on a page in the browser that only this machine can open.
+
+    With --model, a correction is made in the background after every 50 labels, and the page shows what it gains.
+
+    Example: verifix review queue.jsonl
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("queue",)
+
+    queue: Annotated[str, MAIN, READS] = field(kw_only=False)
+    """The samples to verify, as verifix select wrote them. Needs verifix[review]."""
+    checkpoint: Annotated[str | None, MAIN, READS] = None
+    """With --model: the trained weights, in any form that verifix correct takes."""
+    out: Annotated[str | None, MAIN, WRITES] = None
+    """The file of records (.jsonl), which is continued if it exists. Every decision is on the disk before the page says
+    that it is saved. Default: verified.jsonl beside the queue."""
+    port: Annotated[int, MAIN] = 8765
+    """Port of the page on 127.0.0.1; 0 for any that is free."""
+
+    def __post_init__(self) -> None:
+        """Check the port, and that a model can be run in the background."""
+        super().__post_init__()
+        require(whole(self.port) and self.port < 2**16, "port", self.port, "a whole number from 0 to 65535")
+        if self.model:
+            self.need_weights("--checkpoint")
+            if self.verified_from != "unseen":
+                raise UsageError(
+                    "--model shows the gain on samples that the model was not trained on; say so with --verified-from "
+                    "unseen, or omit --model"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,5 +125,10 @@ class ExportCommand(WritingCommand, PoolOptions):
     """Where to write it."""
 
 
-VERIFYING: dict[str, type[Command]] = {"select": SelectCommand, "import": ImportCommand, "export": ExportCommand}
+VERIFYING: dict[str, type[Command]] = {
+    "select": SelectCommand,
+    "review": ReviewCommand,
+    "import": ImportCommand,
+    "export": ExportCommand,
+}
 """These commands, by name."""

@@ -11,12 +11,13 @@ from verifix.cli.commands.correct import run_correct
 from verifix.cli.commands.exchange import run_export, run_import
 from verifix.cli.commands.inspect import run_inspect
 from verifix.cli.commands.places import read_by
+from verifix.cli.commands.review import run_review
 from verifix.cli.commands.score import run_score
 from verifix.cli.commands.select import run_select
 from verifix.cli.commands.undo import run_undo
 from verifix.cli.options import CompareCommand, CorrectCommand, DemoCommand, InspectCommand, ScoreCommand, UndoCommand
 from verifix.cli.streams import diverted
-from verifix.cli.verifying_options import ExportCommand, ImportCommand, SelectCommand
+from verifix.cli.verifying_options import ExportCommand, ImportCommand, ReviewCommand, SelectCommand
 from verifix.errors import printable
 from verifix.io.models import neighbours
 from verifix.model.threads import one_thread
@@ -47,6 +48,7 @@ def run(command: Any, *, for_good: bool = False) -> int:
         CompareCommand: run_compare,
         InspectCommand: run_inspect,
         UndoCommand: run_undo,
+        ReviewCommand: run_review,
         DemoCommand: run_demo,
     }
     with diverted(for_good=for_good) as say:

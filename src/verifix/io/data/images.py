@@ -108,6 +108,13 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         """Return the SHA-256 of an image's size and pixels: 8-bit RGB, turned upright, before it is prepared."""
         return self._last[1] if self._last[0] == index else _pixels_digest(self._decoded(index))
 
+    def picture(self, index: int) -> Image.Image:
+        """Return an image as people should see it: upright, with 8 bits a channel, before it is prepared."""
+        image = self._decoded(index)
+        with contextlib.suppress(Exception):  # broken EXIF data says nothing on the image
+            return ImageOps.exif_transpose(image)
+        return image
+
     def remark(self) -> str:
         """Say how many of the images that were read have more frames or pages than the first; empty for none."""
         count = len(self._several)

@@ -79,6 +79,8 @@ class Record:
         "ok" (the given label is right), "relabel", "unsure", "skip"; "undo" takes the person's last record back.
     annotator, time
         Who, and when: ISO 8601 in UTC.
+    resolves
+        Whether it ends a disagreement: then it counts, whatever others have decided.
     """
 
     id: int
@@ -88,6 +90,7 @@ class Record:
     status: Literal["ok", "relabel", "unsure", "skip", "undo"]
     annotator: str
     time: str = ""
+    resolves: bool = False
 
 
 def header_of(path: str | Path) -> Header | None:

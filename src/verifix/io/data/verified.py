@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from verifix.io.data.identity import NAMED, files_of, fingerprint_of, folder_of
 from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.records import VERIFIED, Header, Record, header_of, read_lines
+from verifix.io.data.tally import Tally, decided_label
 from verifix.io.options import DataOptions, group_column
 from verifix.model.labels import LABEL_KEYS
 from verifix.model.sources import Source, ask_dataset
@@ -80,54 +81,21 @@ def read_decisions(path: str | Path) -> Decisions:
         earlier, found = read_lines(place, VERIFIED, Record)
         check_same(earlier, header.length, header.fingerprint, str(place), f"that of {path}")
         records += _checked(found, earlier, place)
-    return _together(header, standing([*records, *_checked(own, header, path)]))
+    return _together(header, [*records, *_checked(own, header, path)])
 
 
-def standing(records: Iterable[Record]) -> dict[tuple[int, str], Record]:
-    """Return the record of each sample and person that counts: the last one that was not taken back.
-
-    Parameters
-    ----------
-    records
-        In the order in which they were written.
-
-    Returns
-    -------
-    dict
-        By id and annotator.
-    """
-    every: dict[tuple[int, str], list[Record]] = {}
-    for record in records:
-        own = every.setdefault((record.id, record.annotator), [])
-        if record.status != "undo":
-            own.append(record)
-        elif own:
-            own.pop()
-    return {key: own[-1] for key, own in every.items() if own}
-
-
-def _together(header: Header, records: dict[tuple[int, str], Record]) -> Decisions:
+def _together(header: Header, records: Sequence[Record]) -> Decisions:
+    tally = Tally(records)
     labels: dict[int, str] = {}
     left_out: dict[int, str] = {}
-    for (number, _), record in records.items():
-        label = decided_label(record)
-        if label is None:
-            left_out.setdefault(number, record.status)
-        elif labels.setdefault(number, label) != label:
-            left_out[number] = "disagreement"
-    for number, why in list(left_out.items()):
-        if why != "disagreement" and number in labels:  # somebody else was sure
-            del left_out[number]
-        elif why == "disagreement":
-            del labels[number]
+    for number in tally.voted():
+        record = tally.outcome(number)
+        label = None if record is None else decided_label(record)
+        if label is not None:
+            labels[number] = label
+        else:
+            left_out[number] = "disagreement" if record is None else record.status
     return Decisions(header, labels, left_out)
-
-
-def decided_label(record: Record) -> str | None:
-    """Return the name of the right class as a record says it; None for "unsure" and "skip"."""
-    if record.status not in ("ok", "relabel"):
-        return None
-    return record.label if record.verified is None else record.verified
 
 
 def _checked(records: Sequence[Record], header: Header, path: object) -> Sequence[Record]:
