@@ -20,7 +20,7 @@ from verifix.capture.first_runs import check_runs
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.capture.layer import Layer
 from verifix.capture.memory_plan import Limits
-from verifix.capture.padding import Padding
+from verifix.capture.padding import Padding, remarks_on_padding
 from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
@@ -205,16 +205,6 @@ def limits_of(options: CollectOptions) -> Limits:
     sets = 1 + bool(getattr(options, "beside", False))  # the moments of unlabelled inputs take as much again
     sets += isinstance(options, CorrectOptions) and ProjectJittered in planned(options).stages  # and those of copies
     return Limits(options.memory_bytes, options.max_rows, options.seed, sets)
-
-
-def remarks_on_padding(padding: Padding) -> list[str]:
-    """Say which masks are read the other way round than models usually mean them."""
-    turned = "{} is read the other way round than usual: only then the answers do not depend on what it hides."
-    seen = "The answers depend on what {} hides; it is read as usual, and what it hides does not count."
-    return [
-        *(turned.format(name) for name in sorted(padding.inverted)),
-        *(seen.format(name) for name in sorted(padding.visible)),
-    ]
 
 
 def prepare(

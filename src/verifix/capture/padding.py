@@ -275,3 +275,13 @@ def _pad_in(given: Mapping[str, Any], pads: frozenset[int]) -> int | None:
             if found is not None:
                 return found
     return None
+
+
+def remarks_on_padding(padding: Padding) -> list[str]:
+    """Say which masks are read the other way round than models usually mean them."""
+    turned = "{} is read the other way round than usual: only then the answers do not depend on what it hides."
+    seen = "The answers depend on what {} hides; it is read as usual, and what it hides does not count."
+    return [
+        *(turned.format(name) for name in sorted(padding.inverted)),
+        *(seen.format(name) for name in sorted(padding.visible)),
+    ]
