@@ -87,6 +87,7 @@ def test_each_arm_has_the_truth_that_it_states():
         assert matching < 0.3 if arm.permuted else matching == pytest.approx(1 - arm.verified)
 
 
+@pytest.mark.usefixtures("short_training")
 def test_a_quick_simulation_makes_a_table(tmp_path, capsys):
     words = ["--quick", "--arms", "permuted", "gain 10", "--inputs", "verified", "--out", str(tmp_path / "runs.jsonl")]
     assert choice_simulation.main(words) == 0
