@@ -118,3 +118,30 @@ def test_a_strength_may_be_given_to_it():
         assert torch.allclose(value.double(), projected_by_hand(found.original[name], seen[name], 30.0), atol=1e-5)
         assert torch.allclose(again.corrected[name], value, atol=1e-6)
     assert verifix.correct(model, (x, y), **how).strengths == {"project": 30.0}
+
+
+class Routed(nn.Module):
+    """A network with an expert that only inputs which begin with exactly 1 reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rare, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        routed = x.clone()
+        (rows,) = (x[:, 0] == 1).nonzero(as_tuple=True)
+        if len(rows):
+            routed[rows] = self.rare(x[rows])
+        return self.head(routed)
+
+
+def test_a_layer_that_no_copy_reaches_is_projected_by_the_samples_alone():
+    _, x, y, _ = noisy_case()
+    x[::2, 0] = 1.0
+    model = Routed().eval()
+    with borrowed(model):
+        context = with_copies(context_of(model, x, y, folds=3, without=1), QUIET)
+        jittered, plain = ProjectJittered(context).fit(30.0), Project(context).fit(30.0)
+    assert torch.equal(jittered["rare.weight"], plain["rare.weight"])
+    assert not torch.allclose(jittered["head.weight"], plain["head.weight"], atol=1e-4)

@@ -12,9 +12,10 @@ from verifix.capture.collect import Collected
 from verifix.capture.input_statistics import watching_first_norm
 from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
+from verifix.model.samples import Samples
 from verifix.model.unlabelled import Unlabelled, named, part_of
 from verifix.options import CorrectOptions
-from verifix.recipe.context import Context
+from verifix.recipe.context import Context, Run
 
 SHARE = 1 / 4
 """Part of the budget that the pass over unlabelled inputs may take."""
@@ -45,7 +46,7 @@ def affordable(whole: Context, unlabelled: Unlabelled, options: CorrectOptions) 
     run, count, budget = whole.run, len(unlabelled), options.budget_seconds
     if math.isinf(budget) or count <= TRIAL:
         return unlabelled, ""
-    samples = replace(unlabelled.samples, forward=run.samples.forward, outputs=run.samples.outputs)
+    samples = _as_verified(unlabelled.samples, run)
     begun = time.perf_counter()
     with named("unlabelled"):
         run.collect(samples, [range(TRIAL)], min(run.batch_size, TRIAL), answered=False)
@@ -87,7 +88,7 @@ def with_unlabelled(whole: Context, unlabelled: Unlabelled, options: CorrectOpti
         If the model cannot run on the inputs, or something is not finite.
     """
     run = whole.run
-    samples = replace(unlabelled.samples, forward=run.samples.forward, outputs=run.samples.outputs)
+    samples = _as_verified(unlabelled.samples, run)
 
     def passed(size: int) -> Collected:
         return run.collect(samples, [range(len(samples))], size, show=options.progress, shared=True, answered=False)
@@ -97,3 +98,8 @@ def with_unlabelled(whole: Context, unlabelled: Unlabelled, options: CorrectOpti
         doubt = seen.gathered(run.model).remark()
     known = replace(unlabelled, samples=samples)
     return replace(whole, run=replace(run, unlabelled=known, beside=collected.folds[0])), doubt
+
+
+def _as_verified(samples: Samples, run: Run) -> Samples:
+    """Return samples that enter the model, and whose outputs are read, as those of the verified samples."""
+    return replace(samples, forward=run.samples.forward, outputs=run.samples.outputs)

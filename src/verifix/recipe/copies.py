@@ -41,8 +41,10 @@ def with_copies(whole: Context, options: CorrectOptions) -> Context:
     """
     run = whole.run
     count, copies = len(run.samples), min(COPIES, MOST // len(run.samples))
+    if copies == 0:
+        return whole
     change = jitter_for(whole, next(run.samples.batches(range(min(count, MOST // COPIES)), MOST // COPIES)).inputs)
-    if copies == 0 or change is None:
+    if change is None:
         return whole
     samples = _jittered(run.samples, copies, change, run.seed)
     folds = [[int(i) + copy * count for copy in range(copies) for i in fold] for fold in run.members]

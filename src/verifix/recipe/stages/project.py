@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
@@ -91,3 +92,33 @@ class Project(Stage):
             return prepare(read_matrix(layer, context.parameter), moments(layer), dtype=context.precision(layer))
 
         return context.run.by_layer(context.layers, made)
+
+
+class ProjectBeside(Project):
+    """`Project` by further moments of the original weights, beside those of the context's samples."""
+
+    @abstractmethod
+    def missing(self) -> str:
+        """Say what further moments lack; empty if they are there."""
+
+    @abstractmethod
+    def further(self, layer: Layer) -> Moments | None:
+        """Return the further moments of a layer; None if what they are of does not reach it."""
+
+    def obstacle(self) -> str:
+        """Say if there are no further moments, or if they are not those of the weights as they are now."""
+        if missing := self.missing():
+            return missing
+        if self.context.update:
+            return "an earlier stage has changed weights, and it projects the original ones; name it first"
+        return super().obstacle()
+
+    def moments(self) -> Callable[[Layer], Moments]:
+        """Return what adds the further moments of a layer to those over the context's samples."""
+        own = super().moments()
+
+        def summed(layer: Layer) -> Moments:
+            further = self.further(layer)
+            return own(layer) if further is None else own(layer) + further
+
+        return summed

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from verifix.capture.layer import Layer
 from verifix.moments import Moments
 from verifix.options import CorrectOptions
-from verifix.recipe.stages.project import Project
+from verifix.recipe.stages.project import ProjectBeside
 
 
-class ProjectJittered(Project):
+class ProjectJittered(ProjectBeside):
     """`Project`, whose moments are those of the samples to fit on and of copies of these, changed at random.
 
     Few samples excite few directions, and unseen samples of the same kind others that lie near: the copies say which.
@@ -25,16 +23,14 @@ class ProjectJittered(Project):
         """Return α if it is a number, and a recipe names this stage."""
         return None if options.alpha == "auto" or options.recipe == "auto" else float(options.alpha)
 
-    def obstacle(self) -> str:
-        """Say if there are no copies, or if their moments are not those of the weights as they are now."""
-        if self.context.run.copies is None:
-            return "inputs cannot be jittered, or samples are so many that copies would add nothing"
-        if self.context.update:
-            return "an earlier stage has changed weights, and it projects the original ones; name it first"
-        return super().obstacle()
+    def missing(self) -> str:
+        """Say if there are no copies."""
+        none = self.context.run.copies is None
+        return "inputs cannot be jittered, or samples are so many that copies would add nothing" if none else ""
 
-    def moments(self) -> Callable[[Layer], Moments]:
-        """Return what adds the moments of a layer over the copies to those over the context's samples."""
-        own, copies, folds = super().moments(), self.context.run.copies, self.context.folds
-        assert copies is not None  # noqa: S101 - `obstacle` has been asked
-        return lambda layer: own(layer) + copies.moments(layer, folds, {})
+    def further(self, layer: Layer) -> Moments | None:
+        """Return the moments of a layer over the copies of the context's samples."""
+        copies, folds = self.context.run.copies, self.context.folds
+        if copies is None or not any(layer in copies.folds[fold] for fold in folds):
+            return None
+        return copies.moments(layer, folds, {})
