@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 import verifix
 from tests.cases import small_data, small_net
+from tests.deadly import Counted, killed
 from verifix.errors import UsageError
 from verifix.model import reading
 from verifix.storage import chunks
@@ -20,23 +18,10 @@ from verifix.storage import chunks
 COUNT = 80
 
 
-class Counted(Dataset):
-    """Samples that note which of them are read, and may kill the process at one of them."""
-
-    def __init__(self, deadly: int | None = None, shift: float = 0.0) -> None:
-        self.inputs, self.labels = small_data(COUNT)
-        self.inputs[40:] += shift
-        self.read: list[int] = []
-        self.deadly = deadly
-
-    def __len__(self) -> int:
-        return COUNT
-
-    def __getitem__(self, index: int):
-        self.read.append(index)
-        if len(self.read) == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.inputs[index], self.labels[index]
+def counted(deadly: int | None = None, shift: float = 0.0) -> Counted:
+    inputs, labels = small_data(COUNT)
+    inputs[40:] += shift
+    return Counted(inputs, labels, deadly)
 
 
 @pytest.fixture(autouse=True)
@@ -51,23 +36,14 @@ def trusted(data, folder: Path | None = None, seed: int = 0) -> verifix.Trusted:
     return verifix.trust(small_net().eval(), data, count=30, batch_size=8, scores=where, progress=False)
 
 
-def killed(folder: Path, deadly: int) -> None:
-    """Run in a child process that is killed when it reads so many samples."""
-    pid = os.fork()
-    if pid == 0:
-        trusted(Counted(deadly), folder)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("deadly", [1, 20, 50, COUNT, COUNT + 5, COUNT + 60])
 def test_a_killed_run_goes_on_where_it_was(deadly, tmp_path):
-    want = trusted(Counted())
+    want = trusted(counted())
     folder = tmp_path / "scores"
-    killed(folder, deadly)
+    killed(lambda: trusted(counted(deadly), folder))
     finished = len(list(folder.glob("read-*.npz")))
     assert finished == min(deadly - 1, COUNT) // 16
-    data = Counted()
+    data = counted()
     found = trusted(data, folder)
     assert torch.equal(found.scores, want.scores)
     assert found.indices == want.indices
@@ -83,9 +59,9 @@ def test_what_has_been_scored_is_not_run_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(chunks.Chunks, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            trusted(Counted(), folder)
+            trusted(counted(), folder)
     assert len(list(folder.glob("scores-*.npz"))) == len(list(folder.glob("read-*.npz"))) == COUNT // 16
-    data = Counted()
+    data = counted()
     trusted(data, folder)
     assert len(data.read) < COUNT  # the first one of each chunk, and those that models are tried on
 
@@ -93,23 +69,23 @@ def test_what_has_been_scored_is_not_run_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: trusted(Counted(shift=1.0), folder), r"sample 48 has changed|sample 64 has changed"),
-        (lambda folder: trusted(Counted(), folder, seed=1), "run with model_sha256"),
-        (lambda folder: (folder / "mine.txt").touch() or trusted(Counted(), folder), "other files .mine.txt."),
-        (lambda folder: trusted(Counted(), folder / "deeper" / "still"), "name a new folder"),
+        (lambda folder: trusted(counted(shift=1.0), folder), r"sample 48 has changed|sample 64 has changed"),
+        (lambda folder: trusted(counted(), folder, seed=1), "run with model_sha256"),
+        (lambda folder: (folder / "mine.txt").touch() or trusted(counted(), folder), "other files .mine.txt."),
+        (lambda folder: trusted(counted(), folder / "deeper" / "still"), "name a new folder"),
     ],
 )
 def test_chunks_of_something_else_are_refused(change, message, tmp_path):
     folder = tmp_path / "scores"
-    killed(folder, COUNT + 60)
+    killed(lambda: trusted(counted(COUNT + 60), folder))
     with pytest.raises(UsageError, match=message) as error:
         change(folder)
     assert "\n" not in str(error.value)
 
 
 def test_finished_scores_are_not_replaced(tmp_path):
-    trusted(Counted(), tmp_path / "scores")
+    trusted(counted(), tmp_path / "scores")
     before = (tmp_path / "scores" / "scores-00000-of-00001.parquet").read_bytes()
     with pytest.raises(UsageError, match="scores of a finished run"):
-        trusted(Counted(), tmp_path / "scores")
+        trusted(counted(), tmp_path / "scores")
     assert (tmp_path / "scores" / "scores-00000-of-00001.parquet").read_bytes() == before

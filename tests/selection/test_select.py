@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 import verifix
+from tests.deadly import Counted, killed
 from tests.record_cases import record, write
 from verifix.errors import DataError, UsageError
 from verifix.io.data.records import VERIFIED, Header, Record, spelled
@@ -271,22 +269,8 @@ def test_strategies_that_look_at_labels_need_them(strategy):
     assert [entry.id for entry in selected("uncertain", (x, y), count=COUNT).entries if entry.label is None] == [4]
 
 
-class Counted(Dataset):
-    """Samples that note which of them are read, and may kill the process at one of them."""
-
-    def __init__(self, deadly: int | None = None) -> None:
-        self.pair = data()
-        self.read: list[int] = []
-        self.deadly = deadly
-
-    def __len__(self) -> int:
-        return COUNT
-
-    def __getitem__(self, index: int):
-        self.read.append(index)
-        if len(self.read) == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self.pair[0][index], self.pair[1][index]
+def counted(deadly: int | None = None) -> Counted:
+    return Counted(*data(), deadly)
 
 
 @pytest.mark.parametrize("strategy", ["uncertain", "suspect", "spread"])
@@ -294,14 +278,10 @@ class Counted(Dataset):
 def test_a_killed_run_goes_on_where_it_was(strategy, deadly, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK", 16)
     monkeypatch.setattr(reading, "MEMORY_BYTES", 0)
-    want = selected(strategy, Counted())
+    want = selected(strategy, counted())
     folder = tmp_path / "scores"
-    pid = os.fork()
-    if pid == 0:
-        selected(strategy, Counted(deadly), scores=str(folder))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    again = Counted()
+    killed(lambda: selected(strategy, counted(deadly), scores=str(folder)))
+    again = counted()
     found = selected(strategy, again, scores=str(folder))
     assert found.entries == want.entries
     assert found.header == want.header
@@ -311,13 +291,13 @@ def test_a_killed_run_goes_on_where_it_was(strategy, deadly, tmp_path, monkeypat
     table = pq.read_table(folder).to_pydict()
     assert sorted(want.indices) == [i for i, picked in zip(table["sample"], table["picked"], strict=True) if picked]
     with pytest.raises(UsageError, match="scores of a finished run"):
-        selected(strategy, Counted(), scores=str(folder))
+        selected(strategy, counted(), scores=str(folder))
 
 
 def test_strategies_that_score_nothing_run_only_what_they_select():
-    counted = Counted()
+    pool = counted()
     model = net()
     runs = []
     model.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
-    verifix.select(model, counted, strategy="random", count=10, batch_size=5, progress=False)
+    verifix.select(model, pool, strategy="random", count=10, batch_size=5, progress=False)
     assert sum(runs) < 40
