@@ -41,18 +41,27 @@ def test_what_is_no_time_is_refused_in_one_line(bad):
 def test_a_stage_is_stopped_once_its_first_fold_shows_that_it_takes_too_long(monkeypatch):
     clock = itertools.count().__next__  # every look at it is a second
     monkeypatch.setattr("verifix.recipe.budget.time.perf_counter", clock)
-    watch = Stopwatch(left=30.0, fits=40, first=4)
-    for _ in range(3):
+    watch = Stopwatch(left=30.0, fits=40)
+    for _ in range(4):
         watch.fitted()
     with pytest.raises(OutOfTimeError) as caught:
+        watch.folded(0)
+    assert caught.value.seconds == 50.0  # 10 times what 4 fits and the end of the fold took
+    assert watch.expected == 50.0
+
+
+def test_fits_that_are_spared_are_not_foreseen(monkeypatch):
+    monkeypatch.setattr("verifix.recipe.budget.time.perf_counter", itertools.count().__next__)
+    watch = Stopwatch(left=30.0, fits=40)
+    for _ in range(4):
         watch.fitted()
-    assert caught.value.seconds == 40.0
-    assert watch.expected == 40.0
+    watch.folded(18)
+    assert watch.expected == 5 * 22 / 4
 
 
 def test_a_stage_is_stopped_when_nothing_is_left(monkeypatch):
     monkeypatch.setattr("verifix.recipe.budget.time.perf_counter", itertools.count(step=10).__next__)
-    watch = Stopwatch(left=25.0, fits=40, first=4)
+    watch = Stopwatch(left=25.0, fits=40)
     watch.fitted()
     watch.fitted()
     with pytest.raises(OutOfTimeError) as caught:
@@ -62,10 +71,12 @@ def test_a_stage_is_stopped_when_nothing_is_left(monkeypatch):
 
 def test_a_stage_that_fits_runs_to_its_end(monkeypatch):
     monkeypatch.setattr("verifix.recipe.budget.time.perf_counter", itertools.count().__next__)
-    watch = Stopwatch(left=40.0, fits=40, first=4)
-    for _ in range(40):
-        watch.fitted()
-    assert watch.expected == 40.0
+    watch = Stopwatch(left=50.0, fits=40)
+    for _ in range(10):
+        for _ in range(4):
+            watch.fitted()
+        watch.folded(0)
+    assert watch.expected == 50.0
 
 
 def test_a_slow_stage_is_dropped_after_its_first_fold_and_tells_what_it_would_have_taken():

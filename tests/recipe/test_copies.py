@@ -46,12 +46,12 @@ def test_a_fold_is_projected_by_its_own_samples_and_their_copies_alone(batch_siz
         assert not any(torch.allclose(plain[name], value, atol=1e-4) for name, value in update.items())
 
 
-def test_there_are_ten_of_each_as_far_as_there_are_two_thousand(monkeypatch):
+def test_there_are_ten_of_each_as_far_as_there_are_two_thousand_and_four_or_none(monkeypatch):
     model, x, y, _ = noisy_case()
     with borrowed(model):
         context = context_of(model, x, y)
         layer = context.layers[0]
-        for most, expected in ((2000, 600), (200, 180), (60, 60), (59, None)):
+        for most, expected in ((2000, 600), (300, 300), (240, 240), (239, None)):
             monkeypatch.setattr(copies, "MOST", most)
             found = with_copies(context, QUIET).run.copies
             assert (None if found is None else found.moments(layer, [0], {}).n) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch import nn
 
 import verifix
@@ -12,6 +13,7 @@ from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix.cli.demo import digits
 from verifix.recipe import crossfit
+from verifix.recipe.decision import of_other_kinds
 from verifix.recipe.stages.linear_probe import LinearProbe
 from verifix.recipe.stages.refit import Refit
 
@@ -64,11 +66,34 @@ def test_the_race_chooses_what_all_folds_choose_and_scores_it_alike(trained, cou
         assert {*one.dropped, *(p.strength for p in one.points)} == every.keys()
 
 
+def test_the_better_way_to_train_goes_on_alone(trained, short_training, monkeypatch):
+    choice = corrected(trained, 200, "finetune").choices["finetune"]
+    points = [point.strength for point in choice.points if point.strength is not None]
+    (jitter,) = {jitter for _, _, jitter in points}
+    assert {1 - jitter} <= {other for _, _, other in choice.dropped}
+    monkeypatch.setattr(crossfit, "ENOUGH", math.inf)
+    whole = corrected(trained, 200, "finetune").choices["finetune"]
+    assert {jitter for point in whole.points[1:] for _, _, jitter in [point.strength]} == {0.0, 1.0}
+    assert {*points, *choice.dropped} == {point.strength for point in whole.points[1:]}
+
+
+def test_kinds_are_told_by_one_number_and_the_best_strength_decides():
+    losses = {
+        None: torch.tensor([0.0, 0.0]),
+        (1.0, 0.0): torch.tensor([5.0, 1.0]),
+        (2.0, 0.0): torch.tensor([1.0, 2.0]),
+    }
+    losses |= {(1.0, 1.0): torch.tensor([2.0, 2.5]), (2.0, 1.0): torch.tensor([4.0, 4.5])}
+    kinds = [strength for strength in losses if strength is not None]
+    assert of_other_kinds(losses, kinds, 1) == {(1.0, 1.0): 0.75, (2.0, 1.0): 2.75}
+    assert of_other_kinds(losses, kinds, 0) == {(1.0, 0.0): 1.5, (1.0, 1.0): 0.75}
+
+
 def test_what_was_dropped_is_said(trained):
     choice = corrected(trained, 200, "verifix").choices["project"]
     assert 1e6 in choice.dropped
     assert "1e+06 " in choice.reason
-    assert choice.reason.endswith("dropped after the first folds, losing clearly there")
+    assert choice.reason.endswith("dropped after the first folds, losing there")
 
 
 @pytest.mark.parametrize("stage", [Refit, LinearProbe])

@@ -24,38 +24,50 @@ class Stopwatch:
     left
         Seconds that choosing may take.
     fits
-        How many fits choosing needs.
-    first
-        After how many of them what it takes is foreseen: those of the first fold, which hold a share of what all
-        strengths have in common.
+        How many fits choosing needs, unless some are spared.
 
     Attributes
     ----------
     expected
-        Seconds that choosing was expected to take then; None before.
+        Seconds that choosing was expected to take by the end of the first fold, whose fits hold a share of what all
+        strengths have in common; None before.
     """
 
-    def __init__(self, left: float, fits: int, first: int) -> None:
-        self.left, self.fits, self.first = left, fits, first
+    def __init__(self, left: float, fits: int) -> None:
+        self.left, self.fits = left, fits
         self.expected: float | None = None
         self._begun, self._done = time.perf_counter(), 0
 
-    def fitted(self, count: int = 1) -> None:
-        """Note one more fit, or several that need not be made.
+    def fitted(self) -> None:
+        """Note one more fit.
 
         Raises
         ------
         OutOfTimeError
-            If nothing is left, or what is left will not suffice by the time that the first fold took.
+            If nothing is left.
         """
-        self._done += count
-        elapsed = time.perf_counter() - self._begun
-        if math.isfinite(self.left):  # all processes stop at once, by the clock of the first
-            elapsed = ranks.from_first(elapsed)
-        expected = elapsed * max(self.fits / self._done, 1.0)
-        if self.expected is None and self._done >= self.first:
-            self.expected = expected
-            if expected > self.left:
-                raise OutOfTimeError(expected)
+        self._done += 1
+        elapsed = self._elapsed()
         if elapsed > self.left:
-            raise OutOfTimeError(expected)
+            raise OutOfTimeError(self._foreseen(elapsed))
+
+    def folded(self, spared: int) -> None:
+        """Note the end of a fold, and how many fits are not needed any more.
+
+        Raises
+        ------
+        OutOfTimeError
+            If it is the first one, and what is left will not suffice by the time that it took.
+        """
+        self.fits -= spared
+        if self.expected is None:
+            self.expected = self._foreseen(self._elapsed())
+            if self.expected > self.left:
+                raise OutOfTimeError(self.expected)
+
+    def _elapsed(self) -> float:
+        elapsed = time.perf_counter() - self._begun
+        return ranks.from_first(elapsed) if math.isfinite(self.left) else elapsed  # all processes stop at once
+
+    def _foreseen(self, elapsed: float) -> float:
+        return elapsed * max(self.fits / self._done, 1.0)

@@ -40,9 +40,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Listed:
-    """A few strengths, all tried at once."""
+    """A few strengths, all tried at once.
+
+    Attributes
+    ----------
+    strengths
+        The strengths.
+    kind
+        Which number of them, if any, says how a fit is made that others share: after the first comparison, only the
+        kind with the best strength goes on.
+    """
 
     strengths: tuple[Strength, ...]
+    kind: int | None = None
 
     @property
     def rounds(self) -> list[int]:

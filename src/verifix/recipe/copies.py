@@ -15,8 +15,9 @@ from verifix.options import CorrectOptions
 from verifix.recipe.context import Context
 from verifix.recipe.stages.jitter import Change, jitter_for
 
-COPIES, MOST = 10, 2000
-"""Copies of each sample, as far as there are no more than `MOST` in all: with many samples they add nothing."""
+COPIES, FEWEST, MOST = 10, 4, 2000
+"""Copies of each sample, as far as there are no more than `MOST` in all. With so many samples that this would be fewer
+than `FEWEST` of each, there are none: they would add nothing."""
 
 
 def with_copies(whole: Context, options: CorrectOptions) -> Context:
@@ -41,7 +42,7 @@ def with_copies(whole: Context, options: CorrectOptions) -> Context:
     """
     run = whole.run
     count, copies = len(run.samples), min(COPIES, MOST // len(run.samples))
-    if copies == 0:
+    if copies < FEWEST:
         return whole
     change = jitter_for(whole, next(run.samples.batches(range(min(count, MOST // COPIES)), MOST // COPIES)).inputs)
     if change is None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.progress import duration, progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
-from verifix.recipe.candidates import Candidates, Strength
+from verifix.recipe.candidates import Candidates, Listed, Strength
 from verifix.recipe.context import Context
-from verifix.recipe.decision import Choice, Raced, Scores, behind, choose, given, not_tried
+from verifix.recipe.decision import Choice, Raced, Scores, behind, choose, given, not_tried, of_other_kinds
 from verifix.recipe.stages import Stage
 
 Rival = Tensor
@@ -224,7 +225,7 @@ def _choose(
         return not_tried("nothing of the budget remains")
     candidates = trials[parts[0]].fitter.candidates()
     at_once = -(-len(parts) // ranks.size())
-    watch = Stopwatch(left, at_once * sum(candidates.rounds), candidates.rounds[0])
+    watch = Stopwatch(left, at_once * sum(candidates.rounds))
     try:
         choice = choose_strength(trials, candidates, whole, parts, rules, watch, rival)
     except OutOfTimeError as late:
@@ -257,17 +258,31 @@ def choose_strength(
         with progress_bar(
             f"strength of {trials.stage.name}", len(parts) * len(strengths), rules.options.progress, unit="fit"
         ) as bar:
-
-            def fitted(count: int = 1) -> None:
-                bar.update(count)
-                watch.fitted(count)
-
-            lost = race(whole, tried, strengths, finished, loss, fitted, rival)
+            kind = candidates.kind if isinstance(candidates, Listed) else None
+            lost = race(whole, tried, strengths, finished, loss, Meter(bar, watch), rival, kind)
         left = [strength for strength in strengths if strength not in lost]
         finished.extend(left)
         return Raced({strength: scores(strength) for strength in left}, lost)
 
     return choose(scores(None), cross_fitted, candidates)
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Shows and times the fits of a stage."""
+
+    bar: Any
+    watch: Stopwatch
+
+    def fitted(self) -> None:
+        """Note one more fit."""
+        self.bar.update()
+        self.watch.fitted()
+
+    def folded(self, lost: int, left: int) -> None:
+        """Note the end of a fold, and how many strengths need not be fitted in how many folds that are left."""
+        self.bar.update(lost * left)
+        self.watch.folded(lost * -(-left // ranks.size()))
 
 
 def scores_of(whole: Context, logits: Tensor, rules: Rules) -> Scores:
@@ -322,10 +337,11 @@ def race(
     strengths: Sequence[Strength],
     finished: Sequence[Strength | None],
     loss: Score,
-    fitted: Callable[[int], object],
+    meter: Meter,
     rival: Rival | None = None,
+    kind: int | None = None,
 ) -> dict[Strength, float]:
-    """Fit a stage with some strengths in one part after the other; those that clearly lose early run no further.
+    """Fit a stage with some strengths in one part after the other; those that lose early run no further.
 
     Parameters
     ----------
@@ -337,15 +353,18 @@ def race(
         Strengths that have been fitted in all parts: they are raced against, too.
     loss
         By what they are compared, as soon as there are `ENOUGH` samples.
-    fitted
-        Told how many fits were made, or will not be.
+    meter
+        Told of the fits that were made, and of those that will not be.
     rival
         What another path predicts for all samples of `whole`, raced against, too.
+    kind
+        See `verifix.recipe.candidates.Listed`.
 
     Returns
     -------
     dict
-        The strengths that were dropped, and by how much they lost; see `verifix.recipe.decision.behind`.
+        The strengths that were dropped, and by how much they lost: see `verifix.recipe.decision.behind` and
+        `of_other_kinds`.
     """
     lost: dict[Strength, float] = {}
     for count, part in enumerate(parts, 1):
@@ -357,14 +376,16 @@ def race(
         with part.fitter.round():
             for strength in left:
                 part.predicted(strength)
-                fitted(1)
-        seen = HeldOut(whole, parts[:count])
+                meter.fitted()
+        seen, fresh = HeldOut(whole, parts[:count]), dict[Strength, float]()
         if count < len(parts) and len(seen.labels) >= ENOUGH:
             losses: dict[Strength | None, Tensor] = {k: seen.losses(k, loss) for k in [*finished, *left]}
             if rival is not None:
                 among = torch.isin(torch.tensor(whole.indices), torch.tensor(seen.indices))
                 losses[None] = apply_score(loss, rival[among], seen.labels, "loss", per_sample=True)
             fresh = behind(losses, left, seen.groups)
+            if kind is not None:
+                fresh = of_other_kinds(losses, left, kind) | fresh
             lost |= fresh
-            fitted(len(fresh) * (len(parts) - count))
+        meter.folded(len(fresh), len(parts) - count)
     return lost

@@ -109,7 +109,7 @@ class Choice:
     about
         What the stage does, in one sentence; empty if that is not known.
     dropped
-        Strengths that lost clearly on the first folds, and were not tried in the others; ascending.
+        Strengths that lost on the first folds, and were not tried in the others; ascending.
     note
         What the scores are and are not.
     """
@@ -218,7 +218,7 @@ def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], ca
 
 def _dropped(strengths: Sequence[Strength]) -> str:
     were = "was" if len(strengths) == 1 else "were"
-    return f"{', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing clearly there"
+    return f"{', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing there"
 
 
 def behind(
@@ -248,6 +248,32 @@ def behind(
         for strength, gap in gaps.items()
         if float(gap.mean()) > BEHIND * _standard_error(gap, groups)
     }
+
+
+def of_other_kinds(
+    losses: Mapping[Strength | None, Tensor], strengths: Sequence[Strength], kind: int
+) -> dict[Strength, float]:
+    """Return the strengths that are not of the kind of the best one, and by how much they lose to it.
+
+    Parameters
+    ----------
+    losses, strengths
+        As in `behind`.
+    kind
+        See `Listed`.
+
+    Returns
+    -------
+    dict
+        Strength → nats per sample above the smallest mean loss.
+    """
+    means = {strength: float(losses[strength].mean()) for strength in strengths}
+    best = min(means, key=means.__getitem__)
+    return {s: mean - means[best] for s, mean in means.items() if _number(s, kind) != _number(best, kind)}
+
+
+def _number(strength: Strength, place: int) -> float:
+    return strength[place] if isinstance(strength, tuple) else strength
 
 
 def _neighbours(

@@ -100,7 +100,8 @@ class Distill(Stage):
     def candidates(self) -> Listed:
         """Return both lengths, with given labels and without if there are any."""
         trusts = (0.0,) if self.beside.given is None else (0.0, TRUST)
-        return Listed(tuple((float(seen), trust) for trust in trusts for seen in self.lengths))
+        strengths = tuple((float(seen), trust) for trust in trusts for seen in self.lengths)
+        return Listed(strengths, kind=self.numbers.index("trust"))
 
     def fit(self, strength: tuple[float, float]) -> Update:
         """Return the student's weights.

@@ -64,7 +64,8 @@ class FineTune(Stage):
         can = jitter_for(self.context, first) is not None or bool(dropouts(self.context.run.model))
         rate = rate_of(self.context)
         return Listed(
-            tuple((rate, float(seen), jitter) for jitter in ((1.0, 0.0) if can else (0.0,)) for seen in self.lengths)
+            tuple((rate, float(seen), jitter) for jitter in ((1.0, 0.0) if can else (0.0,)) for seen in self.lengths),
+            kind=self.numbers.index("jitter"),
         )
 
     def fit(self, strength: tuple[float, float, float]) -> Update:
