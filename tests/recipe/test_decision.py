@@ -208,4 +208,4 @@ def test_if_all_are_dropped_nothing_changes_and_nothing_more_is_tried():
     choice, rounds = raced(lambda s: 0.5, lambda s: 1.0)
     assert choice.strength is None
     assert len(rounds) == 1
-    assert choice.reason == "no change: every strength clearly raised the loss on the first folds"
+    assert choice.reason == "no change: every strength fell clearly behind on the first folds"

@@ -319,7 +319,7 @@ def _decide(points: Sequence[Point]) -> Choice:
     """Take the lowest loss."""
     no_change, *candidates = points
     if not candidates:
-        return Choice(None, tuple(points), "no change: every strength clearly raised the loss on the first folds")
+        return Choice(None, tuple(points), "no change: every strength fell clearly behind on the first folds")
     best = min(candidates, key=lambda point: point.loss)
     if best.loss_gain <= MINIMAL_GAIN:
         return Choice(None, tuple(points), "no change: no strength lowers the loss")
