@@ -58,6 +58,13 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def asked_for(request):
+    """Names of the cases that the tests of this module run with, as `name`: what is prepared for all is spared else."""
+    own = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return {item.callspec.params["name"] for item in own if "name" in item.callspec.params}
+
+
 @pytest.fixture
 def often(request):
     """How often to repeat what is slow: as often as said if all cases are asked for, else one in `SAMPLED` times."""

@@ -521,10 +521,10 @@ def load(argv: list[str]) -> int:
 
 
 @pytest.fixture(scope="module")
-def outcomes(root, tmp_path_factory) -> dict[str, tuple[Outcome, str, Path]]:
+def outcomes(root, asked_for, tmp_path_factory) -> dict[str, tuple[Outcome, str, Path]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("made"))
-        every = cases(root)
+        every = [(case, file) for case, file in cases(root) if case.name in asked_for]
     before = {case.folder: sorted(Path(case.folder).rglob("*")) for case, _ in every}
     found = run_cases([case for case, _ in every])
     for case, _ in every:
@@ -543,6 +543,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_malformed_file_gets_one_line_that_names_it_soon_and_in_little_memory(name, outcomes):
     found, file, _ = outcomes[name]
