@@ -98,7 +98,7 @@ GRIDS: dict[str, Sequence[Grid]] = {
     "spirals": (Grid("Kinds of noise", "spirals", "mlp", (("symmetric", 0.0), *SPIRALS), (200,), FIVE),),
     "texts": (Grid("A small BERT", "texts", "bert", (("symmetric", 0.3), ("asymmetric", 0.4)), (200,), FIVE),),
     "cifar10": (
-        Grid("VGG11-BN", "cifar10", "vgg11_bn", (("symmetric", 0.25),), (200, 1000), (0,), NAMED),
+        Grid("VGG11-BN", "cifar10", "vgg11_bn", (("symmetric", 0.25),), (200, 1000), (0,), (*NAMED, "auto_unlabelled")),
         Grid("Human labels", "cifar10", "resnet", (("human", 0.172),), (50, 100, 200, 500, 1000), (0,)),
         Grid("Symmetric noise", "cifar10", "resnet", (("symmetric", 0.3),), (200, 1000), (0,)),
     ),

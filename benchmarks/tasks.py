@@ -18,7 +18,7 @@ sizes, so sizes differ in nothing else. Training, verified and unseen samples sh
     5,000; all 5,000 shuffled for another seed than 0. Unseen are those of the test file, for every seed, which is read
     for nothing else.
     ``vgg11_bn`` is the network that comes with the images, for 25% symmetric noise and seed 0 only. It was trained on
-    45,000 images; `training` are 5,000 of them, drawn with the seed, to spare memory. It cannot be trained anew.
+    45,000 images; `training` are 12,000 of them, drawn with the seed, to spare memory. It cannot be trained anew.
     ``resnet`` is a small residual network that is trained here on 5,000 training images, the first for seed 0, the next
     for seed 1, up to seed 8, for so long that it fits four of five wrong labels. On 10,000 images, in the same time, it
     fits one of ten: next to none to correct.
@@ -65,7 +65,7 @@ IMAGES = DataOptions(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 Pair = tuple[Inputs, Tensor]
 Rates = Mapping[str, tuple[float, ...]]
 
-VGG_TRAINING = RESNET_TRAINING = 5000
+VGG_TRAINING, RESNET_TRAINING = 12_000, 5000
 RESNET_SEEDS = 9
 """How many times `RESNET_TRAINING` images there are, none twice."""
 
