@@ -129,7 +129,7 @@ class Correction:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was noticed about the samples, such as copies among them or inputs that look unlike those in training."""
+        """What was noticed about the samples, such as copies among them or inputs unlike those in training."""
         return tuple(self.provenance.get("notes", ()))
 
     @property
