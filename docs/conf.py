@@ -25,7 +25,7 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 runpy.run_path(str(SHIMS / "sitecustomize.py"))  # Python has imported another one, if any
 
 project = "verifix"
-author = "The verifix maintainers"
+author = project_copyright = "The verifix maintainers"
 version = release = installed("verifix")
 
 extensions = [
@@ -72,13 +72,15 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "write_computation_times": False,
+    "min_reported_time": float("inf"),  # times of this machine would say little
     "reset_modules": ("matplotlib",),
     "copyfile_regex": "",
 }
 
 html_theme = "furo"
 html_title = "verifix"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 
 def tutorial_links(_app: Sphinx, _docname: str, content: list[str]) -> None:

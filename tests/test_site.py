@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
-
 from tools.links import faults
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,3 +52,11 @@ def test_tutorials_keep_samples_apart_and_show_a_proof(path):
     assert "unseen" in text  # the origin of the samples is stated
     assert "verifix.compare(" in text or "--test test" in text or "nested cross-fitting" in text
     assert "--force" not in "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+
+
+def test_every_picture_has_a_name_of_its_own():
+    """Without one, all pictures of a page in Markdown would be the first of them."""
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    names, drawn = (re.findall(pattern, page, re.M) for pattern in (r":filename-prefix: (\w+)", r"^ +(\w+)\(\)$"))
+    assert len(set(names)) == len(names) == page.count(".. plot::")
+    assert names == drawn

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import timm
 import torch
@@ -106,8 +107,16 @@ fixed = timm.create_model("test_resnet", num_classes=10, checkpoint_path=folder 
 images = timm.data.create_dataset("", root=str(folder / "test"), transform=timm.data.create_transform(**config))
 inputs, labels = next(iter(DataLoader(images, batch_size=len(images))))
 with torch.no_grad():
-    for name, network in {"before": model, "after": fixed}.items():
-        print(f"{name}: {(network(inputs).argmax(1) == labels).float().mean():.1%} of the test images")
+    before, after = model(inputs).argmax(1), fixed(inputs).argmax(1)
+for name, answers in {"before": before, "after": after}.items():
+    print(f"{name}: {(answers == labels).float().mean():.1%} of the test images are right")
+
+figure, grid = plt.subplots(2, 6, figsize=(8, 3.2), layout="constrained")
+for axes, i in zip(grid.flat, ((before != labels) & (after == labels)).nonzero().flatten(), strict=False):
+    axes.imshow(inputs[i, 0], cmap="gray")
+    axes.set_title(f"{before[i]} → {after[i]}")
+for axes in grid.flat:
+    axes.set_axis_off()
 
 # %%
 # Back to the original

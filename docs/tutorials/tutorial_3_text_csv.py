@@ -16,12 +16,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedTokenizerFast
+
+from verifix.report import read_result
 
 folder = Path(tempfile.mkdtemp())  # everything below is written here
 
@@ -127,13 +130,21 @@ def terminal(line: str) -> None:
 
 terminal(
     "verifix correct --model hf:./my-bert --verified verified.csv --verified-from unseen --drawn random "
-    "--test test.csv --recipe project,refit --out fixed-bert --report report.html --no-progress"
+    "--test test.csv --recipe project,refit --out fixed-bert --report report.html --result result.json --no-progress"
 )
 
 # %%
 # The gain is proven, and it has a price: the network answered sklearn too often before, and now misses some of these
 # texts. Whether that is welcome is for you to decide; :doc:`tutorial_5_report` says more.
-#
+
+rows = read_result(folder / "result.json").proof.comparison.per_class
+_, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+for shift, name in ((-0.2, "before"), (0.2, "after")):
+    axes.bar([row.label + shift for row in rows], [getattr(row, name) for row in rows], width=0.4, label=name)
+axes.set(ylabel="percent of the test texts right", xticks=range(len(rows)), xticklabels=PACKAGES)
+axes.legend(loc="lower left")
+
+# %%
 # The corrected folder
 # --------------------
 #
