@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench bench-all demo tutorial test test-all lint clean
+.PHONY: bench bench-all demo docs package tutorial test test-all lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	# Without their dependencies, which ask for another build of torch than the one that is there.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps torchvision timm
 	touch $@
@@ -23,6 +23,20 @@ test: .venv/ready
 
 test-all: .venv/ready
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --all-cases
+
+# The site, in build/site. Every tutorial runs; TUTORIALS=15 runs the first and the fifth alone, TUTORIALS=none none.
+docs: .venv/ready
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs build/site
+	$(BIN)/python tools/links.py build/site
+
+# The wheel and the sdist, in dist, and a demonstration in a clean environment that has nothing but the wheel and what
+# it asks for.
+package: .venv/ready
+	rm -rf dist build/clean
+	$(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	build/clean/bin/verifix demo --out build/clean/pictures
 
 # On a quiet machine; the first takes a few minutes.
 bench: .venv/ready

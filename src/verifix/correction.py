@@ -98,7 +98,7 @@ class Correction:
 
     @property
     def layer_strengths(self) -> dict[str, dict[str, dict[str, float]]]:
-        """What each kept stage did to each layer: stage → parameter → numbers, such as alpha, gate or pull."""
+        """What each kept stage did to each layer, as stage → parameter → numbers such as alpha, gate or pull."""
         return {
             stage: {name: dict(numbers) for name, numbers in choice.layers.items()}
             for stage, choice in self.choices.items()
@@ -113,7 +113,7 @@ class Correction:
 
     @property
     def curve(self) -> tuple[Point, ...]:
-        """The projection's strength curve: selection scores, which overstate the gain. Empty if α was given."""
+        """The projection's strength curve, of selection scores, which overstate the gain. Empty if α was given."""
         stage = projection_among(self.choices)
         return () if stage is None else self.choices[stage].points
 
@@ -129,7 +129,7 @@ class Correction:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was noticed about the samples: copies among them, inputs that look unlike those in training."""
+        """What was noticed about the samples, such as copies among them or inputs unlike those in training."""
         return tuple(self.provenance.get("notes", ()))
 
     @property

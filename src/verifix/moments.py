@@ -134,7 +134,7 @@ class Moments:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What is held: XᵀX alone, or the rows in the pieces that they came in."""
+        """What is held, XᵀX alone, or the rows in the pieces that they came in."""
         return list(self._rows) if self._upper is None else [self.gram]
 
     def holding(self, tensors: list[Tensor]) -> Moments:

@@ -32,7 +32,7 @@ class Entry:
     probability
         That with which it came into the random part; None if it is not of that part.
     part
-        `RANDOM`, or the strategy that selected it.
+        ``"random"``, or the strategy that selected it.
     """
 
     id: int

@@ -66,7 +66,7 @@ class LayerKind(Protocol):
         args, kwargs
             The call's own arguments, untouched.
         keep
-            Which rows count, or None for all of them; see `verifix.capture.kinds.kept_rows`.
+            Which rows count, or None for all of them; see `kept_rows`.
         """
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
