@@ -24,6 +24,7 @@ MOST_SPECTRA = 12
 MOST_NAMES = 40
 """Parameters that are named for each reason to skip them."""
 
+
 def curve(result: Result) -> dict[str, Any] | None:
     """Return the α curve of the projection; None if no strength of it was tried."""
     choice = result.choices.get(projection_among(result.choices) or "", Choice(None, (), "", note=None))
@@ -97,7 +98,6 @@ def _stage(name: str, choice: Choice) -> dict[str, Any]:
         "reason": choice.reason,
         "gain": None if best is None else f"{signed(best.loss_gain, 4)} ± {decimal(best.standard_error)}",
         "score": signed(100 * (best.score - base.score)) if best and base else None,
-        "time": time(choice.seconds),
         "points": _points(choice.points, choice.strength),
     }
 
@@ -153,7 +153,8 @@ def _spectrum(name: str, data: Spectrum) -> dict[str, Any]:
         note = f"{plural(len(values), 'direction')}; the projection did not change this layer."
     else:
         above = charts.kept(values, alpha)
-        note = f"α = {spelled(alpha)}: {count(above)} of {plural(len(values), 'direction')} have a weight of one half or more."
+        of = f"{count(above)} of {plural(len(values), 'direction')}"
+        note = f"α = {spelled(alpha)}: {of} have a weight of one half or more."
     return {"name": name, "chart": charts.spectrum(values, alpha, name), "note": note}
 
 

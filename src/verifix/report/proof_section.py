@@ -7,9 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from verifix.evaluation.comparison import SECOND_LOOK, ClassChange, Comparison
+from verifix.evaluation.comparison import ClassChange, Comparison
 from verifix.proof import Fold
 from verifix.recipe.decision import spelled
 from verifix.report import charts
@@ -29,7 +27,7 @@ MOST_PAIRS = 15
 MOST_EXAMPLES, FIRST_EXAMPLES = 20, 6
 """Samples that are shown of each kind, and how many of them at once."""
 
-LONGEST_TEXT = 400
+LONGEST_TEXT = 240
 """Characters of a sample that is a text."""
 
 SMALL_PICTURE = 48
@@ -39,6 +37,7 @@ PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0
 """The only kind of address that a picture may have: its own content."""
 
 TONES = {"improved": "good", "harmful": "bad", "not proven": "warn"}
+
 
 def opening(result: Result) -> dict[str, Any]:
     """Return the verdict, what it holds for, and what was noticed."""
@@ -102,6 +101,7 @@ def before_after(result: Result) -> dict[str, Any]:
     found, proof = result.comparison, result.proof or ProofRecord()
     return {
         "where": None if found is None else measured_on(result),
+        "changed": result.changed,
         "note": proof.note,
         "weighted": found is not None and found.weighted,
         "gain": None if found is None else charts.gain(found.gain.estimate, found.gain.low, found.gain.high),
@@ -281,7 +281,7 @@ def examples(result: Result) -> dict[str, Any]:
         shown = [_example(example, result.class_names) for example in chosen[:MOST_EXAMPLES]]
         total = max(totals[outcome], len(chosen))
         which = f"all {count(total)}" if len(shown) == total else f"{len(shown)} of {count(total)}"
-        order = f"Shown: {which}, the most confident wrong answers of the {model} model first."
+        order = f"{which.capitalize()}, the most confident wrong answers of the {model} model first."
         first, more = shown[:FIRST_EXAMPLES], shown[FIRST_EXAMPLES:]
         group = {"outcome": outcome, "meaning": meaning, "order": order, "total": total, "first": first, "more": more}
         groups.append(group)
