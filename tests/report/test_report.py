@@ -705,7 +705,39 @@ def test_a_model_card_has_metadata_that_the_hub_reads(results):
     body = card.text
     for text in ("Improved: ", "## Limits", "undo_(model)", cases.SHA, results["digits"]["command"]):
         assert text in body
-    assert f"| right | {found['before']['accuracy']:.1f}% | {found['after']['accuracy']:.1f}% |" in body
+    assert f"| accuracy | {found['before']['accuracy']:.1f}% | {found['after']['accuracy']:.1f}% |" in body
+
+
+@pytest.mark.parametrize(
+    ("about", "library", "task", "tag", "base"),
+    [
+        (
+            {"model": "hf:./d", "architecture": "BertForSequenceClassification", "task": "text-classification"},
+            "transformers",
+            "text-classification",
+            "bert",
+            None,
+        ),
+        ({"model": "hf-hub:org/vgg", "architecture": "VGG", "task": "image-classification"}, "timm",
+         "image-classification", "vgg", "org/vgg"),
+        ({"model": "py:net.py:build", "architecture": "Sequential"}, "pytorch", None, None, None),
+    ],
+)  # fmt: skip
+def test_a_model_card_takes_library_task_and_tags_from_the_model(results, about, library, task, tag, base):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(results["digits"] | about)).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == (library, task, base)
+    assert data.tags[3:] == ([tag] if tag else [])
+
+
+def test_a_model_card_names_the_files_that_lie_beside_it(results):
+    text = model_card(
+        results["digits"] | {"out": "runs/a/fixed.pt", "correction_file": "runs/a/fixed.correction.safetensors"}
+    )
+    assert "verifix undo fixed.pt --out fixed-original.pt" in text
+    assert "verifix.Correction.load('fixed.correction.safetensors').undo_(model)" in text
+    assert "FIXED" not in text
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -722,7 +754,7 @@ def test_a_model_card_claims_nothing_without_a_proof(results, name):
 def test_names_are_no_markup_in_a_model_card(results):
     text = model_card(results["hostile"])
     head, body = text.split("---\n", 2)[1:]
-    assert yaml.safe_load(head)["pipeline_tag"] == "image-classification"
+    assert yaml.safe_load(head)["library_name"] == "pytorch"
     outside = re.sub(r"(?s)```.*?```|(`+)(?!`).*?(?<!`)\1(?!`)", "", body)
     assert not re.findall(r"(?<!\\)<[a-z/!]", outside)
     assert "](javascript" not in outside.replace("\\]", "")

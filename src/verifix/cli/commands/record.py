@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -96,12 +96,35 @@ def _picture(samples: Samples, index: int, preparation: Preparation) -> str | No
         pixels = pixels * std + mean
     elif pixels.min() < 0 or pixels.max() > 1:  # numbers of an unknown scale
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
+    return picture_of(pixels)
+
+
+def picture_of(pixels: Tensor) -> str:
+    """Return pixels ``[1 or 3, height, width]`` from 0 to 1 as a PNG in a data URL."""
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
     picture.thumbnail((WIDEST, WIDEST))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def task_of(samples: Samples) -> str | None:
+    """Return what a model of these inputs does, as the Hugging Face Hub calls it; None if they do not tell."""
+    x = next(samples.batches([0], 1)).inputs
+    if isinstance(x, Mapping):
+        told = (
+            ("pixel_values", "image"),
+            ("input_values", "audio"),
+            ("input_features", "audio"),
+            ("input_ids", "text"),
+        )
+        return next((f"{kind}-classification" for key, kind in told if key in x), None)
+    if not isinstance(x, Tensor):
+        return None
+    if x.is_floating_point():
+        return {2: "tabular-classification", 4: "image-classification"}.get(x.ndim)
+    return "text-classification" if x.ndim == 2 else None
 
 
 def spectra(correction: Correction) -> dict[str, Spectrum]:
