@@ -284,7 +284,7 @@ class DemoCommand(WritingCommand):
     name: Annotated[Literal["digits", "spiral"], MAIN] = field(default="digits", kw_only=False)
     """Which one: "digits" (handwritten digits, 30% wrong labels) or "spiral" (the two spirals of the paper)."""
     out: Annotated[str | None, OUTPUT, WRITES] = None
-    """Folder for the pictures. Default: a new one."""
+    """Folder for the report and the pictures. Default: a new one."""
     seed: Annotated[int, MAIN] = 0
     """First seed."""
     seeds: Annotated[int, MAIN] = 1

@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,9 @@ WIDEST = 160
 """Pixels of the longer side of a picture that a report shows; larger ones are scaled down."""
 
 
-def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[Example, ...]:
+def examples(
+    proof: Proof, samples: Samples, preparation: Preparation, picture: Callable[[int], str | None] | None = None
+) -> tuple[Example, ...]:
     """Return the samples that the correction set right and those that it broke, the surest mistakes first.
 
     Parameters
@@ -46,12 +48,15 @@ def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[
         The samples that the proof counts its indices in.
     preparation
         How they became inputs.
+    picture
+        What to show of the sample with an index, if it is no text; by default, its input, if that is a picture.
 
     Returns
     -------
     tuple of Example
         Up to `SHOWN` of either outcome, with a picture or a text.
     """
+    drawn = picture or (lambda index: _picture(samples, index, preparation))
     before, after = (probabilities(logits).max(dim=1) for logits in (proof.before, proof.after))
     right_before, right_after = before.indices == proof.labels, after.indices == proof.labels
 
@@ -68,7 +73,7 @@ def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[
             confidence_before=float(before.values[place]),
             confidence_after=float(after.values[place]),
             text=text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
-            image=None if text is not None else _picture(samples, index, preparation),
+            image=None if text is not None else drawn(index),
         )
 
     broken, fixed = (
