@@ -51,15 +51,21 @@ def test_what_is_not_proven_is_applied_only_on_request(apply, applied):
 def test_wrong_words_are_refused():
     with pytest.raises(UsageError, match="apply is 'maybe'; it must be one of proven, always, never"):
         AtEnd(verified(), apply="maybe")
-    with pytest.warns(UserWarning, match="the trained model was not corrected: 1 verified sample, but"):
-        few = AtEnd((verified()[0][:1], verified()[1][:1]), **VERIFIED)
-        assert few.correct(trained(), few.verified) == {"verifix/applied": 0.0}
-    with pytest.warns(UserWarning, match="not proven to be better: 30 verified samples, but a nested proof needs"):
-        few = AtEnd((verified()[0][:30], verified()[1][:30]), apply="always", alpha=100.0, **VERIFIED | {"recipe": "auto"})
-        few.correct(trained(), few.verified)
-    assert few.applied
     with pytest.raises(UsageError, match="module is 'nett', but the model has the parts net; name one"):
         AtEnd(verified(), module="nett").check(nn.ModuleDict({"net": network()}))
+
+
+def test_a_training_survives_what_is_refused_at_its_end():
+    x, y = verified()
+    few = AtEnd((x[:1], y[:1]), **VERIFIED)
+    with pytest.warns(UserWarning, match="the trained model was not corrected: 1 verified sample, but"):
+        figures = few.correct(trained(), few.verified)
+    assert figures == {"verifix/applied": 0.0}
+    forced = VERIFIED | {"alpha": 100.0, "check_labels": False, "check_inputs": False}
+    few = AtEnd((x[:4], y[:4]), apply="always", **forced)
+    with pytest.warns(UserWarning, match="not proven to be better: 4 verified samples, but a nested proof needs"):
+        few.correct(trained(), few.verified)
+    assert few.applied
 
 
 @pytest.mark.filterwarnings("ignore")  # remarks of Lightning on small machines and data sets

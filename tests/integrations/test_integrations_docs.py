@@ -63,7 +63,13 @@ def given_for_transformers() -> dict:
         for part, marks in ((slice(0, 300), given), (slice(300, 380), labels))
     )
     arguments = TrainingArguments(
-        "trainer", num_train_epochs=12, learning_rate=3e-3, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True
+        "trainer",
+        num_train_epochs=12,
+        learning_rate=3e-3,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
     )
     model = BertForSequenceClassification(config)
     return {"text_model": model, "arguments": arguments, "texts": texts, "verified_texts": trusted}

@@ -22,7 +22,7 @@ class Fresh(CorrectedClassifier):
     def __init__(self, estimator=None, *, alpha=1.0, seed=0):
         super().__init__(estimator, verified_from="unseen", recipe="verifix", alpha=alpha, seed=seed)
 
-    def fit(self, X, y):
+    def fit(self, X, y):  # noqa: N803
         shown = np.asarray(X) if not hasattr(X, "toarray") else X
         features = shown.shape[1] if getattr(shown, "ndim", 0) == 2 else 1
         classes = max(len(np.unique(np.asarray(y).astype(str))) if y is not None else 2, 2)
@@ -35,7 +35,7 @@ class Fresh(CorrectedClassifier):
             del self.settings
 
 
-def nearest(X, y, features, classes):
+def nearest(X, y, features, classes):  # noqa: N803
     """Return a network that answers with the class of the nearest mean."""
     torch.manual_seed(0)
     layer = nn.Linear(max(features, 1), classes)
@@ -79,7 +79,7 @@ def test_a_module_is_corrected_with_labels_of_any_kind():
 def test_classes_that_no_sample_shows_are_known():
     x, y = verified()
     few = y < 7
-    settings = dict(verified_from="unseen", recipe="verifix", alpha=100.0)
+    settings = {"verified_from": "unseen", "recipe": "verifix", "alpha": 100.0}
     found = CorrectedClassifier(trained(), **settings).fit(x[few].numpy(), y[few].numpy())
     assert found.classes_.tolist() == list(range(10))
     assert set(found.predict(x.numpy())) == set(range(10))

@@ -103,7 +103,10 @@ class AtEnd:
         figures = {"verifix/applied": float(self.applied)}
         if self.proof is not None:
             found = self.proof.comparison
-            figures |= {"verifix/accuracy_before": found.before.accuracy, "verifix/accuracy_after": found.after.accuracy}
+            figures |= {
+                "verifix/accuracy_before": found.before.accuracy,
+                "verifix/accuracy_after": found.after.accuracy,
+            }
             figures |= {"verifix/gain": found.gain.estimate, "verifix/gain_low": found.gain.low}
             figures |= {"verifix/gain_high": found.gain.high}
         return figures
