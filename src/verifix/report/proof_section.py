@@ -146,7 +146,7 @@ def _measures(found: Comparison) -> list[dict[str, Any]]:
 def _alone(found: Comparison) -> str:
     """Return the intervals of both accuracies, each for itself."""
     ends = [interval(side.accuracy, found) for side in (found.before, found.after)]
-    texts = [f"{low:.{found.digits}f}–{high:.{found.digits}f}%" for low, high in ends if low is not None is not high]
+    texts = [f"{low:.{found.digits}f}–{high:.{found.digits}f}%" for low, high in ends if None not in (low, high)]
     return f"each alone ({found.gain.level:.0%}, Wilson): {', '.join(texts)}" if texts else ""
 
 
