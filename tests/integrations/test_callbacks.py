@@ -63,7 +63,7 @@ def test_a_training_survives_what_is_refused_at_its_end():
     assert figures == {"verifix/applied": 0.0}
     forced = VERIFIED | {"alpha": 100.0, "check_labels": False, "check_inputs": False}
     few = AtEnd((x[:4], y[:4]), apply="always", **forced)
-    with pytest.warns(UserWarning, match="not proven to be better: 4 verified samples, but a nested proof needs"):
+    with pytest.warns(UserWarning, match="not proven to be better: 4 samples have only 4 different inputs"):
         few.correct(trained(), few.verified)
     assert few.applied
 
