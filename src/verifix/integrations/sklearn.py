@@ -118,7 +118,7 @@ class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  
         self.correction_ = correct(module, verified, **settings)
         asked = self.prove and self.correction_.changed
         self.proof_ = prove(module, verified, **settings) if asked else None
-        self.estimator_ = self.correction_.model
+        self.estimator_: Any = self.correction_.model
         if self.estimator is not module:
             self.estimator_ = copy.deepcopy(self.estimator)
             self.correction_.apply_(self.estimator_.module_)

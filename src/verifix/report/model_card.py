@@ -157,7 +157,9 @@ def _undo(result: Result) -> str:
     name = Path(result.correction_file).name
     here = replace(result, out=Path(result.out).name if result.out else None)  # beside the card
     command = undo_command(here)
-    restores = f"{code(command)} restores the original checkpoint beside it and verifies it by hash. " * bool(command)
+    restores = ""
+    if command is not None:
+        restores = f"{code(command)} restores the original checkpoint beside it and verifies it by hash. "
     return (
         f"The correction file {code(name)} holds the original weights. {restores}In Python:\n\n"
         f"    verifix.Correction.load({' '.join(repr(printable(name)).split())}).undo_(model)  # bit for bit"
