@@ -43,7 +43,11 @@ def test_the_digits_demo_reports_and_draws(tmp_path, capsys):
         with Image.open(tmp_path / "new" / "out" / name) as picture:
             assert picture.size[0] > 500
             assert len(picture.convert("L").getcolors()) > 20
-    assert f"pictures in {tmp_path / 'new' / 'out'}" in err
+    assert f"report and pictures in {tmp_path / 'new' / 'out'}" in err
+    report = (tmp_path / "new" / "out" / "report.html").read_text()
+    assert "Correction of <bdi>the network of verifix demo digits</bdi>" in report
+    assert f"{row['before']:.1f}% correct before, {row['after']:.1f}% after" in report
+    assert report.count('<img src="data:image/png') > 6
     assert main(["demo", "--seed", "1", "--out", str(tmp_path / "new" / "out")]) == 2
     assert "exists already; choose another name, or pass --force" in capsys.readouterr().err
 
@@ -73,6 +77,7 @@ def _quick(seed, folder):
 def test_the_spiral_demo_draws_the_three_panels(tmp_path):
     outcome = spiral.run(0, tmp_path)
     assert outcome.memorised >= 90
+    assert "on 2,000 test samples" in (tmp_path / "report.html").read_text()
     assert outcome.after - outcome.before >= 5
     with Image.open(tmp_path / "decision-boundaries.png") as picture:
         assert picture.size[0] > 2 * picture.size[1]

@@ -271,4 +271,4 @@ def test_files_of_predictions_are_read_by_the_same_rules(tmp_path, monkeypatch, 
     rc, out, _ = command(capsys, "compare", "percent.csv", "percent.csv", "--data", "y.npy")
     assert rc == 0
     assert "The numbers of after are read as percent." in out
-    assert f"{right:.1f}% right before" in out
+    assert f"{right:.1f}% correct before" in out

@@ -38,7 +38,8 @@ from verifix.report import (
 from verifix.report.charts import kept, spectrum, thinned
 from verifix.report.files import as_result
 from verifix.report.formatting import printable, shortened
-from verifix.report.page import SECTIONS
+from verifix.report.next_steps import undo_command
+from verifix.report.page import sections
 from verifix.report.proof_section import interval
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
@@ -172,7 +173,9 @@ def test_what_the_command_gives_today_fits_the_schema(tmp_path):
     assert "SHA-256" in text_of(page)
     typed = result_of(correction)
     Draft202012Validator(schema()).validate(plain(typed))
-    assert render(replace(typed, notes=None, unchanged_by_rounding=None, proof=None)) == page
+    assert typed.architecture == type(correction.model).__name__
+    unknown = dict.fromkeys(("notes", "unchanged_by_rounding", "proof", "architecture", "created"))
+    assert render(replace(typed, **unknown)) == page
 
 
 def test_files_are_written_atomically_and_not_over_others(results, tmp_path):
@@ -232,12 +235,12 @@ def test_a_page_is_whole_and_asks_for_nothing(pages, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_section_is_there_with_its_heading(pages, name):
-    page = Page(pages[name])
+def test_every_section_is_there_with_its_heading_and_in_the_contents(results, pages, name):
+    page, expected = Page(pages[name]), sections(as_result(results[name]))
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
-    assert [a["id"] for tag, a in page.elements if tag == "section"] == list(SECTIONS)
-    headings = {a["id"] for tag, a in page.elements if tag in {"h1", "h2"}}
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == list(expected)
+    headings = {a.get("id") for tag, a in page.elements if tag == "h2"}
     for tag, attributes in page.elements:
         if tag == "section":
             assert attributes["aria-labelledby"] in headings
@@ -249,6 +252,35 @@ def test_every_section_is_there_with_its_heading(pages, name):
     drawings = [a for tag, a in page.elements if tag == "svg"]
     assert all(a["role"] == "img" and a["aria-label"] for a in drawings)
     assert all(a.get("scope") in {"row", "col"} for tag, a in page.elements if tag == "th")
+
+
+def test_the_order_is_that_of_the_questions(results):
+    names = list(sections(as_result(results["digits"])))
+    assert names == [
+        *("verdict", "next", "before-after", "classes", "confusion", "samples", "confidence"),
+        *("strength", "stages", "layers", "run"),
+    ]
+    assert list(sections(as_result(results["minimal"]))) == [
+        "verdict",
+        "next",
+        "before-after",
+        "stages",
+        "layers",
+        "run",
+    ]
+
+
+def test_the_title_names_model_data_and_date(results):
+    about = {"model": "py:net.py:build", "created": "2026-12-01T09:39:00+00:00"}
+    page = render(results["digits"] | about)
+    head = Page(re.search("<header>.*</header>", page, re.S)[0]).text()
+    assert head == (
+        "Correction of runs/2026-11-20/digits-mlp.safetensors model py:net.py:build "
+        "verified samples 200 in data/verified.parquet date 1 December 2026"
+    )
+    assert "<title>Improved: runs/2026-11-20/digits-mlp.safetensors – verifix report</title>" in page
+    assert "Correction of Net " in text_of(render(results["minimal"] | {"architecture": "Net"}))
+    assert "date" not in Page(re.search("<header>.*</header>", render(results["minimal"]), re.S)[0]).text()
 
 
 def test_the_same_result_gives_the_same_bytes_in_another_process(results, pages, tmp_path):
@@ -274,30 +306,59 @@ def test_the_verdict_is_one_sentence_with_its_figures(results, pages):
     found = results["digits"]["proof"]["comparison"]
     gain = found["gain"]
     sentence = (
-        f"Improved: {found['before']['accuracy']:.1f}% right before, {found['after']['accuracy']:.1f}% after "
+        f"Improved {found['before']['accuracy']:.1f}% correct before, {found['after']['accuracy']:.1f}% after "
         f"(+{gain['estimate']:.1f}, 95% interval +{gain['low']:.1f} to +{gain['high']:.1f}) "
         "on 200 verified samples that no stage and no strength has seen."
     )
     assert section(pages["digits"], "verdict").startswith(sentence)
-    assert "The corrected checkpoint is fixed.safetensors." in section(pages["digits"], "verdict")
     told = section(pages["not proven"], "verdict")
-    assert told.startswith("Not proven: ")
+    assert told.startswith("Not proven ")
     assert "p is 0.084, and must be below 0.025" in told
-    assert "about 1,400 verified samples in all" in told
-    assert "No corrected checkpoint was written." in told
-    assert section(pages["minimal"], "verdict").startswith("No change: the samples do not clearly support")
+    assert section(pages["minimal"], "verdict").startswith("No change the samples do not clearly support")
     test = section(pages["texts"], "verdict")
     assert "on 90 test samples, on which nothing was chosen." in test
 
 
-def test_a_harmful_correction_and_a_forced_one_say_so(results):
+def test_what_holds_for_the_verdict_stands_beside_it(results, pages):
+    told = section(pages["digits"], "verdict")
+    assert "They were prepared like this: pixels from 0 to 1, 8 × 8, grey." in told
+    assert "Noticed on the way The averaged weights of the checkpoint were not used." in told
+    absent = copy.deepcopy(results["digits"]) | {"class_names": list("abcdefghij")}
+    absent["provenance"]["classes_without_samples"] = [2, 9]
+    assert "No sample has the label c, j: the correction may forget it" in section(render(absent), "verdict")
+
+
+def test_what_to_do_next_is_said_for_each_outcome(results, pages):
+    told = section(pages["digits"], "next")
+    assert "Use fixed.safetensors in place of the original" in told
+    assert "verifix undo fixed.safetensors --out fixed-original.safetensors" in told
+    compared = section(render(results["digits"] | {"model": "py:net.py:build"}), "next")
+    assert (
+        "verifix compare runs/2026-11-20/digits-mlp.safetensors fixed.safetensors --model py:net.py:build "
+        "--data OTHER_SAMPLES" in compared
+    )
+    told = section(pages["not proven"], "next")
+    assert "About 1,200 more verified samples would decide" in told
+    assert "of the classes that have fewest: 0 (15), 9 (16), 7 (17)." in told
+    assert "The same command with --force writes it anyway." in told
+    assert "undo" not in told
+    assert "with --test DATA" in section(pages["training"], "next")
+    assert "Verify more samples and run it again" in section(pages["minimal"], "next")
+    in_python = results["digits"] | {"command": None, "out": None, "correction_file": None}
+    assert 'Correction.load("FILE").undo_(model)' in html.unescape(section(render(in_python), "next"))
+    folder = as_result(results["digits"] | {"out": "models/my fixed", "correction_file": "x"})
+    assert undo_command(folder) == "verifix undo 'models/my fixed' --out 'models/my fixed-original'"
+
+
+def test_a_harmful_correction_that_was_forced_says_so(results):
     result = copy.deepcopy(results["digits"])
     result["verdict"] = result["proof"]["comparison"]["verdict"] = "harmful"
     result["proof"]["comparison"] |= {"p_worse": 0.00001}
-    told = section(render(result), "verdict")
-    assert told.startswith("Harmful: ")
-    assert "p is below 0.0001" in told
-    assert "The corrected checkpoint is fixed.safetensors, although no gain was proven." in told
+    page = render(result)
+    assert section(page, "verdict").startswith("Harmful ")
+    assert "p is below 0.0001" in section(page, "verdict")
+    assert "Do not use this correction" in section(page, "next")
+    assert "verifix undo fixed.safetensors" in section(page, "next")
 
 
 def test_a_loss_that_could_be_chance_is_judged_by_its_own_side():
@@ -307,7 +368,7 @@ def test_a_loss_that_could_be_chance_is_judged_by_its_own_side():
     told = section(render(result), "verdict")
     assert "(−2.0, 95% interval −5.5 to +1.5)" in told
     assert "p is 0.11, and must be below 0.025" in told
-    assert "verified samples in all" not in told
+    assert "more verified samples" not in told
 
 
 def test_groups_and_near_copies_stand_beside_the_verdict_and_in_the_card():
@@ -316,11 +377,11 @@ def test_groups_and_near_copies_stand_beside_the_verdict_and_in_the_card():
     result["proof"]["comparison"] |= {"groups": 40}
     told = section(render(result), "verdict")
     assert grouped in told
-    assert "about 1,400 verified samples in all would show it. A verdict on old and new samples together is" in told
+    assert "in about 240 more groups, would decide" in section(render(result), "next")
     assert grouped in model_card(result)
     result["proof"]["comparison"] |= {"doubt": "These have <near-copies>.", "p_better": 1e-9, "groups": None}
     told = section(render(result), "verdict")
-    assert told.startswith("Not proven: ")
+    assert told.startswith("Not proven ")
     assert "These have <near-copies>." in html.unescape(told)
     assert "could be chance" not in told
     card = model_card(result)
@@ -331,7 +392,7 @@ def test_groups_and_near_copies_stand_beside_the_verdict_and_in_the_card():
 
 def test_samples_of_the_training_or_unverified_are_a_caution_beside_the_verdict(results, pages):
     told = section(pages["training"], "verdict")
-    assert told.startswith("No proof: nothing was measured on samples that the correction has not seen.")
+    assert told.startswith("No proof nothing was measured on samples that the correction has not seen.")
     assert "Caution. The network was trained on the verified samples." in told
     assert "give --test" in told
     trusted = copy.deepcopy(results["digits"]) | {"unverified": True}
@@ -343,10 +404,38 @@ def test_samples_of_the_training_or_unverified_are_a_caution_beside_the_verdict(
     assert "Caution" not in section(pages["digits"], "verdict")
 
 
-def test_no_proof_is_said_plainly_in_every_section_that_needs_one(pages):
-    for name in ("before-after", "classes", "confusion", "reliability"):
-        assert "No proof was made" in section(pages["minimal"], name)
+def test_no_proof_takes_one_line(pages):
+    told = section(pages["training"], "before-after")
+    assert told.startswith("Before and after No proof was made")
+    assert len(told.split()) < 40
+    assert section(pages["minimal"], "before-after").endswith("Nothing was changed, so there is nothing to compare.")
     assert "svg" not in pages["minimal"].partition("</style>")[2]
+
+
+@pytest.mark.parametrize(
+    ("samples", "before", "after", "sentence", "change"),
+    [
+        (10_000, 58.15, 58.40, "58.15% correct before, 58.40% after (+0.25, ", "58.15% 58.40% +0.25"),
+        (90, 64 / 0.9, 77 / 0.9, "71.1% correct before, 85.6% after (+14.5, ", "71.1% 85.6% +14.5"),
+    ],
+)
+def test_a_gain_is_the_difference_of_what_is_shown(results, samples, before, after, sentence, change):
+    result = copy.deepcopy(results["digits"])
+    found = result["proof"]["comparison"]
+    found |= {"samples": samples, "gain": found["gain"] | {"estimate": after - before}}
+    found["before"]["accuracy"], found["after"]["accuracy"] = before, after
+    page = render(result)
+    assert sentence in section(page, "verdict")
+    assert change in section(page, "before-after")
+    assert section(page, "verdict").count(change.split()[2]) == 2  # in the sentence and as a figure of its own
+
+
+def test_an_estimate_has_two_digits_that_count(results):
+    result = copy.deepcopy(results["not proven"])
+    result["proof"]["comparison"]["samples_needed"] = 113_374
+    told = section(render(result), "next")
+    assert "About 120,000 more" in told
+    assert "113" not in told
 
 
 def test_before_and_after_have_intervals(results, pages):
@@ -359,7 +448,8 @@ def test_before_and_after_have_intervals(results, pages):
     assert interval(50.0, replace(typed, weighted=True)) == (None, None)
     assert interval(50.0, replace(typed, samples=0)) == (None, None)
     told = section(pages["digits"], "before-after")
-    for title in ("Right, mean over classes", "Cross-entropy, nats", "Calibration error", "Outer folds"):
+    assert f"{low:.1f}–{high:.1f}%" in told
+    for title in ("Balanced accuracy", "Cross-entropy", "Calibration error", "Outer folds"):
         assert title in told
     assert f"{found['before']['cross_entropy']:.4f}" in told
     weighted = copy.deepcopy(results["digits"])
@@ -370,25 +460,25 @@ def test_before_and_after_have_intervals(results, pages):
 def test_the_curve_and_the_stages_say_what_was_chosen_and_why(results, pages):
     told = section(pages["digits"], "strength")
     assert "Chosen: α = 316.2" in told
-    assert told.count("chosen") == 2  # in the table and in the key
-    for point in results["digits"]["choices"]["project"]["points"][1:]:
-        assert f"{point['loss']:.4f}" in told
     stages = section(pages["digits"], "stages")
+    for point in results["digits"]["choices"]["project"]["points"][1:]:
+        assert f"{point['loss']:.4f}" in stages
     for stage, choice in results["digits"]["choices"].items():
-        assert f"{stage} {'left out' if choice['strength'] is None else 'kept'}" in stages
+        assert (f"{stage} not used" in stages) == (choice["strength"] is None)
         assert choice["reason"] in stages
     assert "0.001 × 30" in stages
     given = copy.deepcopy(results["digits"])
     given["choices"]["project"] |= {"points": [], "reason": "set by the user", "strength": 100.0}
-    assert "not chosen from a curve: α = 100, set by the user." in section(render(given), "strength")
-    given["choices"].pop("project")
-    assert "because the projection was not part of this correction" in section(render(given), "strength")
+    assert "strength" not in sections(as_result(given))
+    assert 'id="strength"' not in render(given)
+    assert "set by the user." in section(render(given), "stages")
 
 
 def test_classes_are_all_shown_or_those_that_changed_most(results, pages):
     told = section(pages["digits"], "classes")
     for row in results["digits"]["proof"]["comparison"]["per_class"]:
-        assert f"{row['before']:.1f}%" in told
+        change = f"{row['before']:.1f}% → {row['after']:.1f}%"
+        assert change in told
         assert f"{row['fixed']} fixed, {row['broken']} broken" in told
     huge = results["huge"]["proof"]["comparison"]["per_class"]
     known = [row for row in huge if row["before"] is not None]
@@ -400,16 +490,28 @@ def test_classes_are_all_shown_or_those_that_changed_most(results, pages):
     assert net == every[:12] + every[:-13:-1]
 
 
-def test_confusion_has_three_tables_unless_there_are_too_many_classes(results, pages):
-    tables = re.findall(r'<div class="scroll matrix".*?</table>', pages["digits"], re.S)
+def test_confusion_stands_side_by_side_with_class_names(results, pages):
+    named = results["digits"] | {"class_names": [f"digit {i}" for i in range(10)]}
+    tables = re.findall(r'<table class="matrix".*?</table>', render(named), re.S)
     found = results["digits"]["proof"]["comparison"]
+    for table, key in zip(tables, ("before", "after"), strict=True):
+        cells = re.findall(r"<td class[^>]*>([^<]*)</td>", table)
+        numbers = [int(cell.replace(",", "") or 0) for cell in cells]
+        assert np.array_equal(np.array(numbers).reshape(10, 10), np.array(found[f"confusion_{key}"]))
+        assert re.findall(r"<bdi>([^<]*)</bdi>", table) == 2 * named["class_names"]
+    assert "1,000,000 cells" in section(pages["huge"], "confusion")
+
+
+def test_of_many_classes_the_pairs_that_changed_most_are_shown(pages):
+    assert 'class="matrix"' not in pages["hostile"]  # forty classes
+    found = cases.hostile_result()["proof"]["comparison"]
     before, after = (np.array(found[f"confusion_{key}"]) for key in ("before", "after"))
-    for table, expected in zip(tables, (after - before, before, after), strict=True):
-        cells = re.findall(r"<td[^>]*>([^<]+)</td>", table)
-        numbers = [int(cell.replace("−", "-").replace(",", "")) for cell in cells]
-        assert np.array_equal(np.array(numbers).reshape(10, 10), expected)
-    assert "1,000,000 cells, too many to read" in section(pages["huge"], "confusion")
-    assert 'class="scroll matrix"' not in pages["hostile"]  # forty classes
+    change = np.abs(after - before)
+    np.fill_diagonal(change, 0)
+    part = re.search('<section id="confusion".*?</section>', pages["hostile"], re.S)[0]
+    rows = re.findall(r'data-head="Before">(\d+)</td><td data-head="After">(\d+)</td>', part)
+    shown = [abs(int(new) - int(old)) for old, new in rows]
+    assert shown == sorted(change.flatten().tolist(), reverse=True)[:15]
 
 
 def test_samples_are_shown_worst_first_with_their_number(results, pages):
@@ -417,10 +519,11 @@ def test_samples_are_shown_worst_first_with_their_number(results, pages):
     examples = results["digits"]["examples"]
     for outcome in ("broken", "fixed"):
         chosen = [e for e in examples if e["outcome"] == outcome]
-        places = [told.index(f"{e['name']} #{e['index']}") for e in chosen[:20]]
+        places = [told.index(e["name"]) for e in chosen[:20]]
         assert places == sorted(places)
         assert results["digits"]["proof"]["comparison"][outcome] == len(chosen)
-    assert re.search(r"The 20 worst of \d+, worst first", told)
+    assert re.search(r"20 of \d+, the most confident wrong answers of the original model first", told)
+    assert "Fixed: wrong before, correct after" in told
     images = re.findall(r'<img src="(data:image/png;base64,[^"]+)" alt="[^"]+" class="small">', pages["digits"])
     assert set(images) <= {e["image"] for e in examples}
     assert "The parcel came two days late" in section(pages["texts"], "samples")
@@ -448,22 +551,20 @@ def test_only_pictures_that_carry_their_content_are_shown(results, image):
 
 def test_layers_spectra_and_skipped_ones(results, pages):
     told = section(pages["digits"], "layers")
-    assert "6.weight 53.0% 12.2 200 linear corrected: project α 316.2; layerwise α 300, gate 0.5" in told
-    assert "embedding.weight" not in told
-    skipped = section(pages["digits"], "skipped")
+    assert "6.weight 53.0% 12.2 corrected: project α 316.2; layerwise α 300, gate 0.5" in told
+    skipped = told.partition("Parameters that were not corrected, and why")[2]
     for layer in results["digits"]["layers"][3:]:
         assert layer["parameter"] in skipped
         assert (layer["reason"] or "not used by the model") in skipped
-    for name, data in results["digits"]["spectra"].items():
+    for data in results["digits"]["spectra"].values():
         above = int((importance(torch.tensor(data["eigenvalues"], dtype=torch.float64), 316.2) >= 0.5).sum())
-        assert f"{name} " in section(pages["digits"], "spectra")
-        assert f"{above} of {len(data['eigenvalues'])} directions keep half or more" in section(
-            pages["digits"], "spectra"
-        )
-    assert "The 100 of 320 layers that changed most" in section(pages["huge"], "layers")
-    assert "Shown are the 12 of 20 layers" in section(pages["huge"], "spectra")
-    assert "blocks.19.attention" in section(pages["huge"], "spectra")
-    assert "and 67 more" in section(pages["huge"], "skipped")
+        assert f"{above} of {len(data['eigenvalues'])} directions have a weight of one half or more" in told
+    told = section(pages["huge"], "layers")
+    assert "The layers that changed most are shown; all 320 are in" in told
+    assert "92 more layers" in told
+    assert "Spectra of 12 of 20 layers" in told
+    assert "blocks.19.attention" in told
+    assert "and 67 more" in told
 
 
 def test_the_cut_is_where_the_importance_is_one_half():
@@ -484,13 +585,13 @@ def test_the_cut_is_where_the_importance_is_one_half():
 
 
 def test_time_memory_and_origin(results, pages):
-    told = section(pages["digits"], "cost")
-    for text in ("Stage finetune 12 s 14 s", "Proof, nested 36 s 41 s", "In all 62 s", "Memory at most: 1.3 GB."):
-        assert text in told
-    origin = section(pages["digits"], "origin")
+    told = section(pages["digits"], "run")
+    assert "The run took 62 s and held at most 1.3 GB of memory (project 2.3 s, " in told
+    assert "finetune 12 s, proof 36 s)." in told
     for text in (results["digits"]["command"], cases.SHA, cases.SHA[::-1], "data/verified.parquet", "2.4.6", "unseen"):
-        assert text in origin
-    assert "fixed.correction.safetensors" in origin
+        assert text in told
+    assert "fixed.correction.safetensors" in told
+    assert "took" not in section(pages["minimal"], "run")
 
 
 def test_every_hostile_name_is_text_and_makes_no_element(pages):
@@ -604,7 +705,39 @@ def test_a_model_card_has_metadata_that_the_hub_reads(results):
     body = card.text
     for text in ("Improved: ", "## Limits", "undo_(model)", cases.SHA, results["digits"]["command"]):
         assert text in body
-    assert f"| right | {found['before']['accuracy']:.1f}% | {found['after']['accuracy']:.1f}% |" in body
+    assert f"| accuracy | {found['before']['accuracy']:.1f}% | {found['after']['accuracy']:.1f}% |" in body
+
+
+@pytest.mark.parametrize(
+    ("about", "library", "task", "tag", "base"),
+    [
+        (
+            {"model": "hf:./d", "architecture": "BertForSequenceClassification", "task": "text-classification"},
+            "transformers",
+            "text-classification",
+            "bert",
+            None,
+        ),
+        ({"model": "hf-hub:org/vgg", "architecture": "VGG", "task": "image-classification"}, "timm",
+         "image-classification", "vgg", "org/vgg"),
+        ({"model": "py:net.py:build", "architecture": "Sequential"}, "pytorch", None, None, None),
+    ],
+)  # fmt: skip
+def test_a_model_card_takes_library_task_and_tags_from_the_model(results, about, library, task, tag, base):
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(model_card(results["digits"] | about)).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == (library, task, base)
+    assert data.tags[3:] == ([tag] if tag else [])
+
+
+def test_a_model_card_names_the_files_that_lie_beside_it(results):
+    text = model_card(
+        results["digits"] | {"out": "runs/a/fixed.pt", "correction_file": "runs/a/fixed.correction.safetensors"}
+    )
+    assert "verifix undo fixed.pt --out fixed-original.pt" in text
+    assert "verifix.Correction.load('fixed.correction.safetensors').undo_(model)" in text
+    assert "FIXED" not in text
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -621,7 +754,7 @@ def test_a_model_card_claims_nothing_without_a_proof(results, name):
 def test_names_are_no_markup_in_a_model_card(results):
     text = model_card(results["hostile"])
     head, body = text.split("---\n", 2)[1:]
-    assert yaml.safe_load(head)["pipeline_tag"] == "image-classification"
+    assert yaml.safe_load(head)["library_name"] == "pytorch"
     outside = re.sub(r"(?s)```.*?```|(`+)(?!`).*?(?<!`)\1(?!`)", "", body)
     assert not re.findall(r"(?<!\\)<[a-z/!]", outside)
     assert "](javascript" not in outside.replace("\\]", "")

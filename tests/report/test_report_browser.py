@@ -9,11 +9,12 @@ import pytest
 from tests import report_cases as cases
 from tests.browsers import ARGUMENTS, FAINT, chromium
 from verifix.report import render
-from verifix.report.page import SECTIONS
+from verifix.report.files import as_result
+from verifix.report.page import sections
 
 pytestmark = pytest.mark.browser
 
-CASES = ("digits", "minimal", "training", "texts", "huge", "hostile")
+CASES = ("digits", "minimal", "training", "not proven", "texts", "huge", "hostile")
 VIEWS = [(width, scheme) for width in (390, 1280) for scheme in ("light", "dark")]
 
 
@@ -75,7 +76,7 @@ def test_a_report_opens_without_error_request_or_sideways_scroll(view, folder, n
     assert max(wide[:2]) <= wide[2] == width
     page.evaluate("scrollTo(1000, 0)")
     assert page.evaluate("scrollX") == 0
-    for section, title in SECTIONS.items():
+    for section, title in sections(as_result(cases.CASES[name]())).items():
         assert page.locator(f"#{section}").is_visible()
         assert page.locator(f"#{section}-title").is_visible()
         assert page.locator(f"nav a[href='#{section}']").inner_text() == title
@@ -87,15 +88,49 @@ def test_a_report_opens_without_error_request_or_sideways_scroll(view, folder, n
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", ["digits", "huge", "hostile"])
 def test_nothing_is_cut_off_at_the_edge(view, name, width):
-    """Whatever reaches beyond the window lies in a box of its own that scrolls."""
-    beyond = view(name, width).evaluate(
+    """Not even in a box that scrolls: no table hides a figure. Only the contents may be wider than a phone."""
+    page = view(name, width)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    beyond = page.evaluate(
         """() => [...document.querySelectorAll('body *')].filter(e => {
             const box = e.getBoundingClientRect();
             return box.width > 1 && (box.right > innerWidth + 1 || box.left < -1)
-                && !e.closest('.scroll') && !e.closest('svg') && !e.closest('.sr') && !e.closest('details:not([open])');
+                && !e.closest('nav') && !e.closest('svg');
         }).map(e => e.outerHTML.slice(0, 120))"""
     )
     assert beyond == []
+    hidden = page.evaluate(
+        """() => [...document.querySelectorAll('main, main *')].filter(
+            e => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline'
+                && !e.closest('svg, .track, .matrix th')).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert hidden == []
+
+
+def test_the_contents_stay_in_view_and_lead_to_a_heading_that_is_not_covered(view):
+    for width in (390, 1280):
+        page = view("digits", width)
+        page.locator("nav a[href='#stages']").click()
+        page.wait_for_function("scrollY > 1000")
+        assert page.locator("nav").bounding_box()["y"] == 0
+        covered = """() => { const box = document.querySelector('#stages-title').getBoundingClientRect();
+            return document.elementFromPoint(box.left + 5, box.top + 5).id; }"""
+        assert page.evaluate(covered) == "stages-title"
+
+
+def test_nothing_is_green_unless_a_gain_is_proven(view):
+    """Every colour that the browser paints is compared with the green of a proven gain."""
+    painted = """() => {
+        const probe = document.createElement('i'); document.documentElement.append(probe);
+        probe.style.color = getComputedStyle(document.documentElement).getPropertyValue('--good');
+        const green = getComputedStyle(probe).color; probe.remove();
+        const ways = ['color', 'backgroundColor', 'borderTopColor', 'borderLeftColor', 'fill', 'stroke'];
+        return [...document.body.querySelectorAll('*')].filter(
+            e => ways.some(way => getComputedStyle(e)[way] === green)).length; }"""
+    for scheme in ("light", "dark"):
+        assert view("digits", 1280, scheme).evaluate(painted) > 5
+        assert view("not proven", 1280, scheme).evaluate(painted) == 0
+        assert view("training", 1280, scheme).evaluate(painted) == 0
 
 
 @pytest.mark.slow
@@ -124,14 +159,14 @@ def test_light_and_dark_are_different_and_print_is_light(view):
 def test_hostile_names_are_text_and_nothing_else(view, folder):
     page = view("hostile", 390)
     assert noted(page, folder, "hostile") == []
-    assert page.title() == view("digits").title()
+    assert page.title() == "Improved: a model – verifix report"
     assert page.url == (folder / "hostile.html").as_uri()
     texts = page.evaluate("[...document.querySelectorAll('bdi')].map(e => [e.textContent, e.childElementCount])")
     assert all(children == 0 for _, children in texts)
     found = [text for text, _ in texts]
     for name in cases.HOSTILE:
         shown = name.replace("\r", "")
-        # a class, a file, a layer, a kept and a skipped parameter, a stage, a role, a path and a hash at least
+        # a note, a class, a sample, a layer, a skipped parameter, a stage, a role and a path at least
         assert found.count(shown) >= 8, name
     ours = view("digits").evaluate("[...new Set([...document.querySelectorAll('*')].map(e => e.localName))]")
     theirs = page.evaluate("[...new Set([...document.querySelectorAll('*')].map(e => e.localName))]")
@@ -153,13 +188,13 @@ def test_hostile_names_are_text_and_nothing_else(view, folder):
 def test_an_override_of_direction_stays_in_its_name(view):
     page = view("hostile", 1280)
     order = page.evaluate(
-        """() => { const card = [...document.querySelectorAll('.cards li')].find(
-            e => e.querySelector('.source bdi').textContent.startsWith('\\u202e'));
+        """() => { const answer = [...document.querySelectorAll('.answer')].find(
+            e => e.querySelector('bdi').textContent.startsWith('\\u202e'));
             const box = node => { const r = document.createRange(); r.selectNodeContents(node);
                 return r.getBoundingClientRect().left; };
-            const source = card.querySelector('.source'); return [box(source.firstChild), box(source.lastChild)]; }"""
+            return [box(answer.firstChild), box(answer.lastChild)]; }"""
     )
-    assert order[0] < order[1]  # the name, and then the number of the sample
+    assert order[0] < order[1]  # the word before the name, and then how sure the answer was
 
 
 def test_names_that_no_page_can_hold_are_pictured(engine, tmp_path):
@@ -179,9 +214,9 @@ def test_names_that_no_page_can_hold_are_pictured(engine, tmp_path):
 def test_a_script_would_not_run_even_if_one_got_in(engine, tmp_path):
     """The policy of the page is the second wall: it holds if the first one, escaping, should fall."""
     page_text = cases.page("minimal").replace(
-        "<footer>",
+        "<main>",
         "<script>document.title = 'owned'</script><img src='https://example.invalid/a.png' onerror='document.title=1'>"
-        "<link rel='stylesheet' href='https://example.invalid/a.css'><footer>",
+        "<link rel='stylesheet' href='https://example.invalid/a.css'><main>",
     )
     path = tmp_path / "owned.html"
     path.write_text(page_text, encoding="utf-8")
@@ -191,7 +226,7 @@ def test_a_script_would_not_run_even_if_one_got_in(engine, tmp_path):
     page.on("requestfailed", lambda request: failed.update({request.url: request.failure}))
     page.on("response", lambda response: answered.append(response.url))
     page.goto(path.as_uri(), wait_until="load")
-    assert page.title() == "No change – verifix report"
+    assert page.title() == "No change: a model – verifix report"
     assert failed == dict.fromkeys(("https://example.invalid/a.png", "https://example.invalid/a.css"), "csp")
     assert [url for url in answered if url.startswith("http")] == []
     context.close()

@@ -98,7 +98,10 @@ class ResultOptions(WritingCommand):
     result: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the result as JSON, the same that --json prints."""
     card: Annotated[str | None, OUTPUT, WRITES] = None
-    """Where to write a model card (.md) for the Hugging Face hub. Needs verifix[hub]."""
+    """Where to write a model card (.md) for the Hugging Face Hub. Needs verifix[hub]."""
+    push_to_hub: Annotated[str | None, OUTPUT] = None
+    """Upload the corrected checkpoint with its correction file and model card to this repository (ORG/NAME) of the
+    Hugging Face Hub, once they are written. A new repository is private. Needs verifix[hub], and hf auth login."""
     save_moments: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the moments of the verified samples, for --moments of a later run."""
 
@@ -281,7 +284,7 @@ class DemoCommand(WritingCommand):
     name: Annotated[Literal["digits", "spiral"], MAIN] = field(default="digits", kw_only=False)
     """Which one: "digits" (handwritten digits, 30% wrong labels) or "spiral" (the two spirals of the paper)."""
     out: Annotated[str | None, OUTPUT, WRITES] = None
-    """Folder for the pictures. Default: a new one."""
+    """Folder for the report and the pictures. Default: a new one."""
     seed: Annotated[int, MAIN] = 0
     """First seed."""
     seeds: Annotated[int, MAIN] = 1

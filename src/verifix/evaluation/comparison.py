@@ -129,8 +129,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, fit for JSON."""
-        data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
-        return data
+        return dict(msgspec.json.decode(msgspec.json.encode(self)))
 
     def doubted(self, doubt: str | None) -> Comparison:
         """Return the same, with what stands against the verdict "improved"; nothing changes if that is None."""
@@ -151,11 +150,23 @@ class Comparison:
         str
             The sentence: the summary, the report and the model card have no other.
         """
-        gain, low, high = (signed(x) for x in (self.gain.estimate, self.gain.low, self.gain.high))
-        return (
-            f"{self.verdict.capitalize()}: {self.before.accuracy:.1f}% right before, {self.after.accuracy:.1f}% after "
-            f"({gain}, {self.gain.level:.0%} interval {low} to {high}) {where or f'on {self.samples:,} samples'}."
-        )
+        before, after = (f"{side.accuracy:.{self.digits}f}%" for side in (self.before, self.after))
+        low, high = (signed(x, self.digits) for x in (self.gain.low, self.gain.high))
+        gain = f"{self.points}, {self.gain.level:.0%} interval {low} to {high}"
+        where = where or f"on {self.samples:,} samples"
+        return f"{self.verdict.capitalize()}: {before} correct before, {after} after ({gain}) {where}."
+
+    @property
+    def digits(self) -> int:
+        """How many digits of a percentage mean anything: one sample of 1,000 is 0.1 points."""
+        return 1 if self.samples <= 1000 else 2
+
+    @property
+    def points(self) -> str:
+        """The gain as it is written out: the difference of the two accuracies as they are written out."""
+        written = round(self.after.accuracy, self.digits) - round(self.before.accuracy, self.digits)
+        exact = self.gain.estimate
+        return signed(written if abs(written - exact) < 1.01 * 10**-self.digits else exact, self.digits)
 
     def summary(self, names: Sequence[str] | None = None) -> str:
         """Say what changed, in a few lines.
@@ -173,7 +184,7 @@ class Comparison:
         lines = [
             self.sentence(),
             *self.independence(),
-            *self._needed(),
+            *self.needed(),
             self._flips(),
             *self._measures(),
             *self._classes(names),
@@ -181,14 +192,15 @@ class Comparison:
         ]
         return "\n".join(lines)
 
-    def _needed(self) -> list[str]:
+    def needed(self) -> list[str]:
+        """Say how many more samples would decide; nothing if that is not known, or decided."""
         if self.samples_needed is None:
             return []
         more, groups = self.samples_needed - self.samples, ""
         if self.groups is not None:
-            groups = f", in about {_rounded(math.ceil(more * self.groups / self.samples))} more groups,"
+            groups = f", in about {rounded(math.ceil(more * self.groups / self.samples))} more groups,"
         return [
-            f"About {_rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
+            f"About {rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
             f"(80% power). {SECOND_LOOK}"
         ]
 
@@ -211,8 +223,11 @@ class Comparison:
 
     def _measures(self) -> list[str]:
         a, b = self.before, self.after
-        lines = [f"Accuracy {a.accuracy:.2f}% before, {b.accuracy:.2f}% after."]
-        lines.append(f"Balanced accuracy {a.balanced_accuracy:.2f}% before, {b.balanced_accuracy:.2f}% after.")
+        d = self.digits
+        lines = [
+            f"Accuracy {a.accuracy:.{d}f}% before, {b.accuracy:.{d}f}% after.",
+            f"Balanced accuracy {a.balanced_accuracy:.{d}f}% before, {b.balanced_accuracy:.{d}f}% after.",
+        ]
         for what, x, y in (
             ("Cross-entropy", a.cross_entropy, b.cross_entropy),
             ("Calibration error", a.calibration_error, b.calibration_error),
@@ -352,7 +367,7 @@ def _per_class(a: Answers, b: Answers, y: Array, w: Array | None, classes: int) 
 
 def _class_line(row: ClassChange, names: Sequence[str] | None) -> str:
     return (
-        f"{_name(row.label, names)}: {_percent(row.before)} right before, {_percent(row.after)} after "
+        f"{_name(row.label, names)}: {_percent(row.before)} correct before, {_percent(row.after)} after "
         f"({row.samples} samples, {row.fixed} fixed, {row.broken} broken)."
     )
 
@@ -379,7 +394,7 @@ def _p(value: float) -> str:
     return f"= {value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
-def _rounded(count: int) -> str:
+def rounded(count: int) -> str:
     """Write a count with two digits that count: it is an estimate."""
     digits = max(0, len(str(count)) - 2)
     return f"{-(-count // 10**digits) * 10**digits:,}"

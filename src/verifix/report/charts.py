@@ -48,40 +48,11 @@ SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
 }
 
+MOST_TICKS = 6
+"""Strengths up to which each has its tick; of more, powers of ten have one."""
+
 SPECTRUM_POINTS = 160
 """Eigenvalues that are drawn of a layer, evenly spaced on the logarithmic axis of their order."""
-
-
-def intervals(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Markup:
-    """Draw accuracies with their intervals, one above the other.
-
-    Parameters
-    ----------
-    rows
-        Title, estimate, low and high end, in percent; no ends where they are not known.
-
-    Returns
-    -------
-    Markup
-        The chart.
-    """
-    colours = (BEFORE, AFTER)
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        for place, (row, colour) in enumerate(zip(rows, colours, strict=False)):
-            _, middle, low, high = row
-            if low is not None and high is not None:
-                axes.plot([low, high], [-place, -place], color=colour, linewidth=5, alpha=0.35, solid_capstyle="round")
-            axes.plot(middle, -place, "o", color=colour, markersize=8)
-        axes.set(yticks=[0, -1], yticklabels=[row[0] for row in rows], ylim=(-1.6, 0.6), xlabel="% right")
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="x")
-        axes.margins(x=0.15)
-
-    label = "; ".join(f"{title}: {middle:.1f}%" for title, middle, _, _ in rows)
-    return _chart(draw, (4.4, 1.7), f"Accuracy with its interval. {label}")
 
 
 def gain(estimate: float, low: float | None, high: float | None) -> Markup:
@@ -102,7 +73,7 @@ def gain(estimate: float, low: float | None, high: float | None) -> Markup:
         axes.set_xticks(axes.get_xticks(), ticks)
         axes.set_xlim(*_with_zero((low, high, estimate)))
 
-    return _chart(draw, (4.4, 1.3), f"Gain of {estimate:+.1f} points with its interval, and no gain for comparison")
+    return _chart(draw, (4.4, 1.2), f"Gain of {estimate:+.1f} points with its interval, and no gain for comparison")
 
 
 def _plain_sign(tick: float) -> str:
@@ -149,17 +120,19 @@ def curve(points: Sequence[Point], chosen: Strength | None, of: str) -> Markup:
             if place == chosen:
                 axes.axvline(place, color=MUTED, linestyle=":", linewidth=1)
                 axes.plot(place, height, "o", markersize=12, markerfacecolor="none", markeredgecolor=INK)
-        axes.set(xscale="log", xlabel="strength α", ylabel={"loss": "loss, nats", "score": "% right"}[of])
+        axes.set(xscale="log", xlabel="strength α", ylabel={"loss": "loss, nats", "score": "score, %"}[of])
         _plain_decades(axes.xaxis)
+        if len(x) <= MOST_TICKS:
+            axes.set_xticks(x, [spelled(place) for place in x])
         axes.grid(axis="y")
 
-    name = {"loss": "Cross-fitted loss", "score": "Cross-fitted share right"}[of]
+    name = {"loss": "Cross-fitted loss", "score": "Cross-fitted score"}[of]
     mark = "no strength chosen" if chosen is None else f"chosen: {spelled(chosen)}"
-    return _chart(draw, (4.4, 2.9), f"{name} over the strength of the projection, {len(tried)} strengths; {mark}")
+    return _chart(draw, (4.4, 2.3), f"{name} over the strength of the projection, {len(tried)} strengths; {mark}")
 
 
 def reliability(bins: Sequence[Bin], title: str, colour: str) -> Markup:
-    """Draw how often the network is right, by how sure it is, and how many samples that is.
+    """Draw how often the network is correct, by its confidence, and how many samples that is.
 
     Parameters
     ----------
@@ -180,7 +153,7 @@ def reliability(bins: Sequence[Bin], title: str, colour: str) -> Markup:
     heights = [100 * (b.accuracy or 0) for b in full], [b.samples for b in full]
 
     def draw(figure: Any) -> None:
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         top.plot([0, 100], [0, 100], color=MUTED, linestyle=(0, (4, 3)), linewidth=1, zorder=3)
         for axes, height in zip((top, bottom), heights, strict=True):
             axes.bar(
@@ -192,10 +165,10 @@ def reliability(bins: Sequence[Bin], title: str, colour: str) -> Markup:
             )
             axes.grid(axis="y")
             axes.set_axisbelow(True)
-        top.set(ylim=(0, 100), xlim=(0, 100), ylabel="% right", yticks=range(0, 101, 25))
+        top.set(ylim=(0, 100), xlim=(0, 100), ylabel="% correct", yticks=range(0, 101, 25))
         bottom.set(xlabel="confidence, %", ylabel="samples", xticks=range(0, 101, 20))
 
-    return _chart(draw, (4.2, 3.7), f"{title}: accuracy by confidence, {len(full)} bins with samples")
+    return _chart(draw, (4.4, 2.7), f"{title}: accuracy by confidence, {len(full)} bins with samples")
 
 
 def spectrum(eigenvalues: Sequence[float], alpha: float | None, layer: str) -> Markup:

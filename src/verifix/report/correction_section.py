@@ -12,11 +12,11 @@ from verifix.recipe.decision import Choice, Point, spelled
 from verifix.recipe.outcome import LayerReport
 from verifix.recipe.stages import projection_among
 from verifix.report import charts
-from verifix.report.formatting import count, decimal, percent, plural, share, signed, size, time
+from verifix.report.formatting import count, day, decimal, percent, plural, share, shortened, signed, size, time
 from verifix.report.result import Result, Spectrum
 
-MOST_LAYERS = 100
-"""Rows of the table of layers; of more, those that changed most are shown."""
+MOST_LAYERS, FIRST_LAYERS = 100, 8
+"""Rows of the table of layers, of which those that changed most are shown, and how many of them at once."""
 
 MOST_SPECTRA = 12
 """Spectra that are drawn: those of the layers that changed most."""
@@ -24,20 +24,16 @@ MOST_SPECTRA = 12
 MOST_NAMES = 40
 """Parameters that are named for each reason to skip them."""
 
-SELECTION = "These scores chose the strength, so they overstate the gain. Judge the gain by the proof above."
 
-
-def curve(result: Result) -> dict[str, Any]:
-    """Return the α curve of the projection, or why there is none."""
+def curve(result: Result) -> dict[str, Any] | None:
+    """Return the α curve of the projection; None if no strength of it was tried."""
     choice = result.choices.get(projection_among(result.choices) or "", Choice(None, (), "", note=None))
     points = [p for p in choice.points if p.strength is None or _single(p.strength)]
-    shown = points if any(p.strength is not None for p in points) else []
+    if not any(p.strength is not None for p in points):
+        return None
     return {
-        "reason": choice.reason,
         "chosen": None if choice.strength is None else spelled(choice.strength),
-        "charts": [_drawn(shown, choice.strength, of) for of in ("loss", "score")] if shown else [],
-        "points": _points(shown, choice.strength),
-        "note": choice.note or SELECTION,
+        "charts": [_drawn(points, choice.strength, of) for of in ("loss", "score")],
     }
 
 
@@ -47,8 +43,8 @@ def _single(strength: Strength) -> bool:
 
 def _drawn(points: Sequence[Point], chosen: Strength | None, of: str) -> tuple[str, Markup]:
     caption = {
-        "loss": "Loss of held-out samples: lower is better. Bars: one paired standard error.",
-        "score": "Accuracy on held-out samples. Bars: one paired standard error.",
+        "loss": "Loss on held-out samples: lower is better.",
+        "score": "Score (accuracy, unless another was given): higher is better.",
     }
     return caption[of], charts.curve(points, chosen, of)
 
@@ -56,8 +52,8 @@ def _drawn(points: Sequence[Point], chosen: Strength | None, of: str) -> tuple[s
 def _points(points: Sequence[Point], chosen: Strength | None) -> list[dict[str, Any]]:
     return [
         {
-            "strength": spelled(point.strength),
-            "chosen": point.strength == chosen,
+            "title": spelled(point.strength),
+            "chosen": "chosen" if point.strength == chosen else None,
             "loss": decimal(point.loss),
             "gain": "" if point.strength is None else signed(point.loss_gain, 4),
             "error": "" if point.strength is None else decimal(point.standard_error),
@@ -73,8 +69,8 @@ def paths(result: Result) -> dict[str, Any]:
     best = min((point.loss for _, point in tried), default=None)
     rows = [
         {
-            "name": name,
-            "best": point.loss == best and number > 0,
+            "title": name,
+            "chosen": "lowest loss" if point.loss == best and number > 0 else None,
             "loss": decimal(point.loss),
             "gain": signed(point.loss_gain, 4) if number else "",
             "error": decimal(point.standard_error) if number else "",
@@ -86,36 +82,36 @@ def paths(result: Result) -> dict[str, Any]:
 
 
 def stages(result: Result) -> list[dict[str, Any]]:
-    """Return what each stage added, and why it was kept or left out."""
+    """Return what each stage added, and why it was used or not."""
     return [_stage(name, choice) for name, choice in result.choices.items()]
 
 
 def _stage(name: str, choice: Choice) -> dict[str, Any]:
-    kept = choice.strength is not None
+    used = choice.strength is not None
     by_strength = {point.strength: point for point in choice.points}
-    best, base = by_strength.get(choice.strength) if kept else None, by_strength.get(None)
+    best, base = by_strength.get(choice.strength) if used else None, by_strength.get(None)
     return {
         "name": name,
         "meaning": choice.about or None,
-        "kept": kept,
-        "strength": spelled(choice.strength),
+        "used": used,
+        "strength": spelled(choice.strength) if used else None,
         "reason": choice.reason,
-        "gain": signed(None if best is None else best.loss_gain, 4),
-        "error": decimal(None if best is None else best.standard_error),
-        "score": signed(100 * (best.score - base.score)) if best and base else decimal(None),
-        "time": time(choice.seconds),
-        "estimated": time(choice.estimated),
+        "gain": None if best is None else f"{signed(best.loss_gain, 4)} ± {decimal(best.standard_error)}",
+        "score": signed(100 * (best.score - base.score)) if best and base else None,
         "points": _points(choice.points, choice.strength),
     }
 
 
 def layers(result: Result) -> dict[str, Any]:
-    """Return a table of the layers that were corrected or kept; of many, those that changed most."""
+    """Return a table of the layers that were corrected or left unchanged; of many, those that changed most."""
     rows = [row for row in result.layers if row.status not in ("skipped", "unused")]
     order = sorted(range(len(rows)), key=lambda i: -_change(rows[i]))
     most = max(map(_change, rows), default=0.0) or 1.0
-    shown = [rows[i] for i in sorted(order[:MOST_LAYERS])]
-    return {"total": len(rows), "rows": [_layer(row, most, result.choices) for row in shown]}
+    first, more = (
+        [_layer(rows[i], most, result.choices) for i in sorted(chosen)]
+        for chosen in (order[:FIRST_LAYERS], order[FIRST_LAYERS:MOST_LAYERS])
+    )
+    return {"total": len(rows), "first": first, "more": more}
 
 
 def _change(row: LayerReport) -> float:
@@ -130,9 +126,7 @@ def _layer(row: LayerReport, most: float, choices: Mapping[str, Choice]) -> dict
     ]
     return {
         "name": row.parameter,
-        "kind": row.kind,
-        "status": row.status,
-        "rows": count(row.rows),
+        "status": "corrected" if row.status == "corrected" else "unchanged",
         "rank": decimal(row.effective_rank, 1),
         "change": percent(None if row.relative_change is None else 100 * row.relative_change),
         "bar": f"{100 * _change(row) / most:.1f}",
@@ -159,7 +153,8 @@ def _spectrum(name: str, data: Spectrum) -> dict[str, Any]:
         note = f"{plural(len(values), 'direction')}; the projection did not change this layer."
     else:
         above = charts.kept(values, alpha)
-        note = f"α = {spelled(alpha)}: {count(above)} of {plural(len(values), 'direction')} keep half or more."
+        of = f"{count(above)} of {plural(len(values), 'direction')}"
+        note = f"α = {spelled(alpha)}: {of} have a weight of one half or more."
     return {"name": name, "chart": charts.spectrum(values, alpha, name), "note": note}
 
 
@@ -177,28 +172,37 @@ def skipped(result: Result) -> list[dict[str, Any]]:
     ]
 
 
-def cost(result: Result) -> dict[str, Any]:
-    """Return what each step took, what it was expected to take, and the memory."""
-    steps: list[tuple[str, float | None, float | None]] = [
-        (f"Stage {name}", choice.seconds, choice.estimated) for name, choice in result.choices.items()
-    ]
-    if result.proof is not None:
-        steps.append((f"Proof, {result.proof.kind}", result.proof.seconds, result.proof.estimated))
-    steps.append(("In all", result.seconds, None))
-    rows = [(title, time(took), time(expected)) for title, took, expected in steps if took is not None]
-    return {"rows": rows, "memory": None if result.memory_bytes is None else size(result.memory_bytes)}
+def cost(result: Result) -> str | None:
+    """Say what the run took, in one sentence; None if that is not known."""
+    steps = [(name, choice.seconds) for name, choice in result.choices.items()]
+    steps += [] if result.proof is None else [("proof", result.proof.seconds)]
+    parts = ", ".join(f"{name} {time(seconds)}" for name, seconds in steps if seconds is not None)
+    whole = [] if result.seconds is None else [f"took {time(result.seconds)}"]
+    whole += [] if result.memory_bytes is None else [f"held at most {size(result.memory_bytes)} of memory"]
+    told = " and ".join(whole) or ("took" if parts else "")
+    return f"The run {told}{f' ({parts})' if parts else ''}." if told else None
 
 
 def origin(result: Result) -> dict[str, Any]:
-    """Return files with their hashes, versions, settings, notes and the command."""
+    """Return files with their hashes, versions, settings and the command."""
     return {
         "files": _files(result),
-        "versions": list(result.libraries.items()),
-        "settings": _settings(result),
-        "notes": result.notes or (),
+        "settings": [*result.libraries.items(), *_settings(result)],
         "command": result.command,
-        "absent": ", ".join(map(str, result.provenance.classes_without_samples or ())),
-        "correction_file": result.correction_file,
+    }
+
+
+def title(result: Result) -> dict[str, Any]:
+    """Return what was corrected, from which samples, and when."""
+    files = {role: file.path for role, file in (result.files or {}).items() if file is not None and file.path}
+    kind, samples = ("picked" if result.picked else "verified"), result.provenance.samples
+    data = files.get("verified") or files.get("trusted")
+    facts = [("model", result.model or (result.architecture if "checkpoint" in files else None))]
+    facts += [(f"{kind} samples", " in ".join(filter(None, (count(samples) if samples else None, data))) or None)]
+    facts += [("test samples", files.get("test")), ("date", day(result.created))]
+    return {
+        "of": shortened(files.get("checkpoint") or result.model or result.architecture or "a model", 80),
+        "facts": [(name, shortened(fact, 120)) for name, fact in facts if fact],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from verifix.errors import CONTROLS
 from verifix.evaluation import comparison
@@ -10,6 +11,12 @@ from verifix.progress import duration
 
 NOTHING = "–"
 """What stands for a number that is not known."""
+
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July"),
+    *("August", "September", "October", "November", "December"),
+)
+"""In English, whatever the locale is."""
 
 LONGEST_NAME = 300
 """Characters of a name that are shown; file systems allow 255."""
@@ -34,9 +41,9 @@ def count(number: float | None) -> str:
     return NOTHING if number is None else f"{number:,.0f}"
 
 
-def percent(number: float | None) -> str:
+def percent(number: float | None, digits: int = 1) -> str:
     """Write a percentage out: 88.2%."""
-    return NOTHING if number is None else f"{number:.1f}%"
+    return NOTHING if number is None else f"{number:.{digits}f}%"
 
 
 def share(number: float | None) -> str:
@@ -83,3 +90,12 @@ def plural(number: int, noun: str) -> str:
     """Write a count with its noun: 1 class, 3 classes."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{ending}"
+
+
+def day(moment: str | None) -> str | None:
+    """Write a moment of ISO 8601 out as a date: 1 December 2026; None if it is none."""
+    try:
+        date = datetime.fromisoformat(moment or "")
+    except ValueError:
+        return None
+    return f"{date.day} {MONTHS[date.month - 1]} {date.year}"

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verifix.errors import UsageError
 from verifix.recipe.decision import spelled
 from verifix.report.files import as_result, write_text
-from verifix.report.formatting import percent, printable, shortened, signed
+from verifix.report.formatting import percent, printable, shortened
+from verifix.report.hub import hub_library
+from verifix.report.next_steps import undo_command
 from verifix.report.result import Result
 from verifix.report.verdict import caution, measured_on, preprocessing, verdict
+
+LIBRARIES = {"hf": "transformers", "timm": "timm", "hf-hub": "timm", "local-dir": "timm"}
+"""The Hub's name of the library of a model, by what stands in front of its name."""
 
 
 def model_card(
     result: Result | Mapping[str, Any],
     *,
     name: str | None = None,
-    task: str = "image-classification",
+    task: str | None = None,
     dataset: str | None = None,
     license: str | None = None,  # noqa: A002  # the Hub's own word
     base_model: str | None = None,
@@ -33,13 +38,13 @@ def model_card(
     name
         What the corrected model is called; by default, after its file.
     task
-        The Hub's name of the task, such as "image-classification" or "text-classification".
+        The Hub's name of the task, such as "image-classification"; by default, that of the result.
     dataset
         What the samples are called that the figures were measured on.
     license
         The Hub's name of the licence of the weights, which is that of the model that was corrected.
     base_model
-        The model on the Hub that was corrected.
+        The model on the Hub that was corrected; by default, what the model was given as, if that names one.
 
     Returns
     -------
@@ -51,15 +56,16 @@ def model_card(
     UsageError
         If huggingface_hub is not installed, or the result is of another format.
     """
-    hub = _hub()
+    hub = hub_library("a model card")
     result = as_result(result)
-    name = name or Path(result.out or "corrected-model").stem
-    given = {"license": license, "base_model": base_model}
+    name, task = name or Path(result.out or "corrected-model").stem, task or result.task
+    scheme, _, origin = (result.model or "").partition(":")
+    given = {"license": license, "base_model": base_model or (origin if scheme == "hf-hub" else None)}
     data = hub.ModelCardData(
         model_name=name,
-        library_name="pytorch",
+        library_name=LIBRARIES.get(scheme, "pytorch"),
         pipeline_tag=task,
-        tags=["verifix", "label-noise", "post-training-correction"],
+        tags=["verifix", "label-noise", "post-training-correction", *_architecture(result)],
         eval_results=_evaluations(hub, result, task, dataset) or None,
         **{key: value for key, value in given.items() if value is not None},
     )
@@ -67,15 +73,13 @@ def model_card(
     return str(hub.ModelCard(f"---\n{head}\n---\n\n{_body(name, result)}").content)
 
 
-def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UsageError("a model card needs huggingface_hub; run: pip install 'verifix[hub]'") from None
-    return huggingface_hub
+def _architecture(result: Result) -> list[str]:
+    """Return the architecture as a tag: bert for BertForSequenceClassification; none for a container of torch."""
+    name = re.sub("For[A-Za-z]*Classification$", "", result.architecture or "").lower()
+    return [name] if name not in ("", "sequential") else []
 
 
-def _evaluations(hub: Any, result: Result, task: str, dataset: str | None) -> list[Any]:
+def _evaluations(hub: Any, result: Result, task: str | None, dataset: str | None) -> list[Any]:
     """Return what the Hub shows as results; nothing where the figures are no estimate for new data."""
     on_test = result.proof is not None and result.proof.kind == "test"
     if result.comparison is None or (caution(result) is not None and not on_test):
@@ -89,7 +93,7 @@ def _evaluations(hub: Any, result: Result, task: str, dataset: str | None) -> li
         ("cross_entropy", "Cross-entropy", after.cross_entropy),
     )
     about = {
-        "task_type": task,
+        "task_type": task or "other",
         "dataset_type": "verified-samples",
         "dataset_name": dataset or ("test samples" if on_test else "verified samples"),
     }
@@ -106,12 +110,12 @@ def _body(name: str, result: Result) -> str:
 
 
 def _what(result: Result) -> str:
-    kept = [f"{stage} ({spelled(strength)})" for stage, strength in result.strengths.items() if strength is not None]
+    used = [f"{stage} ({spelled(strength)})" for stage, strength in result.strengths.items() if strength is not None]
     changed = sum(layer.status == "corrected" for layer in result.layers)
     return (
         "This classifier had learned from wrong labels. It was corrected with "
         "[verifix](https://arxiv.org/abs/2403.08618) from a small set of samples, without retraining from scratch. "
-        f"Stages that were kept: {escaped(', '.join(kept) or 'none')}. Layers that were corrected: {changed}."
+        f"Stages that were used: {escaped(', '.join(used) or 'none')}. Layers that were corrected: {changed}."
     )
 
 
@@ -119,13 +123,16 @@ def _figures(result: Result) -> str:
     lines, found = [escaped(verdict(result)), "", escaped(preprocessing(result))], result.comparison
     if found is not None:
         rows = (
-            ("right", found.before.accuracy, found.after.accuracy),
-            ("right, mean over classes", found.before.balanced_accuracy, found.after.balanced_accuracy),
+            ("accuracy", found.before.accuracy, found.after.accuracy),
+            ("balanced accuracy", found.before.balanced_accuracy, found.after.balanced_accuracy),
         )
         lines += ["", f"Measured {measured_on(result)}.", "", "| | before | after |", "| --- | --- | --- |"]
-        lines += [f"| {title} | {percent(before)} | {percent(after)} |" for title, before, after in rows]
+        lines += [
+            f"| {title} | {percent(before, found.digits)} | {percent(after, found.digits)} |"
+            for title, before, after in rows
+        ]
         lines += ["", f"Fixed: {found.fixed} samples. Broken: {found.broken}."]
-        lines += ["", f"Gain: {signed(found.gain.estimate)} points."]
+        lines += ["", f"Gain: {found.points} points."]
         lines += ["", *found.independence()] if found.independence() else []
     return "\n".join(lines)
 
@@ -147,11 +154,15 @@ def _limits(result: Result) -> str:
 def _undo(result: Result) -> str:
     if not result.correction_file:
         return "No correction file is part of this result."
+    name = Path(result.correction_file).name
+    here = replace(result, out=Path(result.out).name if result.out else None)  # beside the card
+    command = undo_command(here)
+    restores = ""
+    if command is not None:
+        restores = f"{code(command)} restores the original checkpoint beside it and verifies it by hash. "
     return (
-        f"The correction file {code(Path(result.correction_file).name)} holds the original weights. `verifix undo "
-        "FIXED --out ORIGINAL` restores the original checkpoint and verifies it by hash; in Python:\n\n"
-        "```python\nimport verifix\n\n"
-        'verifix.Correction.load("correction.safetensors").undo_(model)  # the file above; bit for bit\n```'
+        f"The correction file {code(name)} holds the original weights. {restores}In Python:\n\n"
+        f"    verifix.Correction.load({' '.join(repr(printable(name)).split())}).undo_(model)  # bit for bit"
     )
 
 

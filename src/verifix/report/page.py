@@ -13,24 +13,28 @@ from verifix.report import correction_section as course
 from verifix.report import proof_section as proof
 from verifix.report.files import as_result, write_text
 from verifix.report.formatting import NOTHING, printable
+from verifix.report.next_steps import next_steps
 from verifix.report.result import Result
 
-SECTIONS = {
-    "verdict": "Verdict",
+PROOF = {
     "before-after": "Before and after",
-    "strength": "Strength",
-    "stages": "Stages",
     "classes": "Classes",
     "confusion": "Confusion",
-    "reliability": "Reliability",
     "samples": "Samples",
-    "layers": "Layers",
-    "spectra": "Spectra",
-    "skipped": "Skipped",
-    "cost": "Time and memory",
-    "origin": "Origin",
+    "confidence": "Confidence",
 }
-"""The sections of the report, by their anchor."""
+"""The sections that need a proof, by their anchor; without one, a single line stands for all."""
+
+STRENGTH = {"strength": "Strength"}
+"""The section that needs a projection whose strength was chosen."""
+
+
+def sections(result: Result) -> dict[str, str]:
+    """Return the sections of the report of a result, in order: the anchor of each, and its title."""
+    proof = PROOF if result.comparison is not None else {"before-after": PROOF["before-after"]}
+    strength = STRENGTH if course.curve(result) is not None else {}
+    choice = {"stages": "Stages", "layers": "Layers", "run": "This run"}
+    return {"verdict": "Verdict", "next": "What to do next"} | proof | strength | choice
 
 
 def render(result: Result | Mapping[str, Any]) -> str:
@@ -39,8 +43,7 @@ def render(result: Result | Mapping[str, Any]) -> str:
     Parameters
     ----------
     result
-        The result, or the content of `result.json`; whatever may be missing and is, is left out, and the report says
-        so.
+        The result, or the content of `result.json`; whatever may be missing and is, is left out.
 
     Returns
     -------
@@ -55,9 +58,11 @@ def render(result: Result | Mapping[str, Any]) -> str:
     result = as_result(result)
     template = _environment().get_template("report.html.jinja")
     page: str = template.render(
-        sections=SECTIONS,
+        sections=sections(result),
         style=Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8")),  # noqa: S704  # our own file
+        title=course.title(result),
         opening=proof.opening(result),
+        steps=next_steps(result),
         measured=proof.before_after(result),
         curve=course.curve(result),
         paths=course.paths(result),

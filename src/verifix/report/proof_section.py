@@ -7,23 +7,27 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from markupsafe import Markup
-
-from verifix.evaluation.comparison import SECOND_LOOK, ClassChange, Comparison
+from verifix.evaluation.comparison import ClassChange, Comparison
 from verifix.proof import Fold
 from verifix.recipe.decision import spelled
 from verifix.report import charts
 from verifix.report.formatting import count, decimal, percent, plural, probability, share, shortened, signed
 from verifix.report.result import Example, ProofRecord, Result
-from verifix.report.verdict import caution, measured_on, preprocessing, verdict
+from verifix.report.verdict import caution, measured_on, prepared, verdict
 
 MOST_CLASSES, FEW_CLASSES = 30, 12
 """Classes up to which all are shown, in order, and how many of the worst and best are shown otherwise."""
 
-MOST_EXAMPLES = 20
-"""Samples that are shown of each kind."""
+LARGEST_TABLE = 12
+"""Classes up to which every pair of label and answer is shown; of more, the pairs that changed most are."""
 
-LONGEST_TEXT = 400
+MOST_PAIRS = 15
+"""Pairs of label and answer that are shown of many classes."""
+
+MOST_EXAMPLES, FIRST_EXAMPLES = 20, 6
+"""Samples that are shown of each kind, and how many of them at once."""
+
+LONGEST_TEXT = 240
 """Characters of a sample that is a text."""
 
 SMALL_PICTURE = 48
@@ -34,27 +38,27 @@ PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+={0
 
 TONES = {"improved": "good", "harmful": "bad", "not proven": "warn"}
 
-KINDS = {
-    "nested": "Each outer fold was predicted by its own correction, made from the other folds alone, with its own "
-    "strengths and stages. The figures describe this procedure. The model that is written comes from the same "
-    "procedure on all samples.",
-    "split": "One part of the verified samples was held out. The figures describe a correction made from the rest.",
-    "test": "The figures describe the corrected model itself, on samples that were used for nothing else.",
-}
-
 
 def opening(result: Result) -> dict[str, Any]:
-    """Return the verdict, the cautions and what became of the files."""
+    """Return the verdict, what it holds for, and what was noticed."""
     head, _, rest = verdict(result).partition(": ")
     return {
         "tone": TONES[result.verdict] if result.verdict else "plain",
         "word": head,
         "sentence": rest,
         "caution": caution(result),
-        "preprocessing": preprocessing(result),
-        "remarks": [*_why(result), *_written(result)],
+        "prepared": prepared(result),
+        "remarks": _why(result),
+        "notes": _noticed(result),
         "figures": _tiles(result.comparison),
     }
+
+
+def _noticed(result: Result) -> list[str]:
+    absent = result.provenance.classes_without_samples or ()
+    named = ", ".join(class_name(result.class_names, label) for label in absent)
+    forgotten = f"No sample has the label {named}: the correction may forget it, and no figure here would show that."
+    return [*([forgotten] if absent else []), *(result.notes or ())]
 
 
 def _why(result: Result) -> list[str]:
@@ -76,17 +80,7 @@ def _chance(found: Comparison) -> list[str]:
         p = probability(found.p_worse)
         return [f"By chance alone, a loss is rarely this clear: p is {p} ({kind})."]
     p = probability(found.p_worse if found.gain.estimate < 0 else found.p_better)
-    told = f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."
-    needed = found.samples_needed
-    more = f"If it is as large as estimated, about {count(needed)} verified samples in all would show it. {SECOND_LOOK}"
-    return [told, more] if needed else [told]
-
-
-def _written(result: Result) -> list[str]:
-    if not result.out:
-        return ["No corrected checkpoint was written."]
-    forced = result.verdict != "improved"
-    return [f"The corrected checkpoint is {result.out}{', although no gain was proven' if forced else ''}."]
+    return [f"The difference could be chance: p is {p}, and must be below {probability(found.threshold)}."]
 
 
 def _tiles(found: Comparison | None) -> list[tuple[str, str, str]]:
@@ -94,11 +88,11 @@ def _tiles(found: Comparison | None) -> list[tuple[str, str, str]]:
     if found is None:
         return []
     return [
-        (percent(found.before.accuracy), "right before", "before"),
-        (percent(found.after.accuracy), "right after", "after"),
-        (signed(found.gain.estimate), "gain, points", "plain"),
-        (count(found.fixed), "samples fixed", "good"),
-        (count(found.broken), "samples broken", "bad"),
+        (percent(found.before.accuracy, found.digits), "accuracy before", "before"),
+        (percent(found.after.accuracy, found.digits), "accuracy after", "after"),
+        (found.points, "gain in points", "plain"),
+        (count(found.fixed), "answers fixed", "good"),
+        (count(found.broken), "answers broken", "bad"),
     ]
 
 
@@ -107,19 +101,13 @@ def before_after(result: Result) -> dict[str, Any]:
     found, proof = result.comparison, result.proof or ProofRecord()
     return {
         "where": None if found is None else measured_on(result),
-        "how": KINDS.get(proof.kind),
+        "changed": result.changed,
         "note": proof.note,
         "weighted": found is not None and found.weighted,
-        "chart": None if found is None else _accuracies(found),
         "gain": None if found is None else charts.gain(found.gain.estimate, found.gain.low, found.gain.high),
         "measures": [] if found is None else _measures(found),
         "folds": [_fold(fold, i) for i, fold in enumerate(proof.folds or (), 1)],
     }
-
-
-def _accuracies(found: Comparison) -> Markup:
-    measures = (("Before", found.before.accuracy), ("After", found.after.accuracy))
-    return charts.intervals([(title, accuracy, *interval(accuracy, found)) for title, accuracy in measures])
 
 
 def interval(accuracy: float, found: Comparison) -> tuple[float | None, float | None]:
@@ -136,38 +124,40 @@ def interval(accuracy: float, found: Comparison) -> tuple[float | None, float | 
 
 def _measures(found: Comparison) -> list[dict[str, Any]]:
     named = (
-        ("accuracy", "Right", "", 1, 1),
-        ("balanced_accuracy", "Right, mean over classes", "every class counts equally", 1, 1),
-        ("cross_entropy", "Cross-entropy, nats", "lower is better", 4, -1),
-        (
-            "calibration_error",
-            "Calibration error",
-            "difference between confidence and accuracy; lower is better",
-            4,
-            -1,
-        ),
+        ("accuracy", "Accuracy", _alone(found), found.digits, 1),
+        ("balanced_accuracy", "Balanced accuracy", "mean over classes", found.digits, 1),
+        ("cross_entropy", "Cross-entropy", "in nats; lower is better", 4, -1),
+        ("calibration_error", "Calibration error", "confidence against accuracy; lower is better", 4, -1),
     )
     rows = []
     for key, title, meaning, digits, better in named:
         old, new = getattr(found.before, key), getattr(found.after, key)
         if old is None and new is None:
             continue
-        change = None if old is None or new is None else new - old
-        write = percent if digits == 1 else decimal
+        change = None if old is None or new is None else round(new, digits) - round(old, digits)
+        write = decimal if better < 0 else percent
         tone = "" if not change else ("good" if change * better > 0 else "bad")
-        row = {"title": title, "meaning": meaning, "before": write(old), "after": write(new)}
-        rows.append(row | {"change": signed(change, digits), "tone": tone})
+        row = {"title": title, "meaning": meaning, "before": write(old, digits), "after": write(new, digits)}
+        shown = found.points if key == "accuracy" else signed(change, digits)
+        rows.append(row | {"change": shown, "tone": tone})
     return rows
 
 
+def _alone(found: Comparison) -> str:
+    """Return the intervals of both accuracies, each for itself."""
+    ends = [interval(side.accuracy, found) for side in (found.before, found.after)]
+    texts = [f"{low:.{found.digits}f}–{high:.{found.digits}f}%" for low, high in ends if None not in (low, high)]
+    return f"each alone ({found.gain.level:.0%}, Wilson): {', '.join(texts)}" if texts else ""
+
+
 def _fold(fold: Fold, number: int) -> dict[str, Any]:
-    kept = [f"{stage} {spelled(strength)}" for stage, strength in fold.strengths.items() if strength is not None]
+    used = [f"{stage} {spelled(strength)}" for stage, strength in fold.strengths.items() if strength is not None]
     return {
         "number": number,
         "samples": count(fold.samples),
         "before": percent(fold.before),
         "after": percent(fold.after),
-        "kept": ", ".join(kept) or "no change",
+        "used": ", ".join(used) or "no change",
     }
 
 
@@ -177,7 +167,7 @@ def class_name(names: Sequence[str] | None, index: int) -> str:
 
 
 def classes(result: Result) -> dict[str, Any]:
-    """Return bars of every class, or of the classes that changed most if there are many."""
+    """Return the accuracy of every class, or of the classes that changed most if there are many."""
     found = () if result.comparison is None else result.comparison.per_class
     moved = {row.label: row.after - row.before for row in found if row.before is not None and row.after is not None}
     if len(found) <= MOST_CLASSES:
@@ -193,18 +183,22 @@ def classes(result: Result) -> dict[str, Any]:
         "shown": sum(len(rows) for _, rows in groups),
         "unchanged": sum(change == 0 for change in moved.values()),
         "unseen": len(found) - len(moved),
-        "groups": [
-            (title, [_class(row, moved.get(row.label), result.class_names) for row in rows]) for title, rows in groups
-        ],
+        "groups": [(title, [_class(row, result.class_names) for row in rows]) for title, rows in groups],
     }
 
 
-def _class(row: ClassChange, change: float | None, names: Sequence[str] | None) -> dict[str, Any]:
-    bars = (("before", row.before), ("after", row.after))
+def _class(row: ClassChange, names: Sequence[str] | None) -> dict[str, Any]:
+    ends = [None if value is None else min(max(value, 0), 100) for value in (row.before, row.after)]
+    known = [end for end in ends if end is not None]
+    change = None if row.before is None or row.after is None else round(row.after, 1) - round(row.before, 1)
     return {
         "name": class_name(names, row.label),
         "samples": plural(row.samples, "sample"),
-        "bars": [(key, percent(value), f"{min(max(value or 0, 0), 100):.2f}") for key, value in bars],
+        "before": percent(row.before),
+        "after": percent(row.after),
+        "dots": [(key, f"{end:.2f}") for key, end in zip(("before", "after"), ends, strict=True) if end is not None],
+        "from": f"{min(known, default=0):.2f}",
+        "length": f"{max(known, default=0) - min(known, default=0):.2f}",
         "change": signed(change),
         "tone": "" if not change else ("good" if change > 0 else "bad"),
         "flips": f"{count(row.fixed)} fixed, {count(row.broken)} broken",
@@ -212,44 +206,49 @@ def _class(row: ClassChange, change: float | None, names: Sequence[str] | None) 
 
 
 def confusion(result: Result) -> dict[str, Any]:
-    """Return the tables of labels and answers before, after and their difference, or why there are none."""
+    """Return which labels got which answers, before and after: every pair, or of many classes those that changed."""
     found = result.comparison
-    size = 0 if found is None else found.classes
-    if size > MOST_CLASSES:
-        missing = f"With {size:,} classes the table would have {size * size:,} cells, too many to read. "
-        return {"missing": missing + "The classes that changed most are above.", "tables": []}
     if found is None or found.confusion_before is None or found.confusion_after is None:
-        return {"missing": "No proof was made, so there is no table.", "tables": []}
+        size = 0 if found is None else found.classes
+        missing = f"There is no table of {size:,} classes, which would have {size * size:,} cells."
+        return {"missing": missing, "tables": [], "pairs": []}
     before, after = found.confusion_before, found.confusion_after
-    heads = [class_name(result.class_names, i) for i in range(size)]
-    difference = [[b - a for a, b in zip(*rows, strict=True)] for rows in zip(before, after, strict=True)]
-    tables = [
-        ("Difference", "After minus before", _shaded(difference, difference=True)),
-        ("Before", "Samples", _shaded(before)),
-        ("After", "Samples", _shaded(after)),
-    ]
-    return {"missing": None, "tables": tables, "heads": heads, "plain": heads == [str(i) for i in range(size)]}
-
-
-def _shaded(rows: Sequence[Sequence[int]], *, difference: bool = False) -> list[list[dict[str, Any]]]:
-    """Return each cell with its text, how dark it is and whether it is good news."""
-    most = max((abs(value) for row in rows for value in row), default=0) or 1
-    table = []
-    for i, row in enumerate(rows):
-        whole = most if difference else (sum(row) or 1)
-        table.append([_cell(value, whole, i == j, difference) for j, value in enumerate(row)])
-    return table
-
-
-def _cell(value: int, whole: int, diagonal: bool, difference: bool) -> dict[str, Any]:
-    good = (value > 0) == diagonal if difference else diagonal
+    names = [class_name(result.class_names, i) for i in range(found.classes)]
+    small = found.classes <= LARGEST_TABLE
     return {
-        "text": signed(value, 0) if difference else count(value),
-        "shade": f"{100 * abs(value) / whole:.0f}",
-        "tone": "after" if good else "before",
-        "empty": not value,
-        "diagonal": diagonal,
+        "missing": None,
+        "heads": names,
+        "tables": [("Before", _shaded(before)), ("After", _shaded(after))] if small else [],
+        "pairs": [] if small else _pairs(before, after, names),
     }
+
+
+def _pairs(before: list[list[int]], after: list[list[int]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the wrong answers whose number changed most."""
+    every = [(i, j, before[i][j], after[i][j]) for i in range(len(names)) for j in range(len(names)) if i != j]
+    most = sorted((pair for pair in every if pair[2] != pair[3]), key=lambda pair: -abs(pair[3] - pair[2]))
+    return [
+        {
+            "label": names[i],
+            "answer": names[j],
+            "before": count(old),
+            "after": count(new),
+            "change": signed(new - old, 0),
+            "tone": "good" if new < old else "bad",
+        }
+        for i, j, old, new in most[:MOST_PAIRS]
+    ]
+
+
+def _shaded(rows: Sequence[Sequence[int]]) -> list[list[dict[str, Any]]]:
+    """Return each cell with its text, and how dark it is by its share of the label."""
+    return [
+        [
+            {"text": count(value), "shade": f"{100 * value / (sum(row) or 1):.0f}", "empty": not value, "right": i == j}
+            for j, value in enumerate(row)
+        ]
+        for i, row in enumerate(rows)
+    ]
 
 
 def reliability(result: Result) -> dict[str, Any]:
@@ -270,15 +269,22 @@ def reliability(result: Result) -> dict[str, Any]:
 
 
 def examples(result: Result) -> dict[str, Any]:
-    """Return the samples set right and broken, worst first."""
+    """Return the samples that were fixed and broken, the surest wrong answers first."""
     found = result.comparison
     totals = {"broken": 0, "fixed": 0} if found is None else {"broken": found.broken, "fixed": found.fixed}
     groups = []
-    for outcome, title in (("broken", "Samples broken"), ("fixed", "Samples fixed")):
+    for outcome, meaning, model in (
+        ("broken", "correct before, wrong after", "corrected"),
+        ("fixed", "wrong before, correct after", "original"),
+    ):
         chosen = [example for example in result.examples or () if example.outcome == outcome]
         shown = [_example(example, result.class_names) for example in chosen[:MOST_EXAMPLES]]
         total = max(totals[outcome], len(chosen))
-        groups.append({"title": title, "outcome": outcome, "shown": shown, "total": total})
+        which = f"all {count(total)}" if len(shown) == total else f"{len(shown)} of {count(total)}"
+        order = f"{which.capitalize()}, the most confident wrong answers of the {model} model first."
+        first, more = shown[:FIRST_EXAMPLES], shown[FIRST_EXAMPLES:]
+        group = {"outcome": outcome, "meaning": meaning, "order": order, "total": total, "first": first, "more": more}
+        groups.append(group)
     return {"groups": groups, "labelled": "label" if result.picked else "verified label"}
 
 

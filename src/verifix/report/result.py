@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from verifix.correction import Correction
+from verifix.errors import UsageError
 from verifix.evaluation.comparison import Comparison, Count, Verdict
 from verifix.proof import Fold, Proof
 from verifix.recipe.candidates import Strength
@@ -221,6 +223,14 @@ class Result:
         The paths of stages that were tried, no change first, with their scores on held-out verified samples.
     reason
         Why the best of them was taken, or not.
+    model
+        What was corrected, as ``--model`` names it.
+    architecture
+        The class of the model.
+    task
+        What it does, as the Hugging Face Hub calls it: "image-classification", "text-classification".
+    created
+        When, in UTC: 2026-12-01T09:39:00+00:00.
     verdict
         What the proof says, at a one-sided p below the threshold; null if it can say nothing.
     preprocessing
@@ -277,6 +287,10 @@ class Result:
     changed: bool
     paths: tuple[TriedPath, ...] = ()
     reason: str = ""
+    model: str | None = None
+    architecture: str | None = None
+    task: str | None = None
+    created: str | None = None
     verdict: Verdict | None = None
     preprocessing: str | None = None
     proof: ProofRecord | None = None
@@ -343,6 +357,8 @@ def result_of(correction: Correction, proof: Proof | None = None) -> Result:
         changed=correction.changed,
         paths=correction.paths,
         reason=correction.reason,
+        architecture=_class_of(correction),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         verdict=None if proof is None else proof.comparison.verdict,
         proof=ProofRecord() if proof is None else _record_of(proof),
         test=None if proof is None or proof.kind != "test" else _scores_of(proof),
@@ -351,6 +367,13 @@ def result_of(correction: Correction, proof: Proof | None = None) -> Result:
         unchanged_by_rounding=correction.unchanged_by_rounding,
         notes=correction.notes,
     )
+
+
+def _class_of(correction: Correction) -> str | None:
+    try:
+        return type(correction.model).__name__
+    except UsageError:  # it was loaded from a file
+        return None
 
 
 def held(part: Any) -> dict[str, Any]:

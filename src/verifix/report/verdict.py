@@ -35,7 +35,7 @@ def verdict(result: Result) -> str:
         return result.comparison.sentence(measured_on(result))
     if test := result.test:
         return (
-            f"No verdict: {percent(test.before)} right before, {percent(test.after)} after "
+            f"No verdict: {percent(test.before)} correct before, {percent(test.after)} after "
             f"({signed(test.gain)}) on {count(test.samples)} test samples."
         )
     if not result.changed:
@@ -56,5 +56,9 @@ def caution(result: Result) -> str | None:
 
 def preprocessing(result: Result) -> str:
     """Say in one sentence how the samples became inputs, which is what the verdict applies to."""
-    how = result.preprocessing or "none by verifix; they were used as they were given"
-    return f"Preprocessing of the samples: {how}."
+    return f"Preprocessing of the samples: {prepared(result)}."
+
+
+def prepared(result: Result) -> str:
+    """Say how the samples became inputs, without a full stop."""
+    return result.preprocessing or "none by verifix; they were used as they were given"

@@ -22,8 +22,9 @@ from verifix.cli.commands.common import (
     weights_of,
 )
 from verifix.cli.commands.places import read_by, written_by
-from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, versions
+from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, task_of, versions
 from verifix.cli.commands.tested import check_weighted, kept_of, read_beside, read_test
+from verifix.cli.commands.uploaded import uploaded
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
@@ -44,6 +45,7 @@ from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds,
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
+from verifix.report.hub import check_hub
 from verifix.report.result import TrustedRecord
 from verifix.report.verdict import preprocessing
 from verifix.selection.trusted import Trusted, trust
@@ -113,7 +115,8 @@ def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
     outputs += _about(result, command)
     if outputs:
         ranks.only_first(lambda: write_together(outputs, force=command.force))
-    return (3 if result.out is None else 0), result, _correct_text(correction, proof, inputs.trusted, result)
+    text = _correct_text(correction, proof, inputs.trusted, result)
+    return (3 if result.out is None else 0), result, text + uploaded(result, command.push_to_hub)
 
 
 def _read(command: CorrectCommand) -> _Inputs:
@@ -182,6 +185,8 @@ def _result(
         out=out,
         correction_file=correction_file,
         moments_file=command.save_moments,
+        model=command.model,
+        task=task_of(samples),
         preprocessing=_prepared(inputs),
         weights=checkpoint.kind(model),
         weights_dtypes=tuple(dtypes),
@@ -269,6 +274,8 @@ def _may_write(proof: Proof | None, command: CorrectCommand) -> bool:
 
 def _check_files(command: CorrectCommand, checkpoint: Checkpoint) -> None:
     """Refuse outputs that cannot be written, or that are inputs, before any work is done."""
+    if command.push_to_hub is not None:
+        check_hub(command.push_to_hub)
     out = Path(command.out)
     further = written_by(command)
     further.remove(out)

@@ -6,7 +6,7 @@ import base64
 import io
 import platform
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,9 @@ WIDEST = 160
 """Pixels of the longer side of a picture that a report shows; larger ones are scaled down."""
 
 
-def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[Example, ...]:
+def examples(
+    proof: Proof, samples: Samples, preparation: Preparation, picture: Callable[[int], str | None] | None = None
+) -> tuple[Example, ...]:
     """Return the samples that the correction set right and those that it broke, the surest mistakes first.
 
     Parameters
@@ -46,12 +48,15 @@ def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[
         The samples that the proof counts its indices in.
     preparation
         How they became inputs.
+    picture
+        What to show of the sample with an index, if it is no text; by default, its input, if that is a picture.
 
     Returns
     -------
     tuple of Example
         Up to `SHOWN` of either outcome, with a picture or a text.
     """
+    drawn = picture or (lambda index: _picture(samples, index, preparation))
     before, after = (probabilities(logits).max(dim=1) for logits in (proof.before, proof.after))
     right_before, right_after = before.indices == proof.labels, after.indices == proof.labels
 
@@ -68,7 +73,7 @@ def examples(proof: Proof, samples: Samples, preparation: Preparation) -> tuple[
             confidence_before=float(before.values[place]),
             confidence_after=float(after.values[place]),
             text=text if text is None or len(text) <= LONGEST else f"{text[:LONGEST]}…",
-            image=None if text is not None else _picture(samples, index, preparation),
+            image=None if text is not None else drawn(index),
         )
 
     broken, fixed = (
@@ -96,12 +101,35 @@ def _picture(samples: Samples, index: int, preparation: Preparation) -> str | No
         pixels = pixels * std + mean
     elif pixels.min() < 0 or pixels.max() > 1:  # numbers of an unknown scale
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12)
+    return picture_of(pixels)
+
+
+def picture_of(pixels: Tensor) -> str:
+    """Return pixels ``[1 or 3, height, width]`` from 0 to 1 as a PNG in a data URL."""
     array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[:, :, 0] if len(pixels) == 1 else array)
     picture.thumbnail((WIDEST, WIDEST))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def task_of(samples: Samples) -> str | None:
+    """Return what a model of these inputs does, as the Hugging Face Hub calls it; None if they do not tell."""
+    x = next(samples.batches([0], 1)).inputs
+    if isinstance(x, Mapping):
+        told = (
+            ("pixel_values", "image"),
+            ("input_values", "audio"),
+            ("input_features", "audio"),
+            ("input_ids", "text"),
+        )
+        return next((f"{kind}-classification" for key, kind in told if key in x), None)
+    if not isinstance(x, Tensor):
+        return None
+    if x.is_floating_point():
+        return {2: "tabular-classification", 4: "image-classification"}.get(x.ndim)
+    return "text-classification" if x.ndim == 2 else None
 
 
 def spectra(correction: Correction) -> dict[str, Spectrum]:

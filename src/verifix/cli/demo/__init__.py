@@ -10,25 +10,26 @@ from typing import Any
 
 from verifix.cli.demo import digits, spiral
 from verifix.cli.demo.outcome import Outcome
+from verifix.cli.demo.told import REPORT
 from verifix.errors import UsageError
 from verifix.progress import progress_bar, tell
 from verifix.storage.atomic import check_apart, check_output
 
 DEMOS: dict[str, Callable[[int, Path | None], Outcome]] = {"digits": digits.run, "spiral": spiral.run}
-"""Each demonstration: a seed, and the folder for its pictures or None → what came out."""
+"""Each demonstration: a seed, and the folder for its files or None → what came out."""
 
 
-PICTURES = {
-    "digits": ("digits-set-right.png", "strength-curve.png"),
-    "spiral": ("decision-boundaries.png", "strength-curve.png"),
+WRITTEN = {
+    "digits": ("digits-set-right.png", "strength-curve.png", REPORT),
+    "spiral": ("decision-boundaries.png", "strength-curve.png", REPORT),
 }
-"""Names of the pictures of each demonstration."""
+"""Names of the files that each demonstration writes."""
 
 
 def run(
     name: str, seed: int, seeds: int, out: str | None, inputs: Sequence[Path] = (), *, force: bool = False
 ) -> tuple[dict[str, Any], str]:
-    """Run a demonstration for one or more seeds; pictures are of the first.
+    """Run a demonstration for one or more seeds; pictures and report are of the first.
 
     Parameters
     ----------
@@ -37,11 +38,11 @@ def run(
     seed, seeds
         First seed, and how many.
     out
-        Folder for the pictures; a fresh one by default.
+        Folder for pictures and report; a fresh one by default.
     inputs
-        Files that the command has read, which no picture may replace.
+        Files that the command has read, which nothing may replace.
     force
-        Replace pictures that exist.
+        Replace files that exist.
 
     Returns
     -------
@@ -49,11 +50,11 @@ def run(
         ``{"seeds": [{"seed", "before", "after", "gain", "alpha"}], "mean_before", "mean_gain", "seconds"}``, percent
         right on samples that nothing else used.
     text : str
-        The same for reading, and where the pictures are.
+        The same for reading, and where the files are.
     """
     folder, fresh = _folder(out)
-    check_apart([folder / picture for picture in PICTURES[name]], inputs)
-    for picture in (*folder.glob("*.png"), *(folder / picture for picture in PICTURES[name])):
+    check_apart([folder / picture for picture in WRITTEN[name]], inputs)
+    for picture in (*folder.glob("*.png"), *(folder / picture for picture in WRITTEN[name])):
         check_output(picture, force=force)
     start = time.perf_counter()
     outcomes = []
@@ -66,7 +67,7 @@ def run(
         if fresh:
             shutil.rmtree(folder)
         raise
-    tell(f"pictures in {folder}/", show=True)
+    tell(f"report and pictures in {folder}/", show=True)
     rows = [{**outcome.scores(), "seed": s} for s, outcome in enumerate(outcomes, seed)]
     result = {
         "seeds": [{key: row[key] for key in ("seed", "before", "after", "gain", "alpha")} for row in rows],
@@ -78,7 +79,7 @@ def run(
 
 
 def _folder(out: str | None) -> tuple[Path, bool]:
-    """Return the folder for the pictures, and whether it was made for this run."""
+    """Return the folder for the files, and whether it was made for this run."""
     if out is not None:
         folder, existed = Path(out), Path(out).exists()
         try:
@@ -106,5 +107,5 @@ def _text(seed: int, outcomes: list[Outcome], result: dict[str, Any], folder: Pa
         )
     if len(outcomes) > 1:
         lines.append(f"mean: {result['mean_before']:.1f}% before, gain {result['mean_gain']:+.1f}")
-    lines.append(f"{result['seconds']:.1f} s; pictures: {', '.join(str(p) for p in outcomes[0].pictures)} in {folder}/")
+    lines.append(f"{result['seconds']:.1f} s; wrote {', '.join(outcomes[0].written)} in {folder}/")
     return "\n".join(lines)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from verifix.algorithm import correct
+from verifix.cli.commands.record import picture_of
 from verifix.cli.demo.outcome import Outcome
+from verifix.cli.demo.told import tell_of
 from verifix.cli.demo.training import mlp, percent_right, train, wrong_labels
 from verifix.correction import Correction
 from verifix.losses import predicted_classes
@@ -65,16 +67,18 @@ def trained(digits: Digits, seed: int) -> nn.Module:
 
 
 def run(seed: int, folder: Path | None) -> Outcome:
-    """Train, correct and score one seed; save the α curve and a grid of digits set right if there is a folder."""
+    """Train, correct and score one seed; write report and pictures if there is a folder."""
     digits = load(seed)
     model = trained(digits, seed)
     verified = digits.inputs[digits.verified], digits.labels[digits.verified]
     correction = correct(model, verified, seed=seed, progress=False)
     unseen = digits.inputs[digits.unseen], digits.labels[digits.unseen]
-    pictures: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
     if folder is not None:
         paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)  # whose strengths are drawn
-        pictures = _draw(digits, model, correction, paper, folder)
+        images = unseen[0].reshape(-1, 1, 8, 8)
+        report = tell_of("digits", model, correction, unseen, folder, lambda index: picture_of(1 - images[index]))
+        written = (report, *_draw(digits, model, correction, paper, folder))
     return Outcome(
         f"A network learned {TRAINING} handwritten digits with {WRONG:.0%} wrong labels. {VERIFIED} digits it has not "
         "seen were verified, and it was corrected from them.",
@@ -83,7 +87,7 @@ def run(seed: int, folder: Path | None) -> Outcome:
         percent_right(correction.model, *unseen),
         correction.alpha,
         correction.kept,
-        pictures,
+        written,
     )
 
 

@@ -22,8 +22,8 @@ class Outcome:
         The chosen strength of the projection; None if no change won.
     stages
         The stages that were kept, with their strengths, for reading.
-    pictures
-        Names of the pictures saved.
+    written
+        Names of the files that were written.
     """
 
     story: str
@@ -32,7 +32,7 @@ class Outcome:
     after: float
     alpha: float | None
     stages: str
-    pictures: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
 
     def scores(self) -> dict[str, Any]:
         """Return the figures as plain data."""

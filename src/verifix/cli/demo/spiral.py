@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from verifix.algorithm import correct
 from verifix.cli.demo.outcome import Outcome
+from verifix.cli.demo.told import tell_of
 from verifix.cli.demo.training import mlp, percent_right, train, wrong_labels
 
 TRAINING, VERIFIED, UNSEEN, WRONG = 250, 200, 2000, 0.25
@@ -49,7 +50,7 @@ def trained(inputs: Tensor, labels: Tensor, seed: int) -> nn.Module:
 
 
 def run(seed: int, folder: Path | None) -> Outcome:
-    """Train on clean and on wrong labels, correct the second, score; save the picture if there is a folder."""
+    """Train on clean and on wrong labels, correct the second, score; write report and pictures if there is a folder."""
     x, true = spirals(TRAINING, 3 * seed)
     given = wrong_labels(true, WRONG, 2, seed)
     verified, unseen = spirals(VERIFIED, 3 * seed + 1), spirals(UNSEEN, 3 * seed + 2)
@@ -66,7 +67,8 @@ def run(seed: int, folder: Path | None) -> Outcome:
             (f"corrected\n{percent_right(correction.model, *unseen):.1f}% right", correction.model, given),
         ]
         paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)
-        names = (pictures.decision_boundaries(panels, x, folder), pictures.strength_curve(paper, folder))
+        report = tell_of("spiral", model, correction, unseen, folder)
+        names = (report, pictures.decision_boundaries(panels, x, folder), pictures.strength_curve(paper, folder))
     return Outcome(
         f"A network learned two spirals from {TRAINING} points with {WRONG:.0%} wrong labels. {VERIFIED} further "
         "points were verified, and it was corrected from them.",
