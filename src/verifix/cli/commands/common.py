@@ -18,12 +18,13 @@ from verifix.evaluation.predictions import as_weights
 from verifix.evaluation.shares import class_weights
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.read import read_checkpoint
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.prediction_files import read_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
+from verifix.model.answers import predicted
 from verifix.model.borrow import check_model
+from verifix.model.class_names import class_numbers
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.several_outputs import outputs_of
@@ -32,7 +33,6 @@ from verifix.model.tensors import device_named, device_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import RunOptions
 from verifix.progress import progress_bar
-from verifix.proof import predicted
 
 
 def open_checkpoint(command: CorrectCommand | ScoreCommand | SelectCommand) -> Checkpoint:

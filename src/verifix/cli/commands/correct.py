@@ -28,6 +28,7 @@ from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
 from verifix.evaluation.draw import judged
+from verifix.evaluation.provable import OUTER_FOLDS, check_provable
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -40,7 +41,7 @@ from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, notes_kept, tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
+from verifix.proof import Proof, estimated_seconds, halves, measured, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from verifix.errors import DataError, one_line
 from verifix.io.data.groups import Grouped
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
+from verifix.model.class_names import class_numbers
 from verifix.model.labels import UNKNOWN
 from verifix.progress import note
 
