@@ -354,9 +354,14 @@ def estimated_seconds(correction: Correction, seconds: float, folds: int) -> flo
         are ten of them if all folds choose alike, and twenty if no two do; the middle is taken.
     """
     choosing = sum(path.seconds or 0.0 for path in correction.paths)
+    return seconds_of_proof(max(seconds - choosing, 0.0), choosing, folds)
+
+
+def seconds_of_proof(once: float, choosing: float, folds: int) -> float:
+    """Estimate what a nested proof takes, from what a correction takes once and while it chooses in its folds."""
     pairs = math.comb(OUTER_FOLDS, 2)
     share = (OUTER_FOLDS - 2) / OUTER_FOLDS / ((folds - 1) / folds)
-    return max(seconds - choosing, 0.0) + choosing * 1.5 * pairs * share / folds
+    return once + choosing * 1.5 * pairs * share / folds
 
 
 def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:

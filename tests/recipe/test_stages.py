@@ -203,7 +203,7 @@ def test_a_stage_takes_one_class_and_one_call(registry):
     correction = verifix.correct(model, (x, y), recipe="scale", progress=False)
     choice = correction.choices["scale"]
     assert sorted([*choice.dropped, *(point.strength for point in choice.points[1:])]) == [1.0, 2.0]
-    assert f"  scale: {choice.reason}" in correction.summary()
+    assert f"  scale: {choice.reason}" in correction.summary(verbose=True)
     shown = stages_shown(result_of(correction))[0]
     assert (shown["name"], shown["meaning"]) == ("scale", "Scales the last bias.")
     with pytest.raises(UsageError, match=f"{list(STAGES)[-1]}, scale, each once"):

@@ -175,7 +175,7 @@ class Comparison(Presented):
         lines = [
             self.sentence(),
             *self.independence(),
-            *self._needed(),
+            *self.needed(),
             self._flips(),
             *self._measures(),
             *self._classes(names),
@@ -183,7 +183,8 @@ class Comparison(Presented):
         ]
         return "\n".join(lines)
 
-    def _needed(self) -> list[str]:
+    def needed(self) -> list[str]:
+        """Say how many more samples would decide; nothing if that is not known, or decided."""
         if self.samples_needed is None:
             return []
         more, groups = self.samples_needed - self.samples, ""
@@ -193,6 +194,10 @@ class Comparison(Presented):
             f"About {_rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
             f"(80% power). {SECOND_LOOK}"
         ]
+
+    def brief(self) -> list[str]:
+        """Say what the verdict rests on, without the figures of each class."""
+        return [*self.independence(), *self.needed(), self._flips()]
 
     def independence(self) -> list[str]:
         """Say what is to be known about samples that are not independent; nothing if all are."""

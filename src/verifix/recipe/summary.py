@@ -101,6 +101,8 @@ def _details(told: Told, *, verbose: bool) -> Iterator[str]:
         yield from path_lines(told.paths, told.reason)
     for stage, choice in told.choices.items():
         yield from stage_lines(stage, choice) if verbose else [stage_line(stage, choice)]
+    if not verbose:
+        yield from left_out(told.paths)
     yield from (layer.line for layer in told.layers) if verbose else layers_line(told.layers)
     if absent := about.get("classes_without_samples"):
         few = first_of((label if told.class_names is None else named(label, told.class_names) for label in absent), 10)
@@ -113,6 +115,15 @@ def _details(told: Told, *, verbose: bool) -> Iterator[str]:
         yield "These scores chose the strengths and overstate the gain; measure it on other samples."
     if caution := caution_of(told):
         yield caution
+
+
+def left_out(paths: Sequence[Path]) -> list[str]:
+    """Say how many paths were not tried to their end, and why the first was not; nothing if all were."""
+    reasons = [path.reason for path in paths if path.point is None and path.reason.startswith("not tried")]
+    if not reasons:
+        return []
+    why = reasons[0].removeprefix("not tried: ")
+    return [f"{len(reasons)} of {len(paths) - 1} paths were not tried to their end: {why}"]
 
 
 def stage_line(stage: str, choice: Choice) -> str:
