@@ -1,33 +1,31 @@
-"""What somebody may have meant by the name of a model that leads to none."""
+"""Names of models: their forms, and what somebody may have meant by one that has none. Importable before torch."""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
-from verifix.errors import did_you_mean, first_of
+from verifix.errors import UsageError, did_you_mean, first_of
+
+SCHEMES = ("py", "torchvision", "timm", "hf", "hf-hub", "local-dir")
+"""What stands before the first colon."""
+
+FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
 """How checkpoints end."""
 
 
-def meant(name: str, schemes: Iterable[str]) -> str:
-    """Return what to give instead, as the end of a message; empty if nothing suggests itself.
+def check_name(name: str) -> None:
+    """Refuse the name of a model that has none of the `FORMS`; says what may have been meant."""
+    scheme, _, rest = name.partition(":")
+    if scheme not in SCHEMES or not rest:
+        raise UsageError(f"model is {name!r}; it must be {FORMS}{_meant(name)}")
 
-    Parameters
-    ----------
-    name
-        The name as it was given.
-    schemes
-        What may stand before the colon.
 
-    Returns
-    -------
-    str
-        After a semicolon.
-    """
+def _meant(name: str) -> str:
+    """Return what to give instead, as the end of a message; empty if nothing suggests itself."""
     path, (scheme, colon, rest) = Path(name), name.partition(":")
     if path.is_dir():
         return _of_folder(name, path)
@@ -36,7 +34,7 @@ def meant(name: str, schemes: Iterable[str]) -> str:
     if path.suffix.lower() in WEIGHTS:
         return "; that is the name of weights: give these with --checkpoint, and the model that they are for here"
     if colon and rest:
-        return did_you_mean(scheme, schemes)
+        return did_you_mean(scheme, SCHEMES)
     return f"; did you mean timm:{name} or torchvision:{name}?" if name.isidentifier() else ""
 
 

@@ -15,11 +15,10 @@ from typing import Any
 from torch import nn
 
 from verifix.errors import UsageError, did_you_mean, one_line
-from verifix.io.model_names import meant
+from verifix.io.model_names import check_name
 from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.transformers_models import build_transformers
 
-FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
 MODULE = "_verifix_model_"
 """How the name of a module begins that was made of a file."""
 
@@ -61,6 +60,7 @@ def build_model(
     UsageError
         If the name does not lead to a model.
     """
+    check_name(name)
     scheme, _, rest = name.partition(":")
     builders: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
         "py": _from_python,
@@ -70,8 +70,6 @@ def build_model(
         "hf-hub": partial(_from_timm_source, "hf-hub"),
         "local-dir": partial(_from_timm_source, "local-dir"),
     }
-    if scheme not in builders or not rest:
-        raise UsageError(f"model is {name!r}; it must be {FORMS}{meant(name, builders)}")
     arguments = {"num_classes": num_classes, **(further or {})}
     if scheme in TIMM:
         arguments["in_chans"] = in_chans

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from verifix.losses import tempered_cross_entropy
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Grid, Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, choose_strength, trying
+from verifix.recipe.crossfit import Rules, race, trying
 from verifix.recipe.plan import Names, Plan
 from verifix.recipe.stages import STAGES
 
@@ -69,8 +70,11 @@ def _measured(path: Names, whole: Context, rules: Rules) -> float | None:
             return None
         candidates = fitter.candidates()
         watch = _FirstFold(float("inf"), len(whole.folds) * sum(candidates.rounds), candidates.rounds[0])
+        trial, loss = trials[context], rules.loss or tempered_cross_entropy
+        trial.predicted(None)
+        strengths = candidates.coarse if isinstance(candidates, Grid) else candidates.strengths
         try:
-            choose_strength(trials, candidates, whole, [context], rules, watch)
+            race(whole, [trial], strengths, [], loss, watch.fitted)
         except OutOfTimeError as stopped:
             return stopped.seconds
         return watch.expected

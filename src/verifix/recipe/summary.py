@@ -100,7 +100,7 @@ def _details(told: Told, *, verbose: bool) -> Iterator[str]:
         yield f"verifix {about['verifix']}, recipe {about['recipe']}"
         yield from path_lines(told.paths, told.reason)
     for stage, choice in told.choices.items():
-        yield from stage_lines(stage, choice) if verbose else [stage_line(stage, choice)]
+        yield from stage_lines(stage, choice) if verbose else [stage_line(stage, choice, told.reason)]
     if not verbose:
         yield from left_out(told.paths)
     yield from (layer.line for layer in told.layers) if verbose else layers_line(told.layers)
@@ -126,10 +126,11 @@ def left_out(paths: Sequence[Path]) -> list[str]:
     return [f"{len(reasons)} of {len(paths) - 1} paths were not tried to their end: {why}"]
 
 
-def stage_line(stage: str, choice: Choice) -> str:
-    """Return what a stage chose and why, in one line."""
+def stage_line(stage: str, choice: Choice, decision: str = "") -> str:
+    """Return what a stage chose and why, in one line; not again what was decided on the whole path."""
     given = f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
-    return f"{stage}: {choice.reason.removesuffix(dropped_note(choice.dropped))}{given}"
+    reason = choice.reason.removesuffix(dropped_note(choice.dropped))
+    return f"{stage}: {reason.removesuffix(f': {decision}') if decision else reason}{given}"
 
 
 def layers_line(layers: Sequence[LayerReport]) -> list[str]:

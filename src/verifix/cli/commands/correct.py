@@ -148,6 +148,8 @@ def _read(command: CorrectCommand) -> _Inputs:
     with notes_kept() as noted_on_reading:
         chosen = source if trusted is None else trusted.source
         verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
+    if command.proves_by in ("nested", "split"):
+        check_provable(len(verified), command.proves_by, command)
     kept, notes = ([], []) if test is None else kept_of(test, verified, earlier)
     with notes_kept() as noted_on_others:
         beside = read_beside(model, [verified, *([] if test is None else [test])], command, preparation)
@@ -250,7 +252,6 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
         return correct(model, verified, **asked), None
-    check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = _weights(inputs, command, proving)

@@ -26,6 +26,7 @@ from verifix.progress import duration
 from verifix.proof import seconds_of_proof
 from verifix.recipe.crossfit import Rules
 from verifix.recipe.forecast import forecast
+from verifix.report.formatting import plural
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DryRun:
     def text(self) -> str:
         """Say it in a few lines."""
         longest = [path for path in self.paths if not any(other.startswith(f"{path} → ") for other in self.paths)]
-        what = f"{len(self.paths)} paths of stages ({first_of(longest, 6)}) in {self.folds} folds"
+        what = f"{plural(len(self.paths), 'path')} of stages ({first_of(longest, 6)}) in {self.folds} folds"
         lines = [
             "Dry run: everything was read and checked, and nothing is written.",
             f"{self.samples} verified samples, {self.classes} classes; {self.layers} layers would be corrected.",

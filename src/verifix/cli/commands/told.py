@@ -9,10 +9,11 @@ from torch import Tensor
 
 from verifix.correction import Correction
 from verifix.evaluation.advice import more_samples, other_recipe, rare_classes
+from verifix.evaluation.draw import drawn_note
 from verifix.proof import Proof, estimated_seconds
 from verifix.recipe.stages import projection_among
 from verifix.report import Result
-from verifix.report.verdict import preprocessing
+from verifix.report.verdict import preprocessing, verdict
 from verifix.selection.trusted import Trusted
 
 
@@ -45,7 +46,7 @@ def correct_text(
     str
         The verdict in the first line, and what was written in the last one.
     """
-    lines = [*_verdict(proof, verbose=verbose)]
+    lines = [*_verdict(proof, result, verbose=verbose)]
     lines += [] if picked is None else [picked.summary()]
     lines.append(correction.summary(verbose=verbose))
     lines += [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
@@ -63,12 +64,13 @@ def correct_text(
     return "\n".join(lines)
 
 
-def _verdict(proof: Proof | None, *, verbose: bool) -> list[str]:
+def _verdict(proof: Proof | None, result: Result, *, verbose: bool) -> list[str]:
     if proof is None:
         return []
     if verbose:
         return [proof.summary()]
-    return [proof.comparison.sentence(), *(f"  {line}" for line in (*proof.comparison.brief(), proof.note))]
+    drawn = drawn_note(proof.drawn, weighted=proof.comparison.weighted)
+    return [verdict(result), *(f"  {line}" for line in (*proof.comparison.brief(), drawn) if line)]
 
 
 def _next(correction: Correction, proof: Proof | None, labels: Tensor) -> Iterator[str]:
