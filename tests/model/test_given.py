@@ -96,9 +96,7 @@ def test_labels_are_given_once(case):
     model, x, y, _ = case
     data = TensorDataset(x, y)
     for given in (data, DataLoader(data)):
-        with pytest.raises(
-            UsageError, match=r"labels are given, and the samples are a .*, which has labels"
-        ):
+        with pytest.raises(UsageError, match=r"labels are given, and the samples are a .*, which has labels"):
             verifix.correct(model, given, y, **HOW)
 
 
