@@ -407,7 +407,8 @@ def test_the_preprocessing_stands_beside_the_verdict(trained, tmp_path, capsys):
     )
     above, _, below = out.partition(line)
     assert below
-    assert "Measured on the half" in above.splitlines()[-1]
+    assert above.splitlines()[0].endswith("on 60 verified samples that no stage and no strength has seen.")
+    assert "the verdict needs p < 0.025" in above.splitlines()[-1]
     found = json.loads(result.read_text())
     keys = list(found)
     assert keys[keys.index("verdict") + 1] == "preprocessing"

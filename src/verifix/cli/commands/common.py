@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from verifix.cli.options import CorrectCommand, ScoreCommand
 from verifix.cli.verifying_options import SelectCommand
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, first_of
 from verifix.evaluation.predictions import as_weights
 from verifix.evaluation.shares import class_weights
 from verifix.io.checkpoints.checkpoint import Checkpoint
@@ -99,6 +99,11 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> P
     if names is None:
         return preparation
     outputs = outputs_of(model, first_sample(source), device_of(model), len(names))
+    if len(names) != max(outputs, 2) and preparation.class_names is None:
+        raise DataError(
+            f"the folders name {len(names)} classes ({first_of(names, 5)}) and the model has {outputs} outputs, so "
+            "which is which is not known; give --classes with all class names in the order of the outputs"
+        )
     if len(names) != max(outputs, 2):
         raise DataError(
             f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "

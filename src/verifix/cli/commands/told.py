@@ -13,7 +13,8 @@ from verifix.evaluation.draw import drawn_note
 from verifix.proof import Proof, estimated_seconds
 from verifix.recipe.stages import projection_among
 from verifix.report import Result
-from verifix.report.verdict import preprocessing, verdict
+from verifix.report.verdict import preprocessing
+from verifix.report.verdict import verdict as verdict_on
 from verifix.selection.trusted import Trusted
 
 
@@ -46,15 +47,14 @@ def correct_text(
     str
         The verdict in the first line, and what was written in the last one.
     """
-    lines = [*_verdict(proof, result, verbose=verbose)]
+    verdict, done = _verdict(proof, result, verbose=verbose), correction.summary(verbose=verbose)
+    lines = [*verdict, preprocessing(result), done] if verdict else [done, preprocessing(result)]
     lines += [] if picked is None else [picked.summary()]
-    lines.append(correction.summary(verbose=verbose))
     lines += [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
     half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
     if half:
         share = f"{correction.unchanged_by_rounding:.1%}"
         lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
-    lines.append(preprocessing(result))
     if result.out is None and picked is None:
         lines += [f"Next: {' '.join(_next(correction, proof, labels))}"]
     if result.moments_file is not None:
@@ -70,7 +70,7 @@ def _verdict(proof: Proof | None, result: Result, *, verbose: bool) -> list[str]
     if verbose:
         return [proof.summary()]
     drawn = drawn_note(proof.drawn, weighted=proof.comparison.weighted)
-    return [verdict(result), *(f"  {line}" for line in (*proof.comparison.brief(), drawn) if line)]
+    return [verdict_on(result), *(f"  {line}" for line in (*proof.comparison.brief(), drawn) if line)]
 
 
 def _next(correction: Correction, proof: Proof | None, labels: Tensor) -> Iterator[str]:
