@@ -407,7 +407,7 @@ def test_the_preprocessing_stands_beside_the_verdict(trained, tmp_path, capsys):
     )
     above, _, below = out.partition(line)
     assert below
-    assert above.splitlines()[0].endswith("on 60 verified samples that no stage and no strength has seen.")
+    assert above.splitlines()[0].endswith(" verified samples that no stage and no strength has seen.")
     assert "the verdict needs p < 0.025" in above.splitlines()[-1]
     found = json.loads(result.read_text())
     keys = list(found)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from verifix.evaluation.comparison import Comparison
+from verifix.evaluation.comparison import Comparison, rounded
 from verifix.evaluation.power import samples_for
 from verifix.model.class_names import named
+from verifix.progress import duration
 from verifix.recipe.paths import Path
 
 FEW = 3
@@ -92,17 +93,9 @@ def other_recipe(recipe: str, seconds: float | None) -> str:
     str
         One sentence; empty if neither of the two named recipes was used.
     """
-    from verifix.progress import duration
-
     if recipe == "verifix":
         return "Or try --recipe auto, which also refits and trains; it takes several times as long (see --budget)."
     if recipe != "auto":
         return "Or try --recipe auto, which tries several paths of stages."
     time = "" if seconds is None else f" in about {duration(seconds)}"
     return f"Or try --recipe verifix, which chooses among fewer corrections{time}."
-
-
-def rounded(count: int) -> str:
-    """Write a count with two digits that count: it is an estimate."""
-    digits = max(0, len(str(count)) - 2)
-    return f"{-(-count // 10**digits) * 10**digits:,}"

@@ -189,9 +189,9 @@ class Comparison(Presented):
             return []
         more, groups = self.samples_needed - self.samples, ""
         if self.groups is not None:
-            groups = f", in about {_rounded(math.ceil(more * self.groups / self.samples))} more groups,"
+            groups = f", in about {rounded(math.ceil(more * self.groups / self.samples))} more groups,"
         return [
-            f"About {_rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
+            f"About {rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
             f"(80% power). {SECOND_LOOK}"
         ]
 
@@ -382,7 +382,7 @@ def _p(value: float) -> str:
     return f"= {value:.2g}" if value >= 1e-4 else "< 0.0001"
 
 
-def _rounded(count: int) -> str:
+def rounded(count: int) -> str:
     """Write a count with two digits that count: it is an estimate."""
     digits = max(0, len(str(count)) - 2)
     return f"{-(-count // 10**digits) * 10**digits:,}"
