@@ -115,8 +115,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
         remember_corrected(start.work, original, corrected)
         weights, tried = (original, corrected), (tuple(course.paths), course.reason)
         made = Made(model, start.read, replace(settings, labels=None), time.perf_counter() - began)
-        told = start.provenance, start.work, spectra, *tried, start.class_names, made
-        return Correction(*weights, course.choices, reports, *told)
+        found = (*weights, course.choices, reports, start.provenance, start.work, spectra)
+        return Correction(*found, *tried, class_names=start.class_names, made=made)
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

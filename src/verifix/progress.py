@@ -41,6 +41,8 @@ def tell(line: str, show: bool) -> None:
 class Bar(Protocol):
     """What is moved on."""
 
+    total: Any
+
     def update(self, n: int = 1) -> object:
         """Move on by some units."""
 

@@ -220,8 +220,8 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
     expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    own = {"moments": inputs.earlier, "stored_as": stored_as, "drawn": _drawn(inputs, command), **inputs.beside}
-    own["classes"] = inputs.preparation.class_names
+    own: dict[str, Any] = {"moments": inputs.earlier, "stored_as": stored_as, "drawn": _drawn(inputs, command)}
+    own |= {"classes": inputs.preparation.class_names, **inputs.beside}
     return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
 
 
