@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 
 from verifix.losses import tempered_cross_entropy
+from verifix.progress import progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Grid, Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, race, trying
+from verifix.recipe.crossfit import Meter, Rules, race, trying
 from verifix.recipe.plan import Names, Plan
 from verifix.recipe.stages import STAGES
 
@@ -17,15 +17,14 @@ PATIENCE = 10.0
 """Seconds after which a stage is measured no further than its present fit."""
 
 
-class _FirstFold(Stopwatch):
-    """Stops a stage after the fits of one fold, or after the first fit that is over when `PATIENCE` is."""
+class _Impatient(Stopwatch):
+    """Stops a stage after the first fit that is over when `PATIENCE` is."""
 
-    def fitted(self, count: int = 1) -> None:
-        """Note one more fit, or several that need not be made."""
-        super().fitted(count)
-        elapsed = time.perf_counter() - self._begun
-        if self.expected is not None or elapsed > PATIENCE:
-            raise OutOfTimeError(self.expected or elapsed * self.fits / self._done)
+    def fitted(self) -> None:
+        """Note one more fit."""
+        super().fitted()
+        if self._elapsed() > PATIENCE:
+            raise OutOfTimeError(self._foreseen(self._elapsed()))
 
 
 def forecast(plan: Plan, whole: Context, rules: Rules) -> dict[Names, float]:
@@ -69,12 +68,13 @@ def _measured(path: Names, whole: Context, rules: Rules) -> float | None:
         if fitter.obstacle():
             return None
         candidates = fitter.candidates()
-        watch = _FirstFold(float("inf"), len(whole.folds) * sum(candidates.rounds), candidates.rounds[0])
+        watch = _Impatient(float("inf"), len(whole.folds) * sum(candidates.rounds))
         trial, loss = trials[context], rules.loss or tempered_cross_entropy
         trial.predicted(None)
         strengths = candidates.coarse if isinstance(candidates, Grid) else candidates.strengths
         try:
-            race(whole, [trial], strengths, [], loss, watch.fitted)
+            with progress_bar("", 0, show=False) as bar:
+                race(whole, [trial], strengths, [], loss, Meter(bar, watch))
         except OutOfTimeError as stopped:
             return stopped.seconds
         return watch.expected
