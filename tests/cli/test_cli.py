@@ -430,7 +430,7 @@ def bad_commands() -> dict:
         "model form": (change(model="py:build"), 2, "it must be py:FILE_OR_MODULE:FACTORY"),
         "syntax error": (with_file("m.py", b"def", checkpoint=None, model="py:m.py:build"), 2, "--checkpoint"),
         "no checkpoint": (change(checkpoint="nowhere.safetensors"), 2, "nowhere.safetensors does not exist"),
-        "checkpoint kind": (change(checkpoint="net.h5"), 2, "give a .safetensors, .pt, .pth,"),
+        "checkpoint kind": (with_file("net.h5", b"HDF", checkpoint=...), 2, "give a .safetensors, .pt, .pth,"),
         "checkpoint damaged": (
             with_file("c.safetensors", b"\x10" * 50, checkpoint=...),
             5,
@@ -480,7 +480,14 @@ def bad_commands() -> dict:
             "--trust",
         ),
         "trusted count": (
-            change(verified=None, verified_from=None, trusted="t.npz", trusted_count="49"),
+            lambda w, t: arguments(
+                w,
+                t / "o.safetensors",
+                verified=None,
+                verified_from=None,
+                trusted=w / "verified.npz",
+                trusted_count="49",
+            ),
             2,
             "--trusted-count is 49; with this alpha and these folds it must be 50 or more",
         ),
