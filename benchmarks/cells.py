@@ -21,9 +21,9 @@ from benchmarks.methods.base import answered
 from benchmarks.noise import realised
 from benchmarks.tasks import case
 from verifix.losses import correct_or_not
+from verifix.model.answers import predicted
 from verifix.model.samples import Samples
 from verifix.model.tensors import model_digest
-from verifix.proof import predicted
 from verifix.storage.atomic import write_atomically
 
 FOLDER = Path("benchmarks/results/cells")

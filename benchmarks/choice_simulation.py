@@ -48,10 +48,10 @@ from benchmarks.records import Record, concluded, wilson
 from benchmarks.tasks import stratified_order
 from verifix import correct
 from verifix.cli.demo.training import mlp, train, wrong_labels
+from verifix.model.answers import predicted
 from verifix.model.borrow import borrowed
 from verifix.model.clone import copy_model
 from verifix.model.samples import Samples, read_samples
-from verifix.proof import predicted
 
 OUT = Path("benchmarks/results/choice_simulation.jsonl")
 TRAINING, CLASSES, EPOCHS = 600, 10, 60

@@ -31,7 +31,12 @@ def main() -> None:
     shared = arguments.shared
     model = build_model(f"py:{shared / 'networks/vgg11_bn_cifar.py'}:build", None)
     read_checkpoint(shared / "networks/vgg11_bn_cifar10_sym25.safetensors").load_into(model)
-    proof = prove(model.eval(), open_data(shared / "data/cifar10_verified.parquet", IMAGES), recipe=arguments.recipe)
+    proof = prove(
+        model.eval(),
+        open_data(shared / "data/cifar10_verified.parquet", IMAGES),
+        recipe=arguments.recipe,
+        verified_from="unseen",
+    )
     record = {
         "recipe": arguments.recipe,
         **proof.as_dict(),

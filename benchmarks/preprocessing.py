@@ -42,9 +42,9 @@ from verifix.io.data.open import open_data
 from verifix.io.data.preprocessing import prepare
 from verifix.io.options import DataOptions
 from verifix.losses import predicted_classes
+from verifix.model.answers import predicted
 from verifix.model.samples import Samples, read_samples
 from verifix.options import CorrectArguments
-from verifix.proof import predicted
 
 OUT = Path("benchmarks/results/preprocessing.json")
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -80,7 +80,11 @@ def copies(inputs: int, each: int, jitter: float, declared: bool, recipe: str) -
         groups = torch.arange(inputs).repeat_interleave(each) if declared else None
         torch.manual_seed(run)
         model = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, CLASSES)).eval()
-        found.append(verifix.prove(model, (x, y), seed=run, groups=groups, **settings, **QUIET).comparison)
+        found.append(
+            verifix.prove(
+                model, (x, y), seed=run, groups=groups, **settings, **QUIET, verified_from="unseen"
+            ).comparison
+        )
     return {
         "inputs": inputs,
         "each": each,
@@ -105,7 +109,7 @@ def auto_without_meaning() -> dict[str, float]:
         correction = verifix.correct(model, (x, y), seed=seed, **QUIET)
         changed += correction.changed
         if correction.changed:  # else the command proves nothing, and writes nothing
-            proved += verifix.prove(model, (x, y), seed=seed, **QUIET).verdict == "improved"
+            proved += verifix.prove(model, (x, y), seed=seed, **QUIET, verified_from="unseen").verdict == "improved"
     return {
         "samples": AUTO_SAMPLES,
         "runs": NULL_RUNS,
@@ -135,7 +139,7 @@ def auto_coverage() -> dict[str, float]:
             return _judged(untouched, course)
 
         with patch("verifix.proof._judged", judged):
-            found = verifix.prove(model, (x, y), seed=run, **QUIET).comparison
+            found = verifix.prove(model, (x, y), seed=run, **QUIET, verified_from="unseen").comparison
         written = right(verifix.correct(model, (x, y), seed=run, **QUIET).model, *truth) - right(model, *truth)
         counts, own = zip(*gains, strict=True)
         procedure = float(np.average(own, weights=counts))

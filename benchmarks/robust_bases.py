@@ -43,7 +43,7 @@ from benchmarks.cells import percent_right
 from benchmarks.methods.base import Tool, by_verifix
 from benchmarks.records import Record, concluded, table
 from benchmarks.tasks import DIGITS, RESNET, Learner, case
-from verifix.proof import predicted
+from verifix.model.answers import predicted
 
 OUT, PAGE = Path("benchmarks/results/robust_bases.jsonl"), Path("docs/robust-bases.md")
 BEGIN, END = "<!-- begin of the table; python -m benchmarks.robust_bases -->", "<!-- end of the table -->"

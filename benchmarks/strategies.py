@@ -39,8 +39,8 @@ from benchmarks.records import Record, concluded, table
 from benchmarks.tasks import case, cifar10_to_select_from
 from verifix import correct, select
 from verifix.cli.demo.training import mlp, train, wrong_labels
+from verifix.model.answers import predicted
 from verifix.model.samples import Samples, read_samples
-from verifix.proof import predicted
 from verifix.selection.options import STRATEGIES
 
 OUT, PAGE = Path("benchmarks/results/strategies.jsonl"), Path("docs/selection.md")

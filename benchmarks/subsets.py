@@ -32,8 +32,8 @@ from benchmarks.coverage_models import declare_missing_operators
 from benchmarks.records import Record, concluded
 from benchmarks.tasks import case, cifar10_verified_and_pool
 from verifix import correct
+from verifix.model.answers import predicted
 from verifix.model.samples import Samples
-from verifix.proof import predicted
 
 OUT = Path("benchmarks/results/subsets.jsonl")
 SUBSETS, SIZES, NETWORKS, FIRST = 20, (50, 100, 200), 5, 40

@@ -215,7 +215,9 @@ def chosen() -> dict[str, Any]:
 
 def proof() -> dict[str, Any]:
     """A nested proof."""
-    found = verifix.prove(*noisy(torch.float64), recipe="project,refit", batch_size=16, progress=False)
+    found = verifix.prove(
+        *noisy(torch.float64), recipe="project,refit", batch_size=16, progress=False, verified_from="unseen"
+    )
     return {"before": found.before, "after": found.after, "folds": [fold.strengths for fold in found.folds]}
 
 

@@ -558,6 +558,7 @@ def test_a_given_strength_takes_one_run_per_sample_beside_a_few_samples(call, ch
 
     x, y = small_data(400)
     settings = {"alpha": 30.0, "progress": False, "check_labels": check_labels, "check_inputs": False}
+    settings["verified_from"] = "unseen"
     getattr(verifix, call)(Counting().eval(), (x, y), **settings)
     predicted = {"correct": 0, "prove": 2 * 400}[call]  # before and after, of every fold
     assert 400 + predicted <= Counting.seen <= 400 + predicted + 30

@@ -124,7 +124,7 @@ def test_every_public_name_is_there_and_in_dir():
 
 def test_the_settings_of_the_command_line_are_those_of_the_call():
     parameters = inspect.signature(verifix.correct).parameters
-    only_python = {"score", "loss", "forward", "stored_as", "spectra"}
+    only_python = {"score", "loss", "forward", "stored_as", "spectra", "classes"}
     call = {
         name: p.default
         for name, p in parameters.items()

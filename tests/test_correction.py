@@ -179,9 +179,9 @@ def test_summary_and_repr_tell_what_was_done(case):
     kept = verifix.correct(model, meaningless, recipe="verifix", progress=False, exclude=["5.*"])
     assert kept.alpha is None
     assert {r.status for r in kept.layers} == {"kept", "skipped"}
-    assert "5.weight: skipped: not selected" in kept.summary()
-    assert "0.weight: kept: no change won" in kept.summary()
-    text = kept.summary() + fixed.summary()
+    assert "5.weight: skipped: not selected" in kept.summary(verbose=True)
+    assert "0.weight: kept: no change won" in kept.summary(verbose=True)
+    text = kept.summary(verbose=True) + fixed.summary(verbose=True)
     assert "80 verified samples (unseen)" in text
     assert "no change  loss" in text
     assert "overstate the gain" in text

@@ -334,7 +334,7 @@ def test_any_plain_content_of_a_pt_file_is_read_or_refused(folder, content):
 @RELAXED
 @given(labels=st.lists(nests, min_size=1, max_size=4), classes=st.none() | st.just("red,green,blue"))
 def test_any_labels_are_read_or_refused(folder, labels, classes):
-    from verifix.io.data.labels import class_numbers
+    from verifix.model.class_names import class_numbers
 
     names = None if classes is None else classes.split(",")
     try:

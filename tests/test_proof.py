@@ -32,7 +32,7 @@ def case():
 )
 def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing_else(case, settings, monkeypatch):
     model, x, y = case
-    proof = verifix.prove(model, (x, y), seed=3, progress=False, **settings)
+    proof = verifix.prove(model, (x, y), seed=3, progress=False, **settings, verified_from="unseen")
     folds = split_folds(read_samples((x, y)), OUTER_FOLDS, 3)
     assert sorted(int(i) for fold in folds for i in fold) == list(range(90))
     for fold, shown in zip(folds, proof.folds, strict=True):
@@ -54,11 +54,11 @@ def test_each_fold_is_predicted_by_a_correction_from_all_other_folds_and_nothing
 
 def test_the_labels_and_inputs_of_a_fold_do_not_touch_its_own_predictions(case):
     model, x, y = case
-    proof = verifix.prove(model, (x, y), alpha=30.0, progress=False, check_inputs=False)
+    proof = verifix.prove(model, (x, y), alpha=30.0, progress=False, check_inputs=False, verified_from="unseen")
     fold = split_folds(read_samples((x, y)), OUTER_FOLDS, 0)[2].tolist()
     other = x.clone()
     other[fold[0]] += 3.0
-    changed = verifix.prove(model, (other, y), alpha=30.0, progress=False, check_inputs=False)
+    changed = verifix.prove(model, (other, y), alpha=30.0, progress=False, check_inputs=False, verified_from="unseen")
     assert torch.equal(proof.after[fold[1:]], changed.after[fold[1:]])
     outside = [i for i in range(90) if i not in set(fold)]
     assert not torch.equal(proof.after[outside], changed.after[outside])
@@ -76,14 +76,17 @@ def test_equal_samples_never_stand_on_both_sides(case):
 def test_the_model_is_left_as_it_was(case):
     model, x, y = case
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    verifix.prove(model, (x, y), alpha=30.0, progress=False)
+    verifix.prove(model, (x, y), alpha=30.0, progress=False, verified_from="unseen")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_loader_that_shuffles_gives_the_same_proof_in_the_order_of_its_data(case):
     model, x, y = case
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
-    first, second = (verifix.prove(model, data, alpha=30.0, batch_size=16, progress=False) for data in (loader, (x, y)))
+    first, second = (
+        verifix.prove(model, data, alpha=30.0, batch_size=16, progress=False, verified_from="unseen")
+        for data in (loader, (x, y))
+    )
     assert torch.equal(first.after, second.after)
     assert first.comparison.as_dict() == second.comparison.as_dict()
 
@@ -113,15 +116,15 @@ def test_samples_that_prove_nothing_are_refused(case, origin):
 def test_too_few_samples_are_refused_before_anything_runs(case):
     model, x, y = case
     with pytest.raises(DataError, match="62 verified samples, but a nested proof needs at least 63"):
-        verifix.prove(model, (x[:62], y[:62]), progress=False)
+        verifix.prove(model, (x[:62], y[:62]), progress=False, verified_from="unseen")
 
 
 def test_settings_are_checked_and_unknown_ones_refused(case):
     model, x, y = case
     with pytest.raises(UsageError, match="alpha is -1"):
-        verifix.prove(model, (x, y), alpha=-1)
+        verifix.prove(model, (x, y), alpha=-1, verified_from="unseen")
     with pytest.raises(TypeError, match="alfa"):
-        verifix.prove(model, (x, y), alfa=3.0, progress=False)
+        verifix.prove(model, (x, y), alfa=3.0, progress=False, verified_from="unseen")
 
 
 def test_the_estimate_is_one_pass_and_fifteen_fits_to_choose_from_three_fifths_of_the_samples():
@@ -135,7 +138,7 @@ def test_a_true_gain_on_digits_is_proved_and_agrees_with_unseen_digits():
     data = digits.load(0)
     model = digits.trained(data, 0)
     verified = data.inputs[data.verified], data.labels[data.verified]
-    proof = verifix.prove(model, verified, recipe="verifix", progress=False)
+    proof = verifix.prove(model, verified, recipe="verifix", progress=False, verified_from="unseen")
     assert proof.verdict == "improved"
     fixed = verifix.correct(model, verified, recipe="verifix", progress=False)
     unseen = read_samples((data.inputs[data.unseen], data.labels[data.unseen]))
@@ -150,6 +153,6 @@ def test_meaningless_labels_are_not_proved():
     shuffled = data.labels[data.verified][torch.randperm(200)]
     samples = data.inputs[data.verified], shuffled
     with pytest.raises(DataError, match=r"right on \d+ of the 200 verified samples .* near chance"):
-        verifix.prove(model, samples, alpha=1000.0, progress=False)
-    proof = verifix.prove(model, samples, alpha=1000.0, check_inputs=False, progress=False)
+        verifix.prove(model, samples, alpha=1000.0, progress=False, verified_from="unseen")
+    proof = verifix.prove(model, samples, alpha=1000.0, check_inputs=False, progress=False, verified_from="unseen")
     assert proof.verdict == "not proven"

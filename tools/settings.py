@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from verifix.cli.options import COMMANDS
+from verifix.evaluation.runs import RunArguments
 from verifix.inspection import CollectArguments, InspectArguments
 from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, LayerOptions, RunOptions
 from verifix.proof import ProveArguments
@@ -27,6 +28,7 @@ TAKERS: dict[str, tuple[type[Any], type[Any]]] = {
     "Python: prove": (ProveArguments, CorrectOptions),
     "Python: inspect": (InspectArguments, LayerOptions),
     "Python: collect_moments": (CollectArguments, CollectOptions),
+    "Python: score": (RunArguments, RunOptions),
     "Python: trust": (TrustArguments, RunOptions),
     "Python: select": (SelectArguments, SelectOptions),
     **{name: (COMMANDS[name], COMMANDS[name]) for name in COMMANDS},

@@ -28,6 +28,7 @@ from verifix.capture.collect import collect
 from verifix.capture.padding import Padding
 from verifix.capture.selection import selection_of
 from verifix.losses import correct_or_not, tempered_cross_entropy
+from verifix.model.answers import predicted
 from verifix.model.borrow import borrowed
 from verifix.model.clone import copy_model
 from verifix.model.folds import split_folds
@@ -35,7 +36,6 @@ from verifix.model.samples import Samples
 from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import device_of
 from verifix.model.weights import Update, weights_replaced
-from verifix.proof import predicted
 from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context, Run
 

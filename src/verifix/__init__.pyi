@@ -12,8 +12,10 @@ from .errors import DataError as DataError
 from .errors import NoLayersError as NoLayersError
 from .errors import UsageError as UsageError
 from .errors import VerifixError as VerifixError
+from .evaluation.compare import compare as compare
 from .evaluation.comparison import Comparison as Comparison
-from .evaluation.comparison import compare as compare
+from .evaluation.score import Score as Score
+from .evaluation.score import score as score
 from .evaluation.shares import class_weights as class_weights
 from .inspection import collect_moments as collect_moments
 from .inspection import inspect as inspect

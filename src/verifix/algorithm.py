@@ -10,7 +10,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from verifix.evaluation.near_copies import remark_between_folds
 from verifix.model import ranks
 from verifix.model.borrow import seeded
 from verifix.model.corrected import remember_corrected
+from verifix.model.given import Made
 from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments
@@ -48,9 +51,10 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
         `forward`. A copy is corrected, and the model itself is not changed. A compiled, DataParallel or averaged model
         is unwrapped.
     verified
-        The verified samples: a DataLoader, a Dataset, or a pair of tensors ``inputs [n, ...]``, ``labels [n]``. Inputs
-        may be a dictionary (keyword arguments of the model) or a tuple of tensors; a batch that is a dictionary may
-        hold the labels as well. Padding is left out of the moments if an ``attention_mask``,
+        The verified samples: a DataLoader, a Dataset, or a pair ``inputs [n, ...]``, ``labels [n]``, which may also be
+        two arguments: ``correct(model, inputs, labels)``. Tensors, NumPy arrays, lists, and columns of pandas and
+        polars are taken. Inputs may be a dictionary (keyword arguments of the model) or a tuple of tensors; a batch
+        that is a dictionary may hold the labels as well. Padding is left out of the moments if an ``attention_mask``,
         ``src_key_padding_mask`` or ``padding_mask`` reaches the model or a module in it.
     settings
         The settings of the correction; each is a keyword argument.
@@ -89,7 +93,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     >>> fixed.alpha
     100.0
     """
-    choosing = is_choosing(settings)
+    choosing, began = is_choosing(settings), time.perf_counter()
     with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
@@ -110,7 +114,9 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             tensors[name].data.copy_(value)
         remember_corrected(start.work, original, corrected)
         weights, tried = (original, corrected), (tuple(course.paths), course.reason)
-        return Correction(*weights, course.choices, reports, start.provenance, start.work, spectra, *tried)
+        made = Made(model, start.read, replace(settings, labels=None), time.perf_counter() - began)
+        found = (*weights, course.choices, reports, start.provenance, start.work, spectra)
+        return Correction(*found, *tried, class_names=start.class_names, made=made)
 
 
 def _outcome(work: nn.Module, whole: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

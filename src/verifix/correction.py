@@ -5,45 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from verifix.capture.parameters import shared_in_part
-from verifix.errors import CheckpointError, UsageError, first_of
-from verifix.model.corrected import remember_corrected
-from verifix.model.tensors import sealed, tensor_digest, unsealed
-from verifix.model.weights import tensors_of
-from verifix.model.wrappers import unwrapped
-from verifix.model.writing import obstacles, write_all
+from verifix.capture.swapping import blended, swap
+from verifix.errors import CheckpointError, UsageError
+from verifix.evaluation.presented import Presented, upward
+from verifix.model.given import Made
+from verifix.model.tensors import sealed, unsealed
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice, Point, spelled
-from verifix.recipe.outcome import LayerReport, path_lines, stage_lines
+from verifix.recipe.outcome import LayerReport
 from verifix.recipe.paths import Path as TriedPath
 from verifix.recipe.stages import projection_among
+from verifix.recipe.summary import caution_of, summary_of, unverified
 from verifix.storage.tensors import read_safetensors, write_safetensors
 
 FORMAT = "verifix-correction-3"
 SIDES = ("original/", "corrected/")
 
-TRAINING_NOTE = (
-    "The verified samples were used in training, so the network remembers them with their wrong labels: these scores "
-    "do not estimate accuracy on new data. Use samples that neither training nor the correction has seen (--test)."
-)
-
-TRUSTED_NOTE = (
-    "Nothing was verified: these samples were picked{by}, and some of their labels are wrong. Scores on them do not "
-    "estimate a gain, and no gain is claimed. Measure it on verified samples that neither training nor the correction "
-    "has seen (--test)."
-)
-TRUSTED_NO_CHANGE = (
-    " The model agrees with the labels of picked samples, so no change mostly wins: give alpha as a number."
-)
 UNVERIFIED_SCORES = "score on labels that nobody verified: it chose the strength, and does not estimate a gain"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Correction:
+class Correction(Presented):
     """The outcome of `verifix.correct`.
 
     Attributes
@@ -64,6 +50,10 @@ class Correction:
         What was tried, no change first, each path with its cross-fitted scores. Empty if nothing was to be chosen.
     reason
         Why the best path was taken, or not, in one sentence.
+    class_names
+        In the order of the outputs; None if they are not known.
+    made
+        What it was made from, for `prove`; None if it was loaded from a file.
     """
 
     original: Mapping[str, Tensor]
@@ -75,6 +65,8 @@ class Correction:
     spectra: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     paths: tuple[TriedPath, ...] = ()
     reason: str = ""
+    class_names: tuple[str, ...] | None = None
+    made: Made | None = field(default=None, repr=False)
 
     @property
     def model(self) -> nn.Module:
@@ -125,7 +117,7 @@ class Correction:
     @property
     def unverified(self) -> bool:
         """Whether the samples were only picked because their label is probably right."""
-        return bool(self.provenance.get("verified_from") == "trusted")
+        return unverified(self)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -135,11 +127,7 @@ class Correction:
     @property
     def caution(self) -> str:
         """What the scores are not, because of where the samples come from; empty for verified unseen ones."""
-        if self.unverified:
-            method = self.provenance.get("picked_by")
-            expected = not self.changed and self.provenance.get("alpha") == "auto"
-            return TRUSTED_NOTE.format(by=f" by {method}" if method else "") + TRUSTED_NO_CHANGE * expected
-        return TRAINING_NOTE if self.provenance["verified_from"] == "training" else ""
+        return caution_of(self)
 
     def blended(self, blend: float = 1.0) -> dict[str, Tensor]:
         """Return new values between no change and the correction.
@@ -153,20 +141,8 @@ class Correction:
         -------
         dict
             Parameters by name.
-
-        Raises
-        ------
-        UsageError
-            If `blend` is not within 0 and 1.
         """
-        if not 0 <= blend <= 1:
-            raise UsageError(f"blend is {blend!r}; it must be a number from 0 (no change) to 1 (the full correction)")
-        if blend in (0, 1):
-            return dict(self.corrected if blend else self.original)
-        return {
-            name: ((1 - blend) * before.double() + blend * self.corrected[name].double()).to(before.dtype)
-            for name, before in self.original.items()
-        }
+        return blended(self.original, self.corrected, blend)
 
     def apply_(self, model: nn.Module, *, blend: float = 1.0) -> nn.Module:
         """Write the correction into a model that has the original weights.
@@ -189,7 +165,7 @@ class Correction:
             If a weight is not the original one, for example because it is corrected already, or cannot be written to;
             nothing is changed.
         """
-        return self._swap(model, self.original, self.blended(blend), "apply")
+        return swap(model, self.original, self.blended(blend), "apply")
 
     def undo_(self, model: nn.Module, *, blend: float = 1.0) -> nn.Module:
         """Give a corrected model its original weights back, bit for bit.
@@ -211,33 +187,7 @@ class Correction:
         CheckpointError
             If a weight is not the corrected one, or cannot be written to; nothing is changed.
         """
-        return self._swap(model, self.blended(blend), self.original, "undo")
-
-    def _swap(
-        self, model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str
-    ) -> nn.Module:
-        tensors = tensors_of(unwrapped(model), every_name=True)
-        shared = {name: f"{why}; part them first" for name, why in shared_in_part(unwrapped(model)).items()}
-        reasons = shared | obstacles({name: tensors[name] for name in expected if name in tensors})
-        for name, value in expected.items():
-            if name not in tensors:
-                raise CheckpointError(f"cannot {verb}: the model has no {name!r}; give the model that was corrected")
-            if name in reasons:
-                raise CheckpointError(f"cannot {verb}: {name!r} {reasons[name]}")
-            found = tensor_digest(tensors[name])
-            if found != tensor_digest(value):
-                wanted, result = ("original", "corrected") if verb == "apply" else ("corrected", "original")
-                has = f"already has the {result}" if found == tensor_digest(new[name]) else "has other"
-                raise CheckpointError(
-                    f"cannot {verb}: {name!r} {has} weights (SHA-256 {found[:12]}…); give the {wanted} model"
-                )
-        if lost := write_all(tensors, new, expected):
-            raise CheckpointError(
-                f"cannot {verb}: {lost[0]!r} shares memory with another weight that gets other values; part them first"
-            )
-        if verb == "apply":
-            remember_corrected(unwrapped(model), expected, new)
-        return model
+        return swap(model, self.blended(blend), self.original, "undo")
 
     @property
     def unchanged_by_rounding(self) -> float:
@@ -248,27 +198,55 @@ class Correction:
         same = sum(int((value == self.original[name]).sum()) for name, value in self.corrected.items())
         return same / max(sum(value.numel() for value in self.corrected.values()), 1)
 
-    def summary(self) -> str:
-        """Return what was done and why, for reading: settings, strengths, layers; a few lines of text."""
-        about = self.provenance
-        kind = "unverified" if self.unverified else "verified"
-        verified = f"{about['samples']} {kind} samples ({about['verified_from']})"
-        lines = [f"verifix {about['verifix']}: recipe {about['recipe']}, {verified}"]
-        if absent := about.get("classes_without_samples"):
-            few = first_of(absent, 10)
-            lines.append(
-                f"  No {kind} sample has the label {few}: the correction may forget such classes, and no score here "
-                "would show it."
-            )
-        lines += [f"  Note: {note}" for note in self.notes]
-        lines += [f"  {line}" for line in path_lines(self.paths, self.reason)]
-        lines += [f"  {line}" for stage, choice in self.choices.items() for line in stage_lines(stage, choice)]
-        if any(choice.points for choice in self.choices.values()) and not self.unverified:
-            lines.append("  These scores chose the strengths and overstate the gain; measure it on other samples.")
-        if self.caution:
-            lines.append(f"  {self.caution}")
-        lines += [f"  {layer.line}" for layer in self.layers]
-        return "\n".join(lines)
+    def summary(self, verbose: bool = False) -> str:
+        """Return what was done and why, for reading.
+
+        Parameters
+        ----------
+        verbose
+            Show every path, strength and layer as well.
+
+        Returns
+        -------
+        str
+            What came out in the first line, then one line per stage.
+        """
+        return summary_of(self, verbose=verbose)
+
+    def prove(
+        self,
+        *,
+        weights: Any = None,
+        verified_from: Literal["unseen", "training", "trusted"] | None = None,
+        drawn: Literal["random", "by-class", "suspects", "mixed"] | None = None,
+        check_inputs: bool | None = None,
+    ) -> Any:
+        """Estimate what this correction gains on samples that it has not seen; see `verifix.prove`.
+
+        The samples as they were read and the settings are those of this correction. Its fits are not used: it has
+        learned from all samples, and a proof corrects without each fifth of them.
+
+        Parameters
+        ----------
+        weights
+            How much each sample counts, as in `verifix.prove`.
+        verified_from, drawn, check_inputs
+            As in `verifix.prove`, where the correction was made without them.
+
+        Returns
+        -------
+        Proof
+            The comparison and its verdict; `Proof.report` then writes both.
+
+        Raises
+        ------
+        UsageError
+            If nothing was changed, or the correction was loaded from a file; and what `verifix.prove` raises.
+        CheckpointError
+            If the model has other weights than those that were corrected.
+        """
+        said = {"weights": weights, "verified_from": verified_from, "drawn": drawn, "check_inputs": check_inputs}
+        return upward("verifix.proof").prove_again(self, **said)
 
     def __repr__(self) -> str:
         """Show strengths and how many layers changed."""
@@ -286,6 +264,7 @@ class Correction:
             "choices": {stage: choice.as_dict() | label for stage, choice in self.choices.items()},
             "paths": [path.as_dict() for path in self.paths],
             "reason": self.reason,
+            "class_names": self.class_names,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
@@ -400,7 +379,7 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
         choices = {stage: Choice.from_dict(choice) for stage, choice in about["choices"].items()}
         layers = tuple(LayerReport(**layer) for layer in about["layers"])
         paths = tuple(TriedPath.from_dict(path) for path in about["paths"])
-        reason = str(about["reason"])
+        reason, names = str(about["reason"]), about.get("class_names")
         provenance = dict(about["provenance"])
         forms = [{name: (x.shape, x.dtype) for name, x in _under(side, tensors).items()} for side in SIDES]
         if forms[0] != forms[1]:
@@ -408,7 +387,9 @@ def load_with_record(path: str | Path) -> tuple[Correction, Record | None]:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a verifix correction file ({error!r})") from None
     weights = _under("original/", tensors), _under("corrected/", tensors)
-    loaded = Correction(*weights, choices, layers, provenance, paths=paths, reason=reason)
+    loaded = Correction(
+        *weights, choices, layers, provenance, paths=paths, reason=reason, class_names=names and tuple(map(str, names))
+    )
     return loaded, Record(about["checkpoint"], _under("source/", tensors)) if "checkpoint" in about else None
 
 

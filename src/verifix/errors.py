@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -59,6 +60,12 @@ def first_of(parts: Iterable[object], most: int = 3) -> str:
     """Return the first ones with commas between, and "…" if there are more."""
     every = [str(part) for part in parts]
     return ", ".join(every[:most]) + ", …" * (len(every) > most)
+
+
+def did_you_mean(word: object, allowed: Iterable[str]) -> str:
+    """Return a question after what is nearest to a word, as the end of a message; empty if nothing is near."""
+    near = difflib.get_close_matches(str(word), [str(each) for each in allowed], 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def printable(text: object, *, one_line: bool = False) -> str:

@@ -27,9 +27,10 @@ from verifix.model.samples import read_samples
 from verifix.model.tensors import device_of, model_digest
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
+from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
 from verifix.options import CollectOptions, ForwardArguments, LayerOptions
-from verifix.preflight import check_picked, collect_and_try, working_copy
+from verifix.preflight import check_picked, collect_and_try
 from verifix.settings import takes
 
 

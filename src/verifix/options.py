@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from verifix.errors import UsageError
@@ -363,7 +363,18 @@ class ForwardArguments(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrectArguments(ForwardArguments, CorrectOptions):
+class GivenArguments(Settings):
+    """What only Python can give beside the samples."""
+
+    labels: Any = field(default=None, kw_only=False)
+    """Labels ``[n]``, if the samples are given as inputs alone: class indices, or class names."""
+    classes: Sequence[str] | None = None
+    """Class names in the order of the model's outputs: for labels that are names, and for what is shown. Default: the
+    model's own, if it has any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectArguments(GivenArguments, ForwardArguments, CorrectOptions):
     """What `verifix.correct` takes: the settings, and what only Python can give."""
 
     score: Score | None = None

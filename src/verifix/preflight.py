@@ -24,39 +24,37 @@ from verifix.capture.padding import Padding, remarks_on_padding
 from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
-from verifix.errors import DataError, NoLayersError, UsageError, first_of
-from verifix.evaluation.draw import remark_on_draw
+from verifix.errors import DataError, NoLayersError, UsageError
+from verifix.evaluation.draw import remark_on_draw, remark_on_origin
 from verifix.evaluation.input_check import settled
 from verifix.evaluation.look_over import look_over
 from verifix.model import ranks
 from verifix.model.batching import with_smaller_batches
-from verifix.model.borrow import borrowed, check_model
-from verifix.model.clone import copy_model
+from verifix.model.borrow import check_model
 from verifix.model.corrected import refuse_corrected
 from verifix.model.folds import split_folds
+from verifix.model.given import check_count, given_samples
 from verifix.model.outputs import understood
 from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples
-from verifix.model.tensors import device_named, device_of, model_digest
+from verifix.model.tensors import model_digest
 from verifix.model.threads import threads_for
 from verifix.model.unlabelled import Unlabelled, read_unlabelled
 from verifix.model.weights import tensors_of
 from verifix.model.work import multiplications, work_of
+from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
 from verifix.moments import Moments
-from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions, RunOptions
+from verifix.options import CollectOptions, CorrectArguments, CorrectOptions, MemoryOptions
 from verifix.projection import FLOAT32_ALPHA
 from verifix.recipe.beside import affordable, with_unlabelled
 from verifix.recipe.context import Context, Run
 from verifix.recipe.copies import with_copies
-from verifix.recipe.frozen import remark_on_frozen
+from verifix.recipe.frozen import remark_on_buffers, remark_on_frozen
 from verifix.recipe.plan import Plan, is_choosing, minimum_samples, planned
 from verifix.recipe.stages.project_jittered import ProjectJittered
 
 T = TypeVar("T")
-
-LARGE_SHARE = 0.1
-"""Share of the multiplied numbers above which buffers are told; `verifix.inspect` warns below 90% corrected."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +73,10 @@ class Start:
         The context of all samples.
     provenance
         What goes in, as plain data.
+    read
+        The samples as they were read, before anything was found out about how they enter the model.
+    class_names
+        In the order of the outputs; None if they are not known.
     """
 
     work: nn.Module
@@ -82,6 +84,8 @@ class Start:
     plan: Plan
     whole: Context
     provenance: dict[str, Any]
+    read: Samples
+    class_names: tuple[str, ...] | None = None
 
 
 @contextmanager
@@ -111,12 +115,14 @@ def begin(
     plan = planned(options)
     model = unwrapped(model)
     check_model(model)
+    verified, names = given_samples(model, verified, options.labels, options.classes)
     refuse_corrected(tensors_of(model))
     saved = SavedMoments.load(options.moments) if isinstance(options.moments, (str, Path)) else options.moments
     if saved is not None:
         saved.check_origin(options.origin)
     how = options.batch_size, options.progress, options.forward, options.max_samples, options.groups
-    samples = read_samples(verified, *how).reaching(model)
+    read = read_samples(verified, *how)
+    samples = read.reaching(model)
     check_enough(samples, options)
     known = frozenset() if saved is None else saved.digests
     unlabelled, left_out = read_unlabelled(options, options.forward, model, samples, known)
@@ -124,13 +130,15 @@ def begin(
         provenance = describe(work, samples, options, earlier=saved is not None, unlabelled=unlabelled)
         check_alike(provenance, samples)
         samples, outputs, steady = check_runs(model, work, where, samples)
+        check_count(names, outputs)
         samples, remark = understood(work, samples, where, options.outputs)
         if unlabelled is not None:
             unlabelled.check_given(outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
             provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
+            asked = remark_on_origin(options.verified_from) if folds is not None else ""
+            read_as = [each for each in (remark, asked, remark_on_draw(options.drawn)) if each]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             with watching_first_norm(work) as seen:
@@ -138,7 +146,8 @@ def begin(
             if ProjectJittered in plan.stages:
                 whole = with_copies(whole, options)
                 plan = planned(options, jittered=whole.run.copies is not None)
-            looks = look_over(whole.run.collected.logits, seen.gathered(work).remark(), work, where, samples, options)
+            answers = whole.run.collected.logits
+            looks = look_over(answers, seen.gathered(work).remark(), work, where, samples, options, names)
             provenance["notes"] = [*read_as, *steady, *looks, *remarks_on_padding(whole.run.padding), *left_out]
             if unlabelled is not None:
                 unlabelled, part = affordable(whole, unlabelled, options)
@@ -151,20 +160,7 @@ def begin(
             training = [stage.name for stage in plan.stages if stage.trains]
             last = remark_on_frozen(whole, training), remark_on_buffers(whole.run.collected)
             provenance["notes"] += [remark for remark in last if remark]
-            yield Start(work, samples, plan, whole, provenance)
-
-
-@contextmanager
-def working_copy(model: nn.Module, options: RunOptions) -> Iterator[tuple[nn.Module, torch.device]]:
-    """Copy the model and lend the copy; on success the copy ends on the device of the model, with its train flags."""
-    home, work = device_of(model), copy_model(model)
-    where = home if options.device == "auto" else device_named(str(options.device))
-    if where != home:
-        work.to(where)
-    with borrowed(work):
-        yield work, where
-    if where != home:
-        work.to(home)
+            yield Start(work, samples, plan, whole, provenance, read, names)
 
 
 def collect_and_try(
@@ -326,19 +322,6 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
             "would favour it; verify samples of every class"
         )
     return [label for label in range(max(outputs, 2)) if label not in there]
-
-
-def remark_on_buffers(collected: Collected) -> str:
-    """Say how much of what multiplies activations are buffers, if that is more than some fixed filters."""
-    buffers = sum(collected.buffers.values())
-    total = buffers + sum(account.size for account in collected.accounts if account.multiplies)
-    if buffers <= LARGE_SHARE * total:
-        return ""
-    names = first_of(map(repr, collected.buffers))
-    return (
-        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({names}), which no stage "
-        "changes; make them parameters (nn.Parameter) if they are weights."
-    )
 
 
 def _nothing_to_correct(collected: Collected) -> str:

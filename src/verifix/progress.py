@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-
-from tqdm import tqdm
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from verifix.errors import printable
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # without ipywidgets, a notebook shows bars of text: that is no fault
+    from tqdm.auto import tqdm
+
 _KEPT: ContextVar[list[str] | None] = ContextVar("kept", default=None)
 _QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
+_BAR: ContextVar[Any] = ContextVar("bar", default=None)
+"""The bar that is shown: there is one at a time, and what runs within it is told beside it."""
 
 
 @contextmanager
@@ -31,9 +38,33 @@ def tell(line: str, show: bool) -> None:
         tqdm.write(printable(line), file=sys.stderr)
 
 
+class Bar(Protocol):
+    """What is moved on."""
+
+    total: Any
+
+    def update(self, n: int = 1) -> object:
+        """Move on by some units."""
+
+
+@dataclass
+class _Beside:
+    """Progress within what another bar shows, in words beside that bar."""
+
+    bar: Any
+    title: str
+    total: int
+    done: int = 0
+
+    def update(self, n: int = 1) -> None:
+        """Move on by some units."""
+        self.done += n
+        self.bar.set_postfix_str(f"{self.title} {self.done}/{self.total}")
+
+
 @contextmanager
-def progress_bar(title: str, total: int, show: bool, unit: str = "sample") -> Iterator[tqdm[None]]:
-    """Show a bar while the context lasts.
+def progress_bar(title: str, total: int, show: bool, unit: str = "sample") -> Iterator[Bar]:
+    """Show a bar while the context lasts; within another one, words beside that.
 
     Parameters
     ----------
@@ -48,12 +79,21 @@ def progress_bar(title: str, total: int, show: bool, unit: str = "sample") -> It
 
     Yields
     ------
-    tqdm
+    Bar
         To be moved on with ``update(n)``.
     """
     show = show and not _QUIET.get()
+    outer = _BAR.get()
+    if show and outer is not None:
+        yield _Beside(outer, title, total)
+        outer.set_postfix_str("")
+        return
     with tqdm(desc=title, total=total, unit=unit, disable=not show, leave=False, dynamic_ncols=True) as bar:
-        yield bar
+        token = _BAR.set(bar if show else None)
+        try:
+            yield bar
+        finally:
+            _BAR.reset(token)
 
 
 def note(text: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -14,35 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from verifix.correction import Correction
-from verifix.errors import DataError, UsageError
+from verifix.errors import CheckpointError, UsageError
 from verifix.evaluation.comparison import Comparison, compare
 from verifix.evaluation.draw import check_drawn, drawn_note, judged
 from verifix.evaluation.near_copies import remark_between_folds, remark_on_near_copies
+from verifix.evaluation.presented import Presented
+from verifix.evaluation.provable import OUTER_FOLDS, check_provable, check_said
 from verifix.losses import correct_or_not
 from verifix.model import ranks
-from verifix.model.borrow import borrowed, seeded
+from verifix.model.answers import predicted
+from verifix.model.borrow import seeded
 from verifix.model.folds import split_folds
+from verifix.model.given import given_samples
 from verifix.model.outputs import understood
-from verifix.model.predict import predict
 from verifix.model.samples import Samples, read_samples, together
-from verifix.model.sources import DEFAULT_BATCH_SIZE
-from verifix.model.tensors import device_of
-from verifix.model.threads import one_thread, threads_for
-from verifix.model.work import work_of
-from verifix.options import CorrectArguments, CorrectOptions
+from verifix.model.tensors import device_of, model_digest
+from verifix.model.threads import one_thread
+from verifix.model.wrappers import unwrapped
+from verifix.options import CorrectArguments
 from verifix.preflight import begin
 from verifix.progress import progress_bar
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
 from verifix.recipe.nested import nested
-from verifix.recipe.plan import minimum_samples
 from verifix.recipe.search import Course
 from verifix.settings import takes
-
-OUTER_FOLDS = 5
-"""Folds of a nested proof. Inside each one the other four are the folds that choose: fits without two of the folds then
-serve twice, and one pass over the samples gives the moments of all."""
 
 Kind = Literal["nested", "split", "test"]
 
@@ -79,7 +76,7 @@ class Fold:
 
 
 @dataclass(frozen=True, eq=False)
-class Proof:
+class Proof(Presented):
     """What a correction gains on samples that it has not seen.
 
     Attributes
@@ -100,6 +97,10 @@ class Proof:
         What it was expected to take, and what it took; None if that is not known.
     drawn
         How the samples were drawn; None if nobody said. Test samples are taken as a random sample.
+    class_names
+        In the order of the outputs; None if they are not known.
+    correction
+        The correction that it is a proof of, if it was made by `Correction.prove`.
     """
 
     kind: Kind
@@ -112,6 +113,8 @@ class Proof:
     estimated: float | None = None
     seconds: float | None = None
     drawn: str | None = "random"
+    class_names: tuple[str, ...] | None = None
+    correction: Correction | None = field(default=None, repr=False)
 
     @property
     def verdict(self) -> str:
@@ -125,7 +128,7 @@ class Proof:
 
     def summary(self) -> str:
         """Return the verdict, the figures and what they rest on, for reading."""
-        return f"{self.comparison.summary()}\n{self.note}"
+        return f"{self.comparison.summary(self.class_names)}\n{self.note}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the logits as plain data."""
@@ -174,8 +177,8 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     Raises
     ------
     UsageError
-        If the model was trained on the samples, or nobody verified them: then they prove nothing. If they are no random
-        sample, and nothing says how much each counts.
+        If `verified_from` is not given. If the model was trained on the samples, or nobody verified them: then they
+        prove nothing. If they are no random sample, and nothing says how much each counts.
     DataError
         If there are too few samples.
 
@@ -190,13 +193,16 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     >>> import torch, verifix
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> inputs, labels = torch.randn(60, 4), torch.arange(60) % 2
-    >>> proof = verifix.prove(model, (inputs, labels), alpha=100.0, progress=False)
+    >>> proof = verifix.prove(model, inputs, labels, verified_from="unseen", alpha=100.0, progress=False)
     >>> len(proof.folds)
     5
     """
     began = time.perf_counter()
     if settings.check_inputs is None:  # a verdict on samples that the model cannot read would be worth nothing
         settings = replace(settings, check_inputs=True)
+    check_said(settings)
+    verified, names = given_samples(model, verified, settings.labels, settings.classes)
+    settings = replace(settings, labels=None)  # the samples have them now
     with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
         reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
         samples = read_samples(verified, *reading)
@@ -217,7 +223,29 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     comparison = compare(before, after, labels, **how).doubted(doubt)
     seconds = time.perf_counter() - began
     made = (comparison, tuple(counted), before, after, labels, tuple(folds))
-    return Proof("nested", *made, seconds=seconds, drawn=settings.drawn)
+    return Proof("nested", *made, seconds=seconds, drawn=settings.drawn, class_names=names)
+
+
+def prove_again(correction: Correction, **changes: Any) -> Proof:
+    """Prove a correction with the samples and the settings that it was made with; see `Correction.prove`."""
+    made = correction.made
+    if made is None:
+        raise UsageError(
+            "a correction that was loaded from a file does not know its samples; call verifix.prove with the model and "
+            "the samples"
+        )
+    if not correction.changed:
+        raise UsageError("no change won, so there is no gain to prove; verify more samples, or try another recipe")
+    if model_digest(unwrapped(made.model)) != correction.provenance["model_sha256"]:
+        raise CheckpointError(
+            "the model has other weights than those that were corrected; give it these again (undo_), then prove"
+        )
+    own = {f.name: getattr(made.settings, f.name) for f in fields(made.settings)}
+    proof = prove(
+        made.model, made.samples, **own | {name: value for name, value in changes.items() if value is not None}
+    )
+    expected = estimated_seconds(correction, made.seconds, made.settings.folds)
+    return replace(proof, estimated=expected, correction=correction)
 
 
 def measured(
@@ -271,7 +299,8 @@ def measured(
     comparison = compare(before, after, labels, weights=chosen, groups=held.groups, seed=seed, outputs="logits")
     comparison = comparison.doubted(None if used is None else _doubt(model, held, before, used))
     seconds = time.perf_counter() - start
-    return Proof(kind, comparison, tuple(indices), before, after, labels, seconds=seconds, drawn=drawn)
+    made = (comparison, tuple(indices), before, after, labels)
+    return Proof(kind, *made, seconds=seconds, drawn=drawn, class_names=correction.class_names, correction=correction)
 
 
 def _doubt(model: nn.Module, held: Samples, logits: Tensor, used: Samples) -> str | None:
@@ -306,37 +335,6 @@ def halves(samples: Samples, seed: int) -> tuple[list[int], list[int]]:
     return [int(i) for i in correcting], [int(i) for i in proving]
 
 
-def check_provable(count: int, kind: str, options: CorrectOptions) -> None:
-    """Refuse samples that cannot prove anything, before the work for it begins.
-
-    Parameters
-    ----------
-    count
-        Verified samples.
-    kind
-        "nested" or "split".
-    options
-        The settings of the correction.
-
-    Raises
-    ------
-    UsageError
-        If the model was trained on them, or nobody verified them.
-    DataError
-        If they are too few for a correction from a part of them.
-    """
-    if options.origin != "unseen":
-        why = "the model was trained on them" if options.origin == "training" else "nobody verified them"
-        raise UsageError(f"these samples prove nothing, because {why}; give others as test samples (--test)")
-    parts = OUTER_FOLDS if kind == "nested" else 2
-    needed = math.ceil(minimum_samples(options) * parts / (parts - 1))
-    if count < needed:
-        raise DataError(
-            f"{count} verified samples, but a {kind} proof needs at least {needed}; verify more, give test samples "
-            "(--test), or skip the proof (--proof none)"
-        )
-
-
 def estimated_seconds(correction: Correction, seconds: float, folds: int) -> float:
     """Estimate what a nested proof will take, from a correction of all samples.
 
@@ -356,30 +354,14 @@ def estimated_seconds(correction: Correction, seconds: float, folds: int) -> flo
         are ten of them if all folds choose alike, and twenty if no two do; the middle is taken.
     """
     choosing = sum(path.seconds or 0.0 for path in correction.paths)
+    return seconds_of_proof(max(seconds - choosing, 0.0), choosing, folds)
+
+
+def seconds_of_proof(once: float, choosing: float, folds: int) -> float:
+    """Estimate what a nested proof takes, from what a correction takes once and while it chooses in its folds."""
     pairs = math.comb(OUTER_FOLDS, 2)
     share = (OUTER_FOLDS - 2) / OUTER_FOLDS / ((folds - 1) / folds)
-    return max(seconds - choosing, 0.0) + choosing * 1.5 * pairs * share / folds
-
-
-def predicted(
-    model: nn.Module,
-    samples: Samples,
-    indices: Sequence[int] | None = None,
-    done: Callable[[int], object] | None = None,
-) -> Tensor:
-    """Return logits ``[n, outputs]``, float64 on the CPU, of some samples, or of all; tell `done` how many more."""
-    some = range(len(samples)) if indices is None else indices
-    size, device = samples.batch_size or DEFAULT_BATCH_SIZE, device_of(model)
-    batches = [some[start : start + size] for start in range(0, len(some), size)]
-
-    def run(batch: Sequence[int]) -> Tensor:
-        logits = predict(model, samples, batch, size, device)
-        if done is not None:
-            done(len(batch))
-        return logits
-
-    with borrowed(model), threads_for(partial(work_of, model, samples, device)):
-        return torch.cat(ranks.spread(run, batches, [len(batch) for batch in batches]))
+    return once + choosing * 1.5 * pairs * share / folds
 
 
 def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from cyclopts import Group, Parameter, Token
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,8 @@ def require(ok: bool, name: str, value: object, allowed: str) -> None:
         If it is not.
     """
     if not ok:
-        raise UsageError(f"{name} is {value!r}; it must be {allowed}")
+        near = did_you_mean(value, re.findall(r"'([^']+)'", allowed)) if isinstance(value, str) else ""
+        raise UsageError(f"{name} is {value!r}; it must be {allowed}{near}")
 
 
 def whole(value: object, least: int = 0) -> bool:

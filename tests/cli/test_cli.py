@@ -430,7 +430,7 @@ def bad_commands() -> dict:
         "model form": (change(model="py:build"), 2, "it must be py:FILE_OR_MODULE:FACTORY"),
         "syntax error": (with_file("m.py", b"def", checkpoint=None, model="py:m.py:build"), 2, "--checkpoint"),
         "no checkpoint": (change(checkpoint="nowhere.safetensors"), 2, "nowhere.safetensors does not exist"),
-        "checkpoint kind": (change(checkpoint="net.h5"), 2, "give a .safetensors, .pt, .pth,"),
+        "checkpoint kind": (with_file("net.h5", b"HDF", checkpoint=...), 2, "give a .safetensors, .pt, .pth,"),
         "checkpoint damaged": (
             with_file("c.safetensors", b"\x10" * 50, checkpoint=...),
             5,
@@ -480,7 +480,14 @@ def bad_commands() -> dict:
             "--trust",
         ),
         "trusted count": (
-            change(verified=None, verified_from=None, trusted="t.npz", trusted_count="49"),
+            lambda w, t: arguments(
+                w,
+                t / "o.safetensors",
+                verified=None,
+                verified_from=None,
+                trusted=w / "verified.npz",
+                trusted_count="49",
+            ),
             2,
             "--trusted-count is 49; with this alpha and these folds it must be 50 or more",
         ),
@@ -579,9 +586,10 @@ def test_an_output_that_exists_needs_force_and_the_input_is_never_overwritten(wo
 
 def test_a_folder_of_named_classes_needs_the_order_of_the_outputs(world, tmp_path, capsys):
     argv = arguments(world, tmp_path / "a.safetensors", verified=world / "verified-named", alpha=9)
-    code, _, err = run(argv, capsys)
-    assert code == 5
-    assert "give --classes" in err
+    for further, told in (([], "in another order than the model's outputs"), (["--no-check-labels"], "give --classes")):
+        code, _, err = run([*argv, *further], capsys)
+        assert code == 5
+        assert told in err
     assert run([*argv, "--classes", "zebra,ant,cow"], capsys)[0] == 0
     named = open_data(world / "verified-named", DataOptions(classes="zebra,ant,cow")).dataset
     numbered = open_data(world / "verified", DataOptions()).dataset

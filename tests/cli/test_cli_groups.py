@@ -176,6 +176,7 @@ def test_every_proof_of_the_command_respects_the_column(world, tmp_path, capsys)
         check_labels=False,
         check_inputs=False,
         drawn="random",
+        verified_from="unseen",
     ).comparison.as_dict()
     flags = ["--groups", "patient", "--alpha", "10"]
     _, found, err = corrected(world, tmp_path, capsys, "--verified", world / "all.npz", *flags)

@@ -65,7 +65,7 @@ def test_a_nested_proof_is_that_of_the_call_and_lets_the_correction_through(worl
     data = digits.load(0)
     verified = data.inputs[data.verified], data.labels[data.verified]
     model = digits.trained(data, 0)
-    proof = verifix.prove(model, verified, recipe="verifix", progress=False)
+    proof = verifix.prove(model, verified, recipe="verifix", progress=False, verified_from="unseen")
     assert result["verdict"] == proof.verdict == "improved"
     assert result["proof"]["comparison"] == json.loads(json.dumps(proof.comparison.as_dict()))
     assert [fold["strengths"] for fold in result["proof"]["folds"]] == [dict(fold.strengths) for fold in proof.folds]

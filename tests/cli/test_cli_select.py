@@ -104,7 +104,13 @@ def test_from_a_queue_to_a_proved_correction(world, tmp_path, capsys):
     weights = np.array([4.0 * (i in random) for i in ids])
     model = digits.trained(digits.load(0), 0)
     want = verifix.prove(
-        model, (x[ids], torch.from_numpy(truth[ids])), alpha=1000.0, drawn="mixed", weights=weights, progress=False
+        model,
+        (x[ids], torch.from_numpy(truth[ids])),
+        alpha=1000.0,
+        drawn="mixed",
+        weights=weights,
+        progress=False,
+        verified_from="unseen",
     )
     assert result["proof"]["comparison"] == json.loads(json.dumps(want.comparison.as_dict()))
 

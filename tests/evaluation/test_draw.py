@@ -43,7 +43,7 @@ def correct(capsys, *more: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("drawn", MENDS)
 def test_a_proof_on_samples_that_are_no_random_sample_is_refused(drawn):
     with pytest.raises(UsageError, match="drawn is '") as caught:
-        verifix.prove(small_net(), small_data(100), alpha=100.0, drawn=drawn, progress=False)
+        verifix.prove(small_net(), small_data(100), alpha=100.0, drawn=drawn, progress=False, verified_from="unseen")
     assert MENDS[drawn] in str(caught.value)
     assert "--test" in str(caught.value)
 
@@ -63,7 +63,14 @@ def test_a_proof_on_samples_that_are_no_random_sample_is_refused(drawn):
 def test_a_proof_says_what_it_assumes_of_the_draw(drawn, weights, words):
     given = {"weights": np.linspace(1, 2, 100)} if weights else {}
     proof = verifix.prove(
-        small_net(), small_data(100), alpha=100.0, drawn=drawn, progress=False, check_labels=False, **given
+        small_net(),
+        small_data(100),
+        alpha=100.0,
+        drawn=drawn,
+        progress=False,
+        check_labels=False,
+        **given,
+        verified_from="unseen",
     )
     assert proof.drawn == drawn
     assert proof.note.endswith("correction that is made from all.") if words is None else words in proof.note
@@ -156,8 +163,8 @@ def test_of_a_mixed_set_only_the_random_samples_are_judged():
     (x, y), net = small_data(100), small_net()
     weights = np.where(np.arange(100) % 3 == 0, 7.0, 0.0)
     settings = {"alpha": 100.0, "progress": False, "check_labels": False}
-    proof = verifix.prove(net, (x, y), drawn="mixed", weights=weights, **settings)
-    plain = verifix.prove(net, (x, y), **settings)
+    proof = verifix.prove(net, (x, y), drawn="mixed", weights=weights, **settings, verified_from="unseen")
+    plain = verifix.prove(net, (x, y), **settings, verified_from="unseen")
     random = np.flatnonzero(weights)
     assert proof.indices == tuple(random)
     assert torch.equal(proof.after, plain.after[random])  # the others have trained all the same
@@ -166,9 +173,9 @@ def test_of_a_mixed_set_only_the_random_samples_are_judged():
     assert not proof.comparison.weighted
     assert sum(fold.samples for fold in proof.folds) == 34
     with pytest.raises(verifix.DataError, match="1 of the 100 verified samples were drawn at random"):
-        verifix.prove(net, (x, y), drawn="mixed", weights=np.eye(100)[0], **settings)
+        verifix.prove(net, (x, y), drawn="mixed", weights=np.eye(100)[0], **settings, verified_from="unseen")
     with pytest.raises(verifix.DataError, match="there are 99 weights for 100 samples"):
-        verifix.prove(net, (x, y), drawn="mixed", weights=weights[1:], **settings)
+        verifix.prove(net, (x, y), drawn="mixed", weights=weights[1:], **settings, verified_from="unseen")
 
 
 def test_weighted_suspects_give_the_gain_on_the_data():

@@ -282,14 +282,14 @@ def test_no_group_stands_on_both_sides_of_anything():
         assert sorted(np.concatenate(split).tolist()) == list(range(200))
     correcting, proving = halves(samples, 0)
     assert set(g[correcting].tolist()).isdisjoint(g[proving].tolist())
-    found = verifix.prove(net(), (x, y), alpha=10.0, groups=g, **PROOF)
+    found = verifix.prove(net(), (x, y), alpha=10.0, groups=g, **PROOF, verified_from="unseen")
     assert found.comparison.groups == 40
 
 
 def test_too_few_or_too_uneven_groups_are_refused():
     x, y, g = copied(40, 5, 0.05, 0)
     with pytest.raises(DataError, match="200 samples have only 4 independent groups, too few for 5 folds"):
-        verifix.prove(net(), (x, y), alpha=10.0, groups=g % 4, **PROOF)
+        verifix.prove(net(), (x, y), alpha=10.0, groups=g % 4, **PROOF, verified_from="unseen")
     with pytest.raises(DataError, match="all 3 samples are of one group"):
         compare([0, 1, 0], [1, 1, 0], [0, 1, 1], groups=["a"] * 3)
     with pytest.raises(DataError, match="groups have 199 values for 200 samples"):
@@ -339,7 +339,7 @@ def test_labels_without_meaning_are_not_proved_by_copies(bases, copies):
         x, y, _ = copied(bases, copies, 0.0, 100 + seed)
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-        verdicts.append(verifix.prove(model, (x, y), alpha=10.0, **PROOF).verdict)
+        verdicts.append(verifix.prove(model, (x, y), alpha=10.0, **PROOF, verified_from="unseen").verdict)
     assert verdicts.count("improved") <= 4
 
 
@@ -415,13 +415,13 @@ def test_points_of_no_spread_are_no_near_copies():
 @pytest.mark.slow
 def test_no_verdict_improved_on_near_copies_without_a_word():
     x, y, _ = copied(40, 5, 0.05, 0)
-    found = verifix.prove(net(), (x, y), recipe="refit", **PROOF)
+    found = verifix.prove(net(), (x, y), recipe="refit", **PROOF, verified_from="unseen")
     assert found.comparison.p_better < 1e-4
     assert found.verdict == "not proven"
     assert "seem to have near-copies" in found.comparison.doubt
     assert "groups=" in found.summary()
     assert found.as_dict()["comparison"]["doubt"] == found.comparison.doubt
-    alone = verifix.prove(net(), (x, y), recipe="refit", groups=range(200), **PROOF)
+    alone = verifix.prove(net(), (x, y), recipe="refit", groups=range(200), **PROOF, verified_from="unseen")
     assert (alone.verdict, alone.comparison.doubt) == ("improved", None)  # who says so is believed
 
 
@@ -463,10 +463,12 @@ def test_near_copies_of_tokens_are_looked_for_among_logits():
     near[torch.arange(180), torch.randint(20, (180,), generator=generator)] = 7
     y = torch.randint(3, (60,), generator=generator)
     model = Words().eval()
-    copies = verifix.prove(model, (near, y.repeat_interleave(3)), alpha=10.0, **PROOF)
+    copies = verifix.prove(model, (near, y.repeat_interleave(3)), alpha=10.0, **PROOF, verified_from="unseen")
     assert copies.comparison.doubt is not None
     fresh = torch.randint(50, (180, 20), generator=generator)
-    apart = verifix.prove(model, (fresh, torch.randint(3, (180,), generator=generator)), alpha=10.0, **PROOF)
+    apart = verifix.prove(
+        model, (fresh, torch.randint(3, (180,), generator=generator)), alpha=10.0, **PROOF, verified_from="unseen"
+    )
     assert apart.comparison.doubt is None
 
 
@@ -526,5 +528,5 @@ def test_of_large_classes_some_samples_are_looked_at_among_all(monkeypatch):
     assert len(some) == 80
     assert set(some) < set(everything)
     data = torch.from_numpy(x).float(), torch.from_numpy(y)
-    found = verifix.prove(net(), data, alpha=10.0, **PROOF)
+    found = verifix.prove(net(), data, alpha=10.0, **PROOF, verified_from="unseen")
     assert " of the 80 samples that were looked at seem to have near-copies" in found.comparison.doubt

@@ -178,8 +178,8 @@ def test_the_call_notes_and_the_proof_stops_unless_something_is_said(known):
     with pytest.raises(DataError, match=match):
         verifix.correct(model, wrong, check_labels=False, check_inputs=True, **ABOUT)
     with pytest.raises(DataError, match=match):
-        verifix.prove(model, wrong, check_labels=False, **ABOUT)
-    verifix.prove(model, wrong, check_labels=False, check_inputs=False, **ABOUT)
+        verifix.prove(model, wrong, check_labels=False, **ABOUT, verified_from="unseen")
+    verifix.prove(model, wrong, check_labels=False, check_inputs=False, **ABOUT, verified_from="unseen")
     assert verifix.correct(model, (x, y), check_inputs=True, **ABOUT).notes == ()
     with pytest.raises(UsageError, match="check_inputs is 'no'; it must be True, False or None"):
         verifix.correct(model, (x, y), check_inputs="no")
@@ -208,9 +208,9 @@ def test_a_weighted_proof_is_compared_by_its_weights(known):
     weights = torch.where(right, 3.0, 1.0)
     heavy = 100 * float((weights * right).sum() / weights.sum())
     about = {"check_labels": False, **ABOUT}
-    verifix.prove(model, (half, y), weights=weights, expect_accuracy=heavy, **about)
+    verifix.prove(model, (half, y), weights=weights, expect_accuracy=heavy, **about, verified_from="unseen")
     with pytest.raises(DataError, match="are expected"):
-        verifix.prove(model, (half, y), expect_accuracy=heavy, **about)
+        verifix.prove(model, (half, y), expect_accuracy=heavy, **about, verified_from="unseen")
 
 
 def test_samples_that_are_no_random_sample_are_not_compared_unless_they_are_weighted(known):
@@ -222,7 +222,7 @@ def test_samples_that_are_no_random_sample_are_not_compared_unless_they_are_weig
         assert f"expect_accuracy was not compared on the verified samples, because drawn is {drawn!r}." in notes
     for more in ({}, {"drawn": "random"}, {"drawn": "suspects", "weights": torch.arange(400) + 1.0}):
         with pytest.raises(DataError, match=r"but 99\.9% are expected"):
-            verifix.prove(model, half, **about | more)
+            verifix.prove(model, half, **about | more, verified_from="unseen")
     suspects = model(x).argmax(1) != y  # on which the model is wrong
     few = x[suspects].repeat(6, 1) + 0.001 * torch.randn(6 * int(suspects.sum()), 8), y[suspects].repeat(6)
     assert "near chance" not in "".join(
@@ -407,7 +407,8 @@ def test_the_preprocessing_stands_beside_the_verdict(trained, tmp_path, capsys):
     )
     above, _, below = out.partition(line)
     assert below
-    assert "Measured on the half" in above.splitlines()[-1]
+    assert above.splitlines()[0].endswith(" verified samples that no stage and no strength has seen.")
+    assert "the verdict needs p < 0.025" in above.splitlines()[-1]
     found = json.loads(result.read_text())
     keys = list(found)
     assert keys[keys.index("verdict") + 1] == "preprocessing"

@@ -145,7 +145,9 @@ def test_the_setting_decides_what_is_not_clear():
     ):
         found = correct(model, BINARY, alpha=10, outputs=outputs)
         assert found.provenance["outputs"] == outputs
-        proof = verifix.prove(model, (X, BINARY), alpha=10, recipe="verifix", progress=False, outputs=outputs)
+        proof = verifix.prove(
+            model, (X, BINARY), alpha=10, recipe="verifix", progress=False, outputs=outputs, verified_from="unseen"
+        )
         assert proof.comparison.before.accuracy == pytest.approx(100 * right)
     with pytest.raises(DataError, match=r"outputs= says probabilities, but an output is .*; they must be from 0 to 1"):
         correct(network(1), BINARY, outputs="probabilities")

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from tests import tiny
 from verifix import DataError, UsageError
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.preprocessing import prepare
 from verifix.io.models import build_model
 from verifix.io.options import DataOptions
+from verifix.model.class_names import class_numbers
 from verifix.model.samples import read_samples
 
 

@@ -292,7 +292,7 @@ def test_a_stream_without_end_is_refused_with_the_remedy(form):
 CALLS = {
     "correct": lambda net, data, **settings: verifix.correct(net, data, alpha=30.0, check_labels=False, **settings),
     "prove": lambda net, data, **settings: verifix.prove(
-        net, data, alpha=30.0, check_labels=False, check_inputs=False, **settings
+        net, data, alpha=30.0, check_labels=False, check_inputs=False, **settings, verified_from="unseen"
     ),
     "trust": lambda net, data, **settings: verifix.trust(net, data, count=30, **settings),
     "collect_moments": verifix.collect_moments,

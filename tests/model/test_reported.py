@@ -61,9 +61,14 @@ def test_weights_of_other_dtypes_get_inputs_of_theirs(dtype):
 
 
 def test_proofs_and_trusted_samples_convert_too():
-    proof = verifix.prove(net(), (X.double(), Y), **QUICK | {"recipe": "verifix", "check_inputs": False})
+    proof = verifix.prove(
+        net(), (X.double(), Y), **QUICK | {"recipe": "verifix", "check_inputs": False}, verified_from="unseen"
+    )
     assert torch.equal(
-        proof.after, verifix.prove(net(), (X, Y), **QUICK | {"recipe": "verifix", "check_inputs": False}).after
+        proof.after,
+        verifix.prove(
+            net(), (X, Y), **QUICK | {"recipe": "verifix", "check_inputs": False}, verified_from="unseen"
+        ).after,
     )
     picked = [verifix.trust(net(), (x, Y), count=30, progress=False).indices for x in (X, X.double())]
     assert picked[0] == picked[1]

@@ -112,7 +112,15 @@ def test_trust_and_prove_read_the_same_tensor():
     picked = [verifix.trust(net, (X, Y), count=30, progress=False) for net in (plain, model)]
     assert picked[0].indices == picked[1].indices
     proofs = [
-        verifix.prove(net, (X, Y), recipe="verifix", progress=False, check_labels=False, check_inputs=False)
+        verifix.prove(
+            net,
+            (X, Y),
+            recipe="verifix",
+            progress=False,
+            check_labels=False,
+            check_inputs=False,
+            verified_from="unseen",
+        )
         for net in (plain, model)
     ]
     assert torch.equal(proofs[0].after, proofs[1].after)

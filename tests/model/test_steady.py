@@ -69,7 +69,9 @@ def test_no_change_proves_nothing_whatever_the_batches_and_the_draws(build):
     meaningless = torch.randint(0, 3, (80,), generator=torch.Generator().manual_seed(0))
     unchecked = {"check_labels": False, "check_inputs": False}
     model, samples = build().eval(), (x[order], meaningless)
-    proof = verifix.prove(model, samples, recipe="verifix", progress=False, batch_size=16, **unchecked)
+    proof = verifix.prove(
+        model, samples, recipe="verifix", progress=False, batch_size=16, **unchecked, verified_from="unseen"
+    )
     untouched = [fold for fold in proof.folds if fold.strengths["project"] is None]
     assert untouched
     if len(untouched) == len(proof.folds):

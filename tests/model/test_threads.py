@@ -258,7 +258,9 @@ def noting() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
 
 CALLS = {
     "correct": lambda model, data: verifix.correct(model, data, progress=False),
-    "prove": lambda model, data: verifix.prove(model, data, alpha=10, progress=False, check_inputs=False),
+    "prove": lambda model, data: verifix.prove(
+        model, data, alpha=10, progress=False, check_inputs=False, verified_from="unseen"
+    ),
     "trust": lambda model, data: verifix.trust(model, data, count=30, progress=False),
     "moments": lambda model, data: verifix.collect_moments(model, data, progress=False),
 }

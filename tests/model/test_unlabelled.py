@@ -354,7 +354,7 @@ def test_samples_beyond_memory_are_read_again(monkeypatch):
 
 def test_a_proof_uses_them_as_well():
     model, x, y, others = noisy_case()
-    used = verifix.prove(model, (x, y), unlabelled=others, check_inputs=False, **HOW)
+    used = verifix.prove(model, (x, y), unlabelled=others, check_inputs=False, **HOW, verified_from="unseen")
     assert [fold.strengths for fold in used.folds] == [{"project_unlabelled": 30.0}] * 5
 
 

@@ -119,7 +119,8 @@ def test_paths_that_do_not_fit_are_not_tried_and_the_summary_says_so():
     assert {path.stages[0] for path in others} == {path[0] for path in PATHS} | {"project_jittered"}
     for path in others:
         assert path.reason.startswith("not tried: "), path
-        assert f"{' → '.join(path.stages)}: {path.reason}" in correction.summary()
+        assert f"{' → '.join(path.stages)}: {path.reason}" in correction.summary(verbose=True)
+    assert f"{len(others)} of {len(others)} paths were not tried to their end: it would take" in correction.summary()
     assert any("nothing of the budget remains" in path.reason for path in others)
     assert correction.reason == "no change: no path was tried to its end"
     assert not correction.changed

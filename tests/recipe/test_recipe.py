@@ -218,8 +218,8 @@ def test_the_summary_names_what_is_changed_without_being_a_layer(keep_all):
     correction = verifix.correct(Placed().eval(), (x, y), recipe="project,finetune", progress=False)
     reports = {report.parameter: report for report in correction.layers}
     assert reports["places"].status == "corrected"
-    assert "places: no layer, changed by" in correction.summary()
-    assert "net.2.parametrizations.weight.original0: linear, changed by" in correction.summary()
+    assert "places: no layer, changed by" in correction.summary(verbose=True)
+    assert "net.2.parametrizations.weight.original0: linear, changed by" in correction.summary(verbose=True)
 
 
 def test_a_given_strength_alone_is_the_projection_alone_and_with_a_recipe_the_rest_is_chosen():

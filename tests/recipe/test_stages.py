@@ -203,14 +203,21 @@ def test_a_stage_takes_one_class_and_one_call(registry):
     correction = verifix.correct(model, (x, y), recipe="scale", progress=False)
     choice = correction.choices["scale"]
     assert sorted([*choice.dropped, *(point.strength for point in choice.points[1:])]) == [1.0, 2.0]
-    assert f"  scale: {choice.reason}" in correction.summary()
+    assert f"  scale: {choice.reason}" in correction.summary(verbose=True)
     shown = stages_shown(result_of(correction))[0]
     assert (shown["name"], shown["meaning"]) == ("scale", "Scales the last bias.")
     with pytest.raises(UsageError, match=f"{list(STAGES)[-1]}, scale, each once"):
         verifix.correct(model, (x, y), recipe="magic", progress=False)
     with pytest.raises(verifix.DataError, match="a nested proof needs at least 63"):
-        verifix.prove(model, (x[:62], y[:62]), recipe="scale", progress=False)
-    assert len(verifix.prove(model, (x, y), recipe="scale", check_inputs=False, progress=False).folds) == 5
+        verifix.prove(model, (x[:62], y[:62]), recipe="scale", progress=False, verified_from="unseen")
+    assert (
+        len(
+            verifix.prove(
+                model, (x, y), recipe="scale", check_inputs=False, progress=False, verified_from="unseen"
+            ).folds
+        )
+        == 5
+    )
 
 
 def test_a_stage_runs_in_auto_only_if_its_class_says_so_and_then_after_the_paths(registry):

@@ -57,11 +57,11 @@ def look(folder: Path) -> None:
     from verifix.io.data.verified import Verified
     from verifix.io.models import neighbours, own_checkpoint
     from verifix.losses import predicted_classes
+    from verifix.model.answers import predicted
     from verifix.model.outputs import understood
     from verifix.model.samples import read_samples
     from verifix.model.tensors import device_of
     from verifix.model.threads import one_thread
-    from verifix.proof import predicted
     from verifix.review.looks import FOUND, JOB, TRAIN, Look
     from verifix.storage.atomic import write_atomically
 

@@ -34,7 +34,7 @@ from verifix.options import (
     MemoryOptions,
     RunOptions,
 )
-from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, WRITES, require
+from verifix.settings import AS_TEXT, DATA, MAIN, OUTPUT, PROOF, READS, READS_DATA, SWITCH, WRITES, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,11 @@ class ResultOptions(WritingCommand):
     Hugging Face Hub, once they are written. A new repository is private. Needs verifix[hub], and hf auth login."""
     save_moments: Annotated[str | None, OUTPUT, WRITES] = None
     """Where to write the moments of the verified samples, for --moments of a later run."""
+    dry_run: Annotated[bool, OUTPUT, SWITCH] = False
+    """Read and check everything, say what would be done and about how long it takes, and write nothing. It fits each
+    stage in one fold, to measure it."""
+    verbose: Annotated[bool, OUTPUT, SWITCH] = False
+    """Print every path, strength, layer and class, and not only the verdict and one line per stage."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from verifix.errors import DataError, printable
+from verifix.errors import DataError
 from verifix.evaluation.metrics import Bin, Measures, confusion, mean, measure, reliability
 from verifix.evaluation.power import samples_needed
 from verifix.evaluation.predictions import Answers, Array, as_answers, as_labels, as_weights, class_count
+from verifix.evaluation.presented import Presented
 from verifix.evaluation.significance import (
     THRESHOLD,
     Interval,
@@ -23,6 +24,7 @@ from verifix.evaluation.significance import (
     p_values,
     strata_of,
 )
+from verifix.model.class_names import named as _name
 from verifix.model.groups import as_groups, joined
 from verifix.model.outputs import Meaning
 from verifix.options import check_outputs, check_seed
@@ -63,7 +65,7 @@ class ClassChange(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Presented):
     """Two models on the same samples.
 
     Attributes
@@ -203,6 +205,10 @@ class Comparison:
             f"About {rounded(more)} more verified samples{groups} would decide, if the observed difference is real "
             f"(80% power). {SECOND_LOOK}"
         ]
+
+    def brief(self) -> list[str]:
+        """Say what the verdict rests on, without the figures of each class."""
+        return [*self.independence(), *self.needed(), self._flips()]
 
     def independence(self) -> list[str]:
         """Say what is to be known about samples that are not independent; nothing if all are."""
@@ -370,10 +376,6 @@ def _class_line(row: ClassChange, names: Sequence[str] | None) -> str:
         f"{_name(row.label, names)}: {_percent(row.before)} correct before, {_percent(row.after)} after "
         f"({row.samples} samples, {row.fixed} fixed, {row.broken} broken)."
     )
-
-
-def _name(label: int, names: Sequence[str] | None) -> str:
-    return printable(names[label], one_line=True) if names is not None and label < len(names) else f"class {label}"
 
 
 def _percent(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,7 @@ def look_over(
     where: torch.device,
     samples: Samples,
     options: CorrectOptions,
+    names: Sequence[str] | None = None,
 ) -> list[str]:
     """See whether the uncorrected model knows the samples as they are given.
 
@@ -40,6 +42,8 @@ def look_over(
         The verified samples.
     options
         The settings.
+    names
+        Class names, for messages.
 
     Returns
     -------
@@ -59,7 +63,7 @@ def look_over(
             remarks.append(f"{copies} of the {len(samples)} samples are copies of others; copies share a fold.")
 
     if options.check_labels:
-        check_mapping(logits, samples.labels)
+        check_mapping(logits, samples.labels, names=names)
     seen = [inputs, _remark_on_colours(work, where, samples, logits, options)]
     return remarks + judged(logits, samples.labels, seen, samples.source.prepared, options)
 

@@ -37,6 +37,26 @@ def samples_needed(outcomes: Outcomes) -> int | None:
     return _smallest(wins / n, losses / n, n + 1)
 
 
+def samples_for(gain: float, error: float, samples: int) -> int | None:
+    """Return how many samples in all would show a gain, from its standard error on some.
+
+    Parameters
+    ----------
+    gain, error
+        The mean gain of `samples` samples, and its standard error.
+    samples
+        How many.
+
+    Returns
+    -------
+    int or None
+        As `samples_needed`, by the normal approximation; None if there is no gain, or its error is not known.
+    """
+    if gain <= 0 or not 0 < error < math.inf:
+        return None
+    return max(samples + 1, math.ceil(samples * (_two_normals() * error / gain) ** 2))
+
+
 def _two_normals() -> float:
     from scipy.stats import norm
 

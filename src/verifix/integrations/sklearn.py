@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from verifix.algorithm import correct
 from verifix.errors import DataError, UsageError, first_of
 from verifix.losses import probabilities
+from verifix.model.answers import predicted
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import device_of
-from verifix.proof import predicted, prove
+from verifix.proof import prove
 
 
 class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]

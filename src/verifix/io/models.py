@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import nn
 
-from verifix.errors import UsageError, one_line
+from verifix.errors import UsageError, did_you_mean, one_line
+from verifix.io.model_names import check_name
 from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.transformers_models import build_transformers
 
-FORMS = "py:FILE_OR_MODULE:FACTORY, torchvision:NAME, timm:NAME, hf:DIR, hf-hub:ORG/NAME or local-dir:DIR"
 MODULE = "_verifix_model_"
 """How the name of a module begins that was made of a file."""
 
@@ -60,6 +60,7 @@ def build_model(
     UsageError
         If the name does not lead to a model.
     """
+    check_name(name)
     scheme, _, rest = name.partition(":")
     builders: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
         "py": _from_python,
@@ -69,8 +70,6 @@ def build_model(
         "hf-hub": partial(_from_timm_source, "hf-hub"),
         "local-dir": partial(_from_timm_source, "local-dir"),
     }
-    if scheme not in builders or not rest:
-        raise UsageError(f"model is {name!r}; it must be {FORMS}")
     arguments = {"num_classes": num_classes, **(further or {})}
     if scheme in TIMM:
         arguments["in_chans"] = in_chans
@@ -105,9 +104,14 @@ def _from_python(rest: str, arguments: dict[str, Any]) -> nn.Module:
     if is_file and not path.is_file():
         raise UsageError(f"{where} does not exist; check the path of the model's file")
     with _importing_from(path.resolve().parent if is_file else Path.cwd()):
-        factory = getattr(_import(where, is_file), factory_name, None)
+        module = _import(where, is_file)
+        factory = getattr(module, factory_name, None)
         if not callable(factory):
-            raise UsageError(f"{where} has no function {factory_name!r}; name the function that builds the model")
+            known = [name for name, value in vars(module).items() if callable(value)]
+            raise UsageError(
+                f"{where} has no function {factory_name!r}; name the function that builds the model"
+                f"{did_you_mean(factory_name, known)}"
+            )
         try:
             model = factory()
         except (Exception, SystemExit) as error:
@@ -175,7 +179,10 @@ def _import(where: str, is_file: bool) -> ModuleType:
 def _from_torchvision(name: str, arguments: dict[str, Any]) -> nn.Module:
     models = library("torchvision.models", "torchvision")
     if name not in models.list_models():
-        raise UsageError(f"torchvision has no model {name!r}; torchvision.models.list_models() names them")
+        raise UsageError(
+            f"torchvision has no model {name!r}; torchvision.models.list_models() names them"
+            f"{did_you_mean(name, models.list_models())}"
+        )
     build = partial(models.get_model, name, weights=None, **_no_backbone(models, name))
     return _built(build, f"torchvision's {name}", arguments)
 
@@ -191,7 +198,9 @@ def _no_backbone(models: Any, name: str) -> dict[str, None]:
 def _from_timm(name: str, arguments: dict[str, Any]) -> nn.Module:
     timm = library("timm", "timm")
     if not timm.is_model(name):
-        raise UsageError(f"timm has no model {name!r}; timm.list_models() names them")
+        raise UsageError(
+            f"timm has no model {name!r}; timm.list_models() names them{did_you_mean(name, timm.list_models())}"
+        )
     return _built(partial(timm.create_model, name, pretrained=False), f"timm's {name}", arguments)
 
 

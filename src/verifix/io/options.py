@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from verifix.errors import UsageError
+from verifix.io.model_names import check_name
 from verifix.settings import (
     AS_LIST,
     AS_TEXT,
@@ -212,6 +213,8 @@ class ModelOptions(Settings):
     def __post_init__(self) -> None:
         """Check the number of outputs, and the further arguments."""
         super().__post_init__()
+        if self.model:
+            check_name(self.model)
         ok = self.num_classes is None or whole(self.num_classes, 1)
         require(ok, "num_classes", self.num_classes, "a whole number of outputs, 1 or more")
         _ = self.further

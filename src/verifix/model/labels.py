@@ -41,6 +41,8 @@ def as_tensor(values: Any, what: str) -> Tensor:
     try:
         if isinstance(values, (list, tuple)) and any(isinstance(value, str) for value in values):
             values = np.array(values, dtype=object)
+        if isinstance(values, (list, tuple)) and values and all(hasattr(value, "shape") for value in values):
+            return torch.stack([as_tensor(value, what) for value in values])
         if not isinstance(values, Tensor) and (hasattr(values, "__array__") or hasattr(values, "to_numpy")):
             values = np.asarray(values if hasattr(values, "__array__") else values.to_numpy())
             values = _of_objects(values, what) if values.dtype.kind in "OU" else values

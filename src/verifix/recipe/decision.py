@@ -212,13 +212,16 @@ def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], ca
     points += [point_of(strength, tried[strength], baseline) for strength in sorted(tried)]
     choice, dropped = _decide(points), tuple(sorted(lost))
     if dropped and tried:
-        choice = replace(choice, reason=f"{choice.reason}; {_dropped(dropped)}")
+        choice = replace(choice, reason=f"{choice.reason}{dropped_note(dropped)}")
     return replace(choice, dropped=dropped)
 
 
-def _dropped(strengths: Sequence[Strength]) -> str:
+def dropped_note(strengths: Sequence[Strength]) -> str:
+    """Say which strengths were dropped, as the end of a reason; nothing for none."""
+    if not strengths:
+        return ""
     were = "was" if len(strengths) == 1 else "were"
-    return f"{', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing there"
+    return f"; {', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing there"
 
 
 def behind(

@@ -1,4 +1,4 @@
-"""Parameters with `requires_grad` off: what stages that train make of them."""
+"""What stages leave as it is: parameters with `requires_grad` off, and buffers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from verifix.capture.collect import Collected
+from verifix.errors import first_of
 from verifix.recipe.context import Context
+
+LARGE_SHARE = 0.1
+"""Share of the multiplied numbers above which buffers are told; `verifix.inspect` warns below 90% corrected."""
 
 
 def frozen(context: Context) -> set[str]:
@@ -72,3 +77,16 @@ def _off(model: nn.Module) -> tuple[Sequence[str], Sequence[str]]:
     """Return the names of the frozen parameters, and of all with fractions."""
     floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     return [name for name, p in floating.items() if not p.requires_grad], list(floating)
+
+
+def remark_on_buffers(collected: Collected) -> str:
+    """Say how much of what multiplies activations are buffers, if that is more than some fixed filters."""
+    buffers = sum(collected.buffers.values())
+    total = buffers + sum(account.size for account in collected.accounts if account.multiplies)
+    if buffers <= LARGE_SHARE * total:
+        return ""
+    names = first_of(map(repr, collected.buffers))
+    return (
+        f"{100 * buffers / total:.0f}% of the numbers that multiply activations are buffers ({names}), which no stage "
+        "changes; make them parameters (nn.Parameter) if they are weights."
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, did_you_mean
 from verifix.options import CorrectOptions
 from verifix.recipe.stages import PATHS, STAGES, Project, Stage, recipes
 from verifix.recipe.stages.layerwise import Layerwise
@@ -87,7 +87,7 @@ def stages_of(recipe: str) -> Names:
         if name not in STAGES or names.count(name) > 1:
             raise UsageError(
                 f"recipe is {recipe!r}; it must be 'auto' or {' or '.join(map(repr, recipes()))}, or stages among "
-                f"{', '.join(STAGES)}, each once, joined by commas"
+                f"{', '.join(STAGES)}, each once, joined by commas{did_you_mean(name, ['auto', *recipes(), *STAGES])}"
             )
     return names
 

@@ -366,6 +366,7 @@ def result_of(correction: Correction, proof: Proof | None = None) -> Result:
         warning=correction.caution or None,
         unchanged_by_rounding=correction.unchanged_by_rounding,
         notes=correction.notes,
+        class_names=correction.class_names,
     )
 
 

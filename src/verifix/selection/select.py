@@ -24,9 +24,9 @@ from verifix.model.samples import Samples, opened, read_samples
 from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
+from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
 from verifix.options import ForwardArguments
-from verifix.preflight import working_copy
 from verifix.progress import note
 from verifix.selection.draw import Draw, draw
 from verifix.selection.options import SelectOptions

@@ -26,9 +26,9 @@ from verifix.model.reading import read_in_parts
 from verifix.model.sources import Source
 from verifix.model.threads import one_thread, threads_for
 from verifix.model.work import work_of
+from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
 from verifix.options import TRUST_METHODS, TRUSTED_COUNT, ForwardArguments, RunOptions
-from verifix.preflight import working_copy
 from verifix.selection.rankings import RANKINGS
 from verifix.selection.score_files import begin_chunks, finish_chunks
 from verifix.settings import one_of, require, takes, whole

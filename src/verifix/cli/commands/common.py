@@ -13,17 +13,19 @@ from torch.utils.data import Subset
 
 from verifix.cli.options import CorrectCommand, ScoreCommand
 from verifix.cli.verifying_options import SelectCommand
-from verifix.errors import DataError, UsageError
+from verifix.errors import DataError, UsageError, first_of
 from verifix.evaluation.predictions import as_weights
 from verifix.evaluation.shares import class_weights
 from verifix.io.checkpoints.checkpoint import Checkpoint
+from verifix.io.checkpoints.head_size import outputs_in
 from verifix.io.checkpoints.read import read_checkpoint
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.prediction_files import read_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.models import build_model, own_checkpoint
 from verifix.io.options import WeightOptions
+from verifix.model.answers import predicted
 from verifix.model.borrow import check_model
+from verifix.model.class_names import class_numbers
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.several_outputs import outputs_of
@@ -31,8 +33,10 @@ from verifix.model.sources import Source, ask_dataset
 from verifix.model.tensors import device_named, device_of
 from verifix.model.wrappers import unwrapped
 from verifix.options import RunOptions
-from verifix.progress import progress_bar
-from verifix.proof import predicted
+from verifix.progress import note, progress_bar
+
+SIZED = ("timm:", "torchvision:")
+"""Models that are built with the number of outputs that they are told."""
 
 
 def open_checkpoint(command: CorrectCommand | ScoreCommand | SelectCommand) -> Checkpoint:
@@ -43,6 +47,11 @@ def open_checkpoint(command: CorrectCommand | ScoreCommand | SelectCommand) -> C
 def open_model(command: Any, checkpoint: Checkpoint | None) -> nn.Module:
     """Build the model that a command names, in eval mode, with the weights of a checkpoint if there is one."""
     built = build_model(command.model, command.num_classes, command.in_chans, command.further)
+    if checkpoint is not None and command.num_classes is None and command.model.startswith(SIZED):
+        outputs = outputs_in(checkpoint.state, built)
+        if outputs is not None:
+            note(f"the head in {checkpoint.path} has {outputs} outputs, as with --num-classes {outputs}")
+            built = build_model(command.model, outputs, command.in_chans, command.further)
     model: nn.Module = unwrapped(built)
     if checkpoint is not None:
         checkpoint.load_into(model)
@@ -61,17 +70,46 @@ def first_sample(source: Source) -> Samples:
     return read_samples(replace(source, dataset=one))
 
 
-def check_names(model: nn.Module, source: Source, preparation: Preparation) -> None:
-    """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word."""
-    if preparation.class_names is None:
-        return
-    names = preparation.class_names
+def check_names(model: nn.Module, source: Source, preparation: Preparation) -> Preparation:
+    """Refuse class names that are more or fewer than the outputs of the model: labels would shift without a word.
+
+    Parameters
+    ----------
+    model
+        The model.
+    source
+        The samples; those of a folder may have brought the names.
+    preparation
+        How they became inputs.
+
+    Returns
+    -------
+    Preparation
+        The same, with the class names that are known now.
+
+    Raises
+    ------
+    DataError
+        If there is not one for each output.
+    """
+    dataset: Any = source.dataset
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    names = preparation.class_names or getattr(dataset, "class_names", None)
+    if names is None:
+        return preparation
     outputs = outputs_of(model, first_sample(source), device_of(model), len(names))
+    if len(names) != max(outputs, 2) and preparation.class_names is None:
+        raise DataError(
+            f"the folders name {len(names)} classes ({first_of(names, 5)}) and the model has {outputs} outputs, so "
+            "which is which is not known; give --classes with all class names in the order of the outputs"
+        )
     if len(names) != max(outputs, 2):
         raise DataError(
             f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "
             f"{outputs} output{'s' * (outputs > 1)}; give --classes with one name for each"
         )
+    return replace(preparation, class_names=tuple(names))
 
 
 def logits_of(model: nn.Module, samples: Samples, options: RunOptions, title: str) -> tuple[Tensor, str]:

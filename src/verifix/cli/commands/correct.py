@@ -21,14 +21,17 @@ from verifix.cli.commands.common import (
     open_model,
     weights_of,
 )
-from verifix.cli.commands.places import read_by, written_by
+from verifix.cli.commands.dry_run import DryRun, dry_run
+from verifix.cli.commands.places import check_there, read_by, written_by
 from verifix.cli.commands.record import examples, files_read, peak_memory, spectra, spelled_command, task_of, versions
 from verifix.cli.commands.tested import check_weighted, kept_of, read_beside, read_test
+from verifix.cli.commands.told import correct_text
 from verifix.cli.commands.uploaded import uploaded
 from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
 from verifix.evaluation.draw import judged
+from verifix.evaluation.provable import OUTER_FOLDS, check_provable
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -41,13 +44,12 @@ from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
 from verifix.options import CorrectOptions
 from verifix.progress import duration, note, notes_kept, tell
-from verifix.proof import OUTER_FOLDS, Proof, check_provable, estimated_seconds, halves, measured, prove
+from verifix.proof import Proof, estimated_seconds, halves, measured, prove
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
 from verifix.report.hub import check_hub
 from verifix.report.result import TrustedRecord
-from verifix.report.verdict import preprocessing
 from verifix.selection.trusted import Trusted, trust
 from verifix.storage.atomic import Output, write_together
 from verifix.storage.tensors import fill_safetensors
@@ -96,10 +98,12 @@ class _Inputs:
         return known_weights(self.verified)
 
 
-def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
+def run_correct(command: CorrectCommand) -> tuple[int, Result | DryRun, str]:
     """Correct a checkpoint, prove the gain, and write it if it is proved; see `CorrectCommand`."""
     start = time.perf_counter()
     inputs = _read(command)
+    if command.dry_run:
+        return dry_run(inputs.model, inputs.verified, _settings(inputs, command), command, tuple(inputs.notes))
     correction, proof = _correct_and_prove(inputs, command)
     for remark in correction.notes:
         note(remark)
@@ -115,12 +119,19 @@ def run_correct(command: CorrectCommand) -> tuple[int, Result, str]:
     outputs += _about(result, command)
     if outputs:
         ranks.only_first(lambda: write_together(outputs, force=command.force))
-    text = _correct_text(correction, proof, inputs.trusted, result)
+    text = _text(inputs, correction, proof, result, command)
     return (3 if result.out is None else 0), result, text + uploaded(result, command.push_to_hub)
+
+
+def _text(inputs: _Inputs, correction: Correction, proof: Proof | None, result: Result, command: CorrectCommand) -> str:
+    return correct_text(correction, proof, inputs.trusted, result, inputs.verified.labels, verbose=command.verbose)
 
 
 def _read(command: CorrectCommand) -> _Inputs:
     """Read and check all there is, before the long work begins."""
+    check_there(command)
+    if not command.model.startswith("py:"):  # whose module may register stages
+        minimum_samples(command)
     checkpoint = open_checkpoint(command)
     checkpoint.refuse_corrected()
     ranks.only_first(lambda: _check_files(command, checkpoint))
@@ -128,16 +139,20 @@ def _read(command: CorrectCommand) -> _Inputs:
     checkpoint.check_writable(model, command.exclude or ())
     _check_count(command)
     preparation = prepare(model, command.model, command)
+    checked = command.check_labels and command.trusted is None  # else an order that is wrong would go unnoticed
+    preparation = replace(preparation, sorted_names=checked)
     earlier = _earlier(command, preparation)
     with notes_kept() as noted:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
-    check_names(model, source, preparation)
+    preparation = check_names(model, source, preparation)
     with notes_kept() as noted_on_test:
         test = None if command.test is None else read_test(model, command.test, command, preparation)
     trusted = None if command.trusted is None else _trust(model, source, command)
     with notes_kept() as noted_on_reading:
         chosen = source if trusted is None else trusted.source
         verified = read_samples(chosen, command.batch_size, command.progress, most=command.max_samples)
+    if command.proves_by in ("nested", "split"):
+        check_provable(len(verified), command.proves_by, command)
     kept, notes = ([], []) if test is None else kept_of(test, verified, earlier)
     with notes_kept() as noted_on_others:
         beside = read_beside(model, [verified, *([] if test is None else [test])], command, preparation)
@@ -180,7 +195,6 @@ def _result(
     return replace(
         result_of(correction, proof),
         trusted=None if inputs.trusted is None else TrustedRecord(**inputs.trusted.as_dict()),
-        class_names=None if preparation.class_names is None else tuple(preparation.class_names),
         examples=examples(proof, samples, preparation) if proof is not None and command.shows else (),
         out=out,
         correction_file=correction_file,
@@ -211,7 +225,8 @@ def _settings(inputs: _Inputs, command: CorrectCommand) -> dict[str, Any]:
     # An accuracy of weighted samples is compared where the weights are; one of picked samples is not compared at all.
     expected = None if command.weighted or command.trusted is not None else command.expect_accuracy
     stored_as = inputs.checkpoint.dtypes(inputs.model)
-    own = {"moments": inputs.earlier, "stored_as": stored_as, "drawn": _drawn(inputs, command), **inputs.beside}
+    own: dict[str, Any] = {"moments": inputs.earlier, "stored_as": stored_as, "drawn": _drawn(inputs, command)}
+    own |= {"classes": inputs.preparation.class_names, **inputs.beside}
     return settings | own | {"check_inputs": command.stops, "expect_accuracy": expected}
 
 
@@ -242,7 +257,6 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
         return correction, measured("test", model, correction, test, inputs.kept, weights, used=verified, **shown)
     if kind == "none":
         return correct(model, verified, **asked), None
-    check_provable(len(verified), kind, command)
     if kind == "split":
         correcting, proving = halves(verified, command.seed)
         weights = _weights(inputs, command, proving)
@@ -366,27 +380,3 @@ def _about(result: Result, command: CorrectCommand) -> list[Output]:
     """Return the files that tell what was found, as far as they were asked for."""
     wanted = ((command.result, as_json), (command.report, render), (command.card, model_card))
     return [Output(Path(path), partial(fill_text, text=spell(result))) for path, spell in wanted if path is not None]
-
-
-def _correct_text(correction: Correction, proof: Proof | None, picked: Trusted | None, result: Result) -> str:
-    trusted = [] if picked is None else [picked.summary()]
-    notes = [remark for remark in result.notes or () if remark not in correction.notes]  # these are in the summary
-    lines = [*trusted, correction.summary(), *notes]
-    half = [name for name in result.weights_dtypes or () if name in ("bfloat16", "float16")]
-    if half:
-        share = f"{correction.unchanged_by_rounding:.1%}"
-        lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
-    if proof is not None:
-        lines.append(proof.summary())
-    lines.append(preprocessing(result))
-    if result.moments_file is not None:
-        lines.append(f"Wrote the moments to {result.moments_file}.")
-    files = f"Wrote {result.out} and {result.correction_file}."
-    lines.append(f"{files if result.out else _why_not_written(correction)} {result.seconds:.0f} s.")
-    return "\n".join(lines)
-
-
-def _why_not_written(correction: Correction) -> str:
-    if not correction.changed:
-        return "No change: no checkpoint was written."
-    return "The gain is not proven, so no checkpoint was written. --force or --proof none writes it anyway."

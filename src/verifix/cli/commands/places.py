@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import get_type_hints
 
-from verifix.errors import UsageError
+from verifix.errors import UsageError, did_you_mean
 from verifix.io.data.open import SETS
 from verifix.io.data.records import header_of
 from verifix.io.models import model_files
@@ -47,6 +47,17 @@ def written_by(command: Settings) -> list[Path]:
         In the order of their declaration.
     """
     return [Path(value) for role, value in _places(command) if role is Role.WRITES]
+
+
+def check_there(command: Settings) -> None:
+    """Refuse a path to be read that leads to nothing, before anything is loaded; names what is nearest beside it."""
+    for role, value in _places(command):
+        if role not in (Role.READS, Role.READS_DATA) or any(os.path.exists(path) for path in FORMS[role](value)):  # noqa: PTH110
+            continue
+        place = Path(re.sub(r":[^:/]*$", "", value))
+        beside = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
+        what = "the path of the data" if role is Role.READS_DATA else "the path"
+        raise UsageError(f"{value} does not exist; check {what}{did_you_mean(place.name, beside)}")
 
 
 def check_lines(out: str) -> None:

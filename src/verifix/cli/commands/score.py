@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from verifix.capture.input_statistics import NormInputs, put_together, watching_first_norm
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model
-from verifix.cli.commands.places import read_by, written_by
+from verifix.cli.commands.places import check_there, read_by, written_by
 from verifix.cli.options import ScoreCommand
 from verifix.errors import DataError
 from verifix.evaluation.accuracy import accuracy_of, remark_on_chance, remark_on_expected
@@ -67,13 +67,15 @@ class Score:
 
 def run_score(command: ScoreCommand) -> tuple[int, Score, str]:
     """Score a checkpoint; see `ScoreCommand`."""
+    check_there(command)
     check_apart(written_by(command), read_by(command))
     checkpoint = open_checkpoint(command)
     model = open_model(command, checkpoint).to(device_wanted(command.device))
     preparation, chunks = prepare(model, command.model, command), Chunks(command.scores)
+    preparation = replace(preparation, sorted_names=True)
     with notes_kept() as data_notes:
         source = limited(open_data(command.data, command, preparation), command.limit, command.seed)
-    check_names(model, source, preparation)
+    preparation = check_names(model, source, preparation)
     begin_chunks(chunks, model, command, data=command.data, limit=command.limit, preprocessing=preparation.steps)
     with notes_kept() as noted_on_reading:
         reading = command.predicting_size, command.progress

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from verifix.cli.commands.common import check_names, device_wanted, open_checkpoint, open_model
-from verifix.cli.commands.places import check_lines, read_by, written_by
+from verifix.cli.commands.places import check_lines, check_there, read_by, written_by
 from verifix.cli.verifying_options import SelectCommand
 from verifix.errors import UsageError
 from verifix.io.data.identity import absolute, folder_of, opening_of
@@ -54,6 +54,7 @@ class Selected:
 
 def run_select(command: SelectCommand) -> tuple[int, Selected, str]:
     """Select samples; see `SelectCommand`."""
+    check_there(command)
     check_apart(written_by(command), read_by(command))
     check_lines(command.out)
     ranks.only_first(lambda: check_output(command.out, force=command.force))

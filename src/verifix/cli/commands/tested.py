@@ -17,12 +17,12 @@ from verifix.evaluation.label_order import check_mapping
 from verifix.io.data.open import open_data
 from verifix.io.data.preparation import Preparation
 from verifix.losses import predicted_classes
+from verifix.model.answers import predicted
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.tensors import device_of
 from verifix.model.unlabelled import left_of, named, without_labels
 from verifix.progress import note
-from verifix.proof import predicted
 
 
 def read_test(model: nn.Module, path: str, command: CorrectCommand, preparation: Preparation) -> Samples:

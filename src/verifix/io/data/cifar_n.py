@@ -15,9 +15,9 @@ from PIL import Image
 
 from verifix.errors import DataError, VerifixError
 from verifix.io.data.images import Images
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.noisy_benchmarks import choose, require
 from verifix.io.data.preparation import Preparation
+from verifix.model.class_names import class_numbers
 from verifix.storage.tensors import read_torch
 
 LABELS_HOME = "get the labels from their authors, http://www.noisylabels.com"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from verifix.errors import DataError, UsageError
-from verifix.io.data.labels import as_written, check_column
+from verifix.io.data.labels import check_column
 from verifix.io.options import group_column
+from verifix.model.class_names import as_written
 from verifix.model.groups import missing
 from verifix.model.sources import Source
 from verifix.settings import Settings

@@ -11,12 +11,13 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import image_bytes, root_of
 from verifix.io.data.images import Images
-from verifix.io.data.labels import class_numbers, only_column
+from verifix.io.data.labels import only_column
 from verifix.io.data.manifests import LABEL_COLUMNS
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.optional_imports import library, reason
 from verifix.io.options import DataOptions
+from verifix.model.class_names import class_numbers
 from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 

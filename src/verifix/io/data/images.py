@@ -17,11 +17,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from verifix.errors import DataError, one_line
+from verifix.errors import DataError, first_of, one_line
 from verifix.io.data.groups import Grouped
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
+from verifix.model.class_names import NUMBER, class_numbers
 from verifix.model.labels import UNKNOWN
 from verifix.progress import note
 
@@ -73,6 +73,7 @@ class Images(Grouped, Dataset[tuple[Tensor, int]]):
         self.upright = upright
         self.source = source
         self.files: Sequence[str] = ()
+        self.class_names: tuple[str, ...] | None = preparation.class_names
         self._several: set[int] = set()
         self._shape: torch.Size | None = None
         self._last: tuple[int, bytes] = (-1, b"")
@@ -301,12 +302,20 @@ def read_folder(path: Path, preparation: Preparation) -> Images:
             f"{path} has no subfolders; an image folder has one subfolder per class, or a metadata.csv with file_name "
             "and label (and a folder of datasets.save_to_disk has a dataset_info.json)"
         )
-    names = [folder.name for folder in folders]
-    numbers = class_numbers(names, preparation.class_names, f"the folders of {path}", lambda i: str(folders[i]))
+    names, known = [folder.name for folder in folders], preparation.class_names
+    if known is None and preparation.sorted_names and not any(NUMBER.fullmatch(folder.name) for folder in every):
+        known = tuple(folder.name for folder in every)
+        note(
+            f"{path}: the model has no class names, so the folders in alphabetical order are taken as its outputs, as "
+            f"torchvision does ({first_of(known, 10)}); --classes gives another order"
+        )
+    numbers = class_numbers(names, known, f"the folders of {path}", lambda i: str(folders[i]))
     files = [(str(file), number) for folder, number in zip(folders, numbers, strict=True) for file in images[folder]]
     if not files:
         raise DataError(f"{path} has no images; images end in {', '.join(image_suffixes())}")
-    return from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
+    found = from_files([file for file, _ in files], [number for _, number in files], preparation, str(path))
+    found.class_names = known
+    return found
 
 
 def _read_unlabelled(path: Path, preparation: Preparation) -> Images:

@@ -13,11 +13,12 @@ from verifix.errors import DataError, UsageError, first_of
 from verifix.io.data.groups import with_groups
 from verifix.io.data.image_values import file_inside, image_bytes, path_in, root_of
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import as_written, check_column, class_numbers, only_column
+from verifix.io.data.labels import check_column, only_column
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import Table
 from verifix.io.data.text import as_texts, columns_named, pair_among, text_source
 from verifix.io.options import DataOptions
+from verifix.model.class_names import as_written, class_numbers
 from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 from verifix.progress import note

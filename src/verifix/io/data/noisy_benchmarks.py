@@ -8,10 +8,10 @@ from pathlib import Path
 
 from verifix.errors import DataError, UsageError
 from verifix.io.data.images import Images, from_files
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.tables import text_of
+from verifix.model.class_names import class_numbers
 
 WEBVISION_LISTS = {
     "train_google": "train_filelist_google.txt",

@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 
 from verifix.errors import DataError, UsageError, one_line
 from verifix.io.data.groups import Grouped, read_groups
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import RESIZING, Preparation, flag, listing
 from verifix.io.options import DataOptions, group_column
+from verifix.model.class_names import class_numbers
 from verifix.model.labels import UNKNOWN, broken_label
 from verifix.progress import note
 

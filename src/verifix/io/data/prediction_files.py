@@ -13,12 +13,12 @@ import torch
 from verifix.errors import DataError, UsageError, one_line
 from verifix.evaluation.predictions import Array
 from verifix.io.data.groups import read_groups
-from verifix.io.data.labels import NUMBER, class_numbers
 from verifix.io.data.manifests import LABEL_COLUMNS, column_of, labelled
 from verifix.io.data.npz import INPUT_NAMES, LABEL_NAMES
 from verifix.io.data.open import open_data
 from verifix.io.data.tables import TABLES, Table, read_table
 from verifix.io.options import DataOptions, group_column
+from verifix.model.class_names import NUMBER, class_numbers
 from verifix.model.groups import Groups, as_groups, joined
 from verifix.model.samples import read_samples
 from verifix.model.sources import Source

@@ -57,6 +57,9 @@ class Preparation:
         Height and width of the model's input, to which images are resized; None if they keep their size.
     labelled
         Whether labels are read; else there need be none, and every sample has the label `UNKNOWN`.
+    sorted_names
+        Whether the sorted names of class folders may count as class names where none are known: whoever allows it
+        compares them with the model's outputs, in number and by its predictions.
     """
 
     image: ImageFunction | None
@@ -69,6 +72,7 @@ class Preparation:
     place: str = ""
     size: tuple[int, int] | None = None
     labelled: bool = True
+    sorted_names: bool = False
 
     @property
     def steps(self) -> str:

@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from verifix.errors import UsageError, first_of
-from verifix.io.data.labels import check_classes
 from verifix.io.data.preparation import RESIZING, Preparation, Text, Tokens, flag, listing
 from verifix.io.data.resizing import Resizing
 from verifix.io.models import TIMM
 from verifix.io.optional_imports import library, reason, remedy
 from verifix.io.options import DataOptions
 from verifix.io.transformers_models import head_of
+from verifix.model.class_names import check_classes, names_of
 from verifix.progress import note
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
@@ -60,7 +60,7 @@ def prepare(model: nn.Module | None, name: str, options: DataOptions) -> Prepara
         return _of_transformers(model, Path(rest), options, given)
     if source in TIMM and model is not None:
         config: Any = getattr(model, "pretrained_cfg", None) or {}
-        return _of_timm(model, config, _names(config.get("label_names"), model), options, given)
+        return _of_timm(model, config, names_of(model), options, given)
     return _of_flags(options, given)
 
 
@@ -164,9 +164,7 @@ def _converted(image: Image.Image, transform: Callable[[Image.Image], Tensor], m
 
 def _of_transformers(model: nn.Module, folder: Path, options: DataOptions, given: list[str] | None) -> Preparation:
     config: Any = model.config
-    labels = config.id2label
-    default = all(label == f"LABEL_{i}" for i, label in labels.items())
-    names = None if default else _names(labels, model)
+    names = names_of(model)
     head = head_of(config, str(folder))
     if head == "text":
         return _of_tokenizer(model, folder, options, _chosen(given, names))
@@ -340,17 +338,6 @@ def _per_channel(options: DataOptions, channels: int) -> tuple[list[float], list
 def _from_flags(options: DataOptions) -> str:
     flags = [flag(name) for name in IMAGE_FLAGS if getattr(options, name) is not None]
     return f"; {', '.join(flags)} from the command line" if flags else ""
-
-
-def _names(labels: object, model: nn.Module) -> tuple[str, ...] | None:
-    """Return class names if there is one for each output."""
-    if isinstance(labels, Mapping):
-        numbered = {int(key): value for key, value in labels.items() if str(key).isdigit()}
-        labels = [numbered[i] for i in range(len(labels)) if i in numbered]
-    if not isinstance(labels, (list, tuple)) or not labels or any(isinstance(label, bool) for label in labels):
-        return None  # true and false are what YAML makes of yes and no, and no names
-    outputs = getattr(model, "num_classes", None) or getattr(getattr(model, "config", None), "num_labels", None)
-    return tuple(map(str, labels)) if outputs in (None, len(labels)) else None
 
 
 def _auto(name: str) -> Any:

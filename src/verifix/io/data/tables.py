@@ -17,9 +17,16 @@ from typing import Any
 import numpy as np
 
 from verifix.errors import DataError, one_line
+from verifix.progress import note
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of tables, in small letters or capitals."""
+
+SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+"""What may separate the columns of a table of text, and what that is called."""
+
+LONGEST_HEAD = 10_000
+"""Characters of the first line that are looked at for what separates columns."""
 
 SMALL = 2**26
 """Bytes of a Parquet file's columns up to which all of them are read at once."""
@@ -116,8 +123,10 @@ def text_of(path: Path) -> str:
 def _from_csv(path: Path, separator: str) -> Table:
     rows: list[list[str]] = []
     lines: list[int] = []
+    text = text_of(path)
+    separator = _separator(path, text, separator)
     with _long_fields():
-        reader = csv.reader(io.StringIO(text_of(path), newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         try:
             for row in reader:
                 if row:
@@ -134,10 +143,21 @@ def _from_csv(path: Path, separator: str) -> Table:
         if len(row) != len(names):
             raise DataError(
                 f"line {line} of {path} has {len(row)} values for {len(names)} columns; correct it, and put values "
-                f"with {'commas' if separator == ',' else 'tabs'} in quotation marks"
+                f"with {SEPARATORS[separator]} in quotation marks"
             )
     columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     return _in_memory(path, columns, len(rows), lines[1:])
+
+
+def _separator(path: Path, text: str, usual: str) -> str:
+    """Return what separates the columns: another sign than the usual one if only that makes the first line several."""
+    first = text.lstrip().partition("\n")[0][:LONGEST_HEAD]
+    counts = {sign: len(next(csv.reader([first], delimiter=sign), [])) for sign in SEPARATORS}
+    likely = max(counts, key=lambda sign: counts[sign])
+    if counts[usual] > 1 or counts[likely] < 2:
+        return usual
+    note(f"{path}: columns are separated by {SEPARATORS[likely]}")
+    return likely
 
 
 @contextmanager

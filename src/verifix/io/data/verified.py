@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import Grouped
 from verifix.io.data.identity import NAMED, files_of, fingerprint_of, folder_of
-from verifix.io.data.labels import class_numbers
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.records import VERIFIED, Header, Record, header_of, read_lines
 from verifix.io.data.tally import Tally, decided_label
 from verifix.io.options import DataOptions, group_column
+from verifix.model.class_names import class_numbers
 from verifix.model.labels import LABEL_KEYS
 from verifix.model.sources import Source, ask_dataset
 from verifix.options import GroupOptions

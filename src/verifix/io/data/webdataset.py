@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from verifix.errors import DataError, UsageError
 from verifix.io.data.groups import with_groups
 from verifix.io.data.images import Images, image_suffixes
-from verifix.io.data.labels import as_written, class_numbers
 from verifix.io.data.left_out import note_left_out
 from verifix.io.data.preparation import Preparation
 from verifix.io.data.text import text_source
 from verifix.io.optional_imports import library
 from verifix.io.options import DataOptions, group_column
+from verifix.model.class_names import as_written, class_numbers
 from verifix.model.labels import UNKNOWN
 from verifix.model.sources import Source
 

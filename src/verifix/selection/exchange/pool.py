@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from verifix.errors import DataError, first_of
 from verifix.io.data.identity import files_of, folder_of
-from verifix.io.data.labels import as_written
 from verifix.io.data.open import reopen
 from verifix.io.data.records import Header
+from verifix.model.class_names import as_written
 from verifix.model.sources import ask_dataset
 
 
