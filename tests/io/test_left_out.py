@@ -355,10 +355,10 @@ def test_class_names_that_are_no_text_are_refused(wrong):
 def test_names_of_a_model_that_became_booleans_are_not_its_names():
     from torch import nn
 
-    from verifix.io.data.preprocessing import _names
+    from verifix.model.class_names import names_among
 
-    assert _names({"0": False, "1": True}, nn.Identity()) is None
-    assert _names([False, True], nn.Identity()) is None
-    assert _names({"0": "no", "1": "yes"}, nn.Identity()) == ("no", "yes")
+    assert names_among({"0": False, "1": True}, nn.Identity()) is None
+    assert names_among([False, True], nn.Identity()) is None
+    assert names_among({"0": "no", "1": "yes"}, nn.Identity()) == ("no", "yes")
     with pytest.raises(DataError, match="order of the model's outputs is not known; give --classes"):
         numbers(["no", "yes"])

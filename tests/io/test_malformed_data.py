@@ -208,7 +208,7 @@ CASES: dict[str, tuple] = {
         "line 6 of",
         "correct the label, or check --classes",
     ),
-    "names without classes": (csv_of(rows()), "net", 5, "m.csv are names (blue, green, red, …)", "give --classes"),
+    "names without classes": (csv_of(rows()), "net", 5, "m.csv are names (blue, green, red)", "give --classes"),
     "classes lack one": (csv_of(rows()), "net", 5, "line 3 of", "check --classes", "--classes", "red,blue"),
     "label out of range": (
         csv_of("file_name,label\n0.png,0\n1.png,3\n"),

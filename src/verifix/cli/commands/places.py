@@ -50,13 +50,17 @@ def written_by(command: Settings) -> list[Path]:
 
 
 def check_there(command: Settings) -> None:
-    """Refuse a path to be read that leads to nothing, before anything is loaded; names what is nearest beside it."""
+    """Refuse a file or data set to be read that is not there, before anything is loaded; names what is nearest to it.
+
+    Folders of other settings, layouts, splits and shards are left to whoever reads them, who knows their forms.
+    """
     for role, value in _places(command):
-        if role not in (Role.READS, Role.READS_DATA) or any(os.path.exists(path) for path in FORMS[role](value)):  # noqa: PTH110
+        place, data = Path(value), role is Role.READS_DATA
+        plain = ":" not in value and "{" not in value and (data or place.suffix)
+        if role not in (Role.READS, Role.READS_DATA) or not plain or place.exists():
             continue
-        place = Path(re.sub(r":[^:/]*$", "", value))
         beside = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-        what = "the path of the data" if role is Role.READS_DATA else "the path"
+        what = "the path of the data" if data else "the path"
         raise UsageError(f"{value} does not exist; check {what}{did_you_mean(place.name, beside)}")
 
 
