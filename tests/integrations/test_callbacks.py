@@ -50,9 +50,9 @@ def test_what_is_not_proven_is_applied_only_on_request(apply, applied):
 
 def test_wrong_words_are_refused():
     with pytest.raises(UsageError, match="apply is 'maybe'; it must be one of proven, always, never"):
-        AtEnd(verified(), apply="maybe")
+        AtEnd(verified(), apply="maybe", **VERIFIED)
     with pytest.raises(UsageError, match="module is 'nett', but the model has the parts net; name one"):
-        AtEnd(verified(), module="nett").check(nn.ModuleDict({"net": network()}))
+        AtEnd(verified(), module="nett", **VERIFIED).check(nn.ModuleDict({"net": network()}))
 
 
 def test_a_training_survives_what_is_refused_at_its_end():
@@ -167,3 +167,8 @@ def test_the_package_imports_nothing_until_it_is_used():
     assert heavy == "set()"
     assert names == "['CorrectedClassifier', 'LightningCorrection', 'TrainerCorrection']"
     assert error.endswith("install it with: pip install 'verifix[lightning]'")
+
+
+def test_a_proof_at_the_end_asks_where_the_samples_come_from_before_the_training():
+    with pytest.raises(UsageError, match="needs verified_from"):
+        AtEnd(verified())

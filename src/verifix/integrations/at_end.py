@@ -51,10 +51,14 @@ class AtEnd:
         Raises
         ------
         UsageError
-            If `apply` is another word.
+            If `apply` is another word, or `verified_from` is not among the settings, without which nothing is proven.
         """
         if apply not in get_args(Apply):
             raise UsageError(f"apply is {apply!r}; it must be one of {', '.join(get_args(Apply))}")
+        if settings.get("verified_from") is None:
+            raise UsageError(
+                "a proof at the end needs verified_from: give 'unseen' if the training does not use the samples"
+            )
         self.verified, self.apply, self.module, self.settings = verified, apply, module, settings
         self.correction: Correction | None = None
         self.proof: Proof | None = None

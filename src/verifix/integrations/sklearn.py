@@ -103,7 +103,7 @@ class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  
         Raises
         ------
         UsageError
-            If the estimator is no trained torch classifier.
+            If the estimator is no trained torch classifier, or a proof is wanted without `verified_from`.
         DataError
             If labels are none of the classes.
         """
@@ -116,6 +116,8 @@ class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  
         settings = {"recipe": self.recipe, "alpha": self.alpha, "seed": self.seed, "progress": False}
         settings |= {} if self.verified_from is None else {"verified_from": self.verified_from}
         settings |= dict(self.settings or {})
+        if self.prove and settings.get("verified_from") is None:
+            raise UsageError("a proof needs verified_from: give 'unseen' if the model was not trained on the samples")
         self.correction_ = correct(module, verified, **settings)
         asked = self.prove and self.correction_.changed
         self.proof_ = prove(module, verified, **settings) if asked else None
