@@ -50,11 +50,11 @@ nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]+|verifix [a-z]+|verifix\.report|result\.json"),  # a parameter, a command, a file
     (
         "py:.*",
-        r"(torch|nn|collections|pathlib|numpy|dataclasses)\..*|Tensor|ndarray|Path|callable",
+        r"(torch|nn|collections|pathlib|numpy|dataclasses|matplotlib|pandas)\..*|Tensor|ndarray|Path|callable",
     ),  # other projects, whose sites are not fetched
     (
         "py:class",
-        r"verifix\.(model\.sources\.Source|io\.data\.records\.Header|capture\.kinds\.lags\.Patches)",
+        r"verifix\.(model\.sources\.Source|model\.given\.Made|io\.data\.records\.Header|capture\.kinds\.lags\.Patches)",
     ),  # internal
 ]
 

@@ -236,7 +236,7 @@ class Correction(Presented):
         Returns
         -------
         Proof
-            The comparison and its verdict; `Proof.report` then writes both.
+            The comparison and its verdict; its method ``report`` then writes both.
 
         Raises
         ------

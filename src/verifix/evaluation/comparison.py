@@ -160,12 +160,12 @@ class Comparison(Presented):
 
     @property
     def digits(self) -> int:
-        """How many digits of a percentage mean anything: one sample of 1,000 is 0.1 points."""
+        """How many digits of a percentage mean anything; one sample of 1,000 is 0.1 points."""
         return 1 if self.samples <= 1000 else 2
 
     @property
     def points(self) -> str:
-        """The gain as it is written out: the difference of the two accuracies as they are written out."""
+        """The gain as it is written out, which is the difference of the two accuracies as they are written out."""
         written = round(self.after.accuracy, self.digits) - round(self.before.accuracy, self.digits)
         exact = self.gain.estimate
         return signed(written if abs(written - exact) < 1.01 * 10**-self.digits else exact, self.digits)
