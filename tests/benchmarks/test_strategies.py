@@ -93,4 +93,4 @@ def test_the_page_gets_tables_and_a_plot(tmp_path):
     strategies.write_page(summed_up(RECORDS), page, plot)
     assert plot.read_bytes() == first
     assert page.read_text() == text
-    assert BEGIN in PAGE.read_text("utf-8")
+    assert BEGIN in (Path(__file__).parents[2] / PAGE).read_text("utf-8")

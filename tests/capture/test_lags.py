@@ -142,5 +142,5 @@ def test_a_pass_gives_the_moments_of_all_patches_in_the_order_of_first_use(dtype
             assert moments.n == other[layer].n
             assert (moments.rows is None) == (other[layer].rows is None)
             difference = (moments.gram - other[layer].gram).norm() / other[layer].gram.norm()
-            assert float(difference) < (1e-14 if dtype == torch.float64 else 3e-7), layer
+            assert float(difference) < (1e-14 if dtype == torch.float64 else 6e-7), layer
     assert isinstance(found.folds[0][found.layers[1]], Moments)

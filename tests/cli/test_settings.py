@@ -300,3 +300,15 @@ def test_printed_settings_are_a_file_that_says_the_same(tmp_path, capsys):
 def test_the_version_is_told(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"verifix {version('verifix')}\n"
+
+
+def test_lists_with_commas_are_read_whether_or_not_pydantic_is_loaded():
+    """The parser lets pydantic check what it was given as soon as any library has imported that."""
+    words = ["inspect", "--model", "py:x.py:b", "--input-shape", "3,4", "--text-column", "a,b"]
+    asked = f"from verifix.cli.main import parse; found = parse({words}); print(found.input_shape, found.text_column)"
+    one, other = (
+        subprocess.run([sys.executable, "-c", before + asked], capture_output=True, text=True, check=False)
+        for before in ("", "import pydantic; ")
+    )
+    assert one.stdout, one.stderr
+    assert other.stdout == one.stdout, other.stderr

@@ -166,7 +166,10 @@ OUT_OF_RANGE = {
         torch.where(torch.arange(80) == 7, 9, Y),
         "sample 7 has label 9.*; correct them, or leave the samples",
     ),
-    "names": ([f"class {y}" for y in Y.tolist()], "number 0 of them is 'class 0'.*in the order of the model's outputs"),
+    "names": (
+        [f"class {y}" for y in Y.tolist()],
+        r"names \(class 0, class 1, class 2\).*classes= with all class names in the order of the outputs",
+    ),
 }
 
 

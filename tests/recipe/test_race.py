@@ -85,8 +85,8 @@ def test_kinds_are_told_by_one_number_and_the_best_strength_decides():
     }
     losses |= {(1.0, 1.0): torch.tensor([2.0, 2.5]), (2.0, 1.0): torch.tensor([4.0, 4.5])}
     kinds = [strength for strength in losses if strength is not None]
-    assert of_other_kinds(losses, kinds, 1) == {(1.0, 1.0): 0.75, (2.0, 1.0): 2.75}
-    assert of_other_kinds(losses, kinds, 0) == {(1.0, 0.0): 1.5, (1.0, 1.0): 0.75}
+    assert of_other_kinds(losses, kinds, [1]) == {(1.0, 1.0): 0.75, (2.0, 1.0): 2.75}
+    assert of_other_kinds(losses, kinds, [0]) == {(1.0, 0.0): 1.5, (1.0, 1.0): 0.75}
 
 
 def test_what_was_dropped_is_said(trained):

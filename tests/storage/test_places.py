@@ -247,6 +247,7 @@ def test_every_setting_that_may_name_a_path_says_so():
         "name",
         "outputs",
         "proof",
+        "push_to_hub",
         "recipe",
         "std",
         "strategy",

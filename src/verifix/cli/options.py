@@ -259,7 +259,7 @@ class InspectCommand(Command, FoldOptions, LayerOptions, MemoryOptions, SampleOp
 
     needs: ClassVar[tuple[str, ...]] = ("model",)
 
-    input_shape: Annotated[Sequence[int] | None, MAIN, AS_TEXT] = None
+    input_shape: Annotated[Sequence[int] | str | None, MAIN, AS_TEXT] = None
     """Shape of one input, such as 3,32,32, instead of --data."""
     samples: Annotated[int, OUTPUT] = 1000
     """Number of verified samples to estimate the memory for."""

@@ -91,10 +91,10 @@ class PoolOptions(Settings):
 class DataOptions(PoolOptions):
     """How samples are read and turned into the model's inputs."""
 
-    mean: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
+    mean: Annotated[Sequence[float] | str | None, DATA, AS_TEXT] = None
     """Mean of each channel on the scale 0 to 1, such as 0.491,0.482,0.447; one number for grey images. Default: the
     model's own data config, if it has one."""
-    std: Annotated[Sequence[float] | None, DATA, AS_TEXT] = None
+    std: Annotated[Sequence[float] | str | None, DATA, AS_TEXT] = None
     """Standard deviation of each channel, in the same form and with the same default."""
     size: Annotated[int | None, DATA] = None
     """Side of the model's input in pixels. Default: the model's own data config; without one, images keep their
@@ -117,7 +117,7 @@ class DataOptions(PoolOptions):
     """Name of the label column of a table. Default: verified_label (in a manifest) or label."""
     image_column: Annotated[str | None, DATA] = None
     """Name of the column with images or file names. Default: image or file_name."""
-    text_column: Annotated[Sequence[str] | None, DATA, AS_TEXT] = None
+    text_column: Annotated[Sequence[str] | str | None, DATA, AS_TEXT] = None
     """Name of the column with texts, or two names for pairs of texts, such as premise,hypothesis. Default: text, or a
     pair of columns with names that are common for pairs."""
     image_root: Annotated[str | None, DATA, READS] = None

@@ -73,7 +73,7 @@ def given_samples(model: nn.Module, data: Any, labels: Any, classes: Any) -> tup
         return (data, _numbers(labels, names)), names
     if isinstance(data, Mapping):
         keys = [key for key in LABEL_KEYS if key in data]
-        return {**data, **{key: _numbers(data[key], names) for key in keys}}, names
+        return {**data, **{key: _numbers(data[key], names) for key in keys}} if keys else data, names
     if isinstance(data, tuple) and len(data) == 2:
         return (data[0], _numbers(data[1], names)), names
     return data, names

@@ -47,12 +47,12 @@ class Listed:
     strengths
         The strengths.
     kind
-        Which number of them, if any, says how a fit is made that others share: after the first comparison, only the
-        kind with the best strength goes on.
+        Which numbers of them say how a fit is made that others share: after the first comparison, only the kind with
+        the best strength goes on.
     """
 
     strengths: tuple[Strength, ...]
-    kind: int | None = None
+    kind: tuple[int, ...] = ()
 
     @property
     def rounds(self) -> list[int]:

@@ -258,7 +258,7 @@ def choose_strength(
         with progress_bar(
             f"strength of {trials.stage.name}", len(parts) * len(strengths), rules.options.progress, unit="fit"
         ) as bar:
-            kind = candidates.kind if isinstance(candidates, Listed) else None
+            kind = candidates.kind if isinstance(candidates, Listed) else ()
             lost = race(whole, tried, strengths, finished, loss, Meter(bar, watch), rival, kind)
         left = [strength for strength in strengths if strength not in lost]
         finished.extend(left)
@@ -339,7 +339,7 @@ def race(
     loss: Score,
     meter: Meter,
     rival: Rival | None = None,
-    kind: int | None = None,
+    kind: Sequence[int] = (),
 ) -> dict[Strength, float]:
     """Fit a stage with some strengths in one part after the other; those that lose early run no further.
 
@@ -384,7 +384,7 @@ def race(
                 among = torch.isin(torch.tensor(whole.indices), torch.tensor(seen.indices))
                 losses[None] = apply_score(loss, rival[among], seen.labels, "loss", per_sample=True)
             fresh = behind(losses, left, seen.groups)
-            if kind is not None:
+            if kind:
                 fresh = of_other_kinds(losses, left, kind) | fresh
             lost |= fresh
         meter.folded(len(fresh), len(parts) - count)

@@ -254,7 +254,7 @@ def behind(
 
 
 def of_other_kinds(
-    losses: Mapping[Strength | None, Tensor], strengths: Sequence[Strength], kind: int
+    losses: Mapping[Strength | None, Tensor], strengths: Sequence[Strength], kind: Sequence[int]
 ) -> dict[Strength, float]:
     """Return the strengths that are not of the kind of the best one, and by how much they lose to it.
 
@@ -272,11 +272,11 @@ def of_other_kinds(
     """
     means = {strength: float(losses[strength].mean()) for strength in strengths}
     best = min(means, key=means.__getitem__)
-    return {s: mean - means[best] for s, mean in means.items() if _number(s, kind) != _number(best, kind)}
+    return {s: mean - means[best] for s, mean in means.items() if _numbers(s, kind) != _numbers(best, kind)}
 
 
-def _number(strength: Strength, place: int) -> float:
-    return strength[place] if isinstance(strength, tuple) else strength
+def _numbers(strength: Strength, places: Sequence[int]) -> list[float]:
+    return [strength[place] for place in places] if isinstance(strength, tuple) else []
 
 
 def _neighbours(

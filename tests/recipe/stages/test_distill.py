@@ -12,7 +12,7 @@ from verifix.model.labels import UNKNOWN
 from verifix.model.samples import read_samples
 from verifix.model.unlabelled import Unlabelled
 from verifix.recipe.stages import distill
-from verifix.recipe.stages.distill import EVERY, PRIOR, TRUST, Distill, with_given
+from verifix.recipe.stages.distill import EVERY, LIKELY, PRIOR, TRUST, Distill, consistency, with_given
 from verifix.recipe.stages.jitter import mixed
 from verifix.recipe.stages.training import Pool
 
@@ -64,7 +64,7 @@ def test_it_learns_its_own_answers_and_every_third_step_the_verified_labels(lend
 
     monkeypatch.setattr(Pool, "draw", noted)
     fitter = Distill(context)
-    update = fitter.fit((float(fitter.lengths[-1]), 0.0))
+    update = fitter.fit((float(fitter.lengths[-1]), 0.0, 0.0))
     labelled = [indices for samples, indices in drawn if samples is context.run.samples]
     assert len(labelled) == len(drawn) // EVERY
     assert {i for indices in labelled for i in indices} <= set(context.indices)
@@ -77,21 +77,68 @@ def test_it_learns_its_own_answers_and_every_third_step_the_verified_labels(lend
 def test_it_is_the_same_twice_and_after_a_shorter_one(lend):
     model, x, y = memorised_case(double=False)
     context = with_run(lend(model, x, y), unlabelled=beside(given=True))
-    short, long = ((float(seen), TRUST) for seen in Distill(context).lengths)
+    short, long = ((float(seen), TRUST, 0.0) for seen in Distill(context).lengths)
     first, second = Distill(context), Distill(context)
     first.fit(short)
     assert same(dict(first.fit(long)), dict(second.fit(long)))
 
 
-def test_given_labels_are_a_candidate_only_where_there_are_any(lend):
+def test_inputs_are_changed_where_they_can_be_and_given_labels_are_a_candidate_where_not(lend, monkeypatch):
     model, x, y = memorised_case(double=False)
     context = lend(model, x, y)
-    trusts = [
-        {trust for _, trust in Distill(with_run(context, unlabelled=inputs)).candidates().strengths}
-        for inputs in (beside(), beside(given=True))
-    ]
-    assert trusts == [{0.0}, {0.0, TRUST}]
+
+    def ways():
+        return [
+            {tuple(way) for _, *way in Distill(with_run(context, unlabelled=inputs)).candidates().strengths}
+            for inputs in (beside(), beside(given=True))
+        ]
+
+    assert ways() == [{(0.0, 1.0)}, {(0.0, 1.0)}]
+    monkeypatch.setattr(distill, "weak_and_strong", lambda *_: None)
+    assert ways() == [{(0.0, 0.0)}, {(0.0, 0.0), (TRUST, 0.0)}]
     assert "no unlabelled inputs" in Distill(context).obstacle()
+
+
+def test_large_networks_try_both_ways(lend):
+    model, x, y = memorised_case(double=False)
+    context = with_run(lend(model, x, y), unlabelled=beside(), work=1e11)
+    assert {changes for *_, changes in Distill(context).candidates().strengths} == {0.0, 1.0}
+
+
+def test_consistency_is_that_of_a_loop():
+    torch.manual_seed(0)
+    weak, strong = 4 * torch.randn(30, 3, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
+    weak.requires_grad_()
+    losses = []
+    for a, b in zip(weak.softmax(dim=1), strong.softmax(dim=1), strict=True):
+        losses.append(-float(b[a.argmax()].log()) if a.max() >= LIKELY else 0.0)
+    assert 0 < losses.count(0.0) < 30
+    found = consistency(weak, strong.requires_grad_())
+    assert found.item() == pytest.approx(sum(losses) / 30)
+    found.backward()
+    assert weak.grad is None
+    assert strong.grad is not None
+
+
+def test_with_changes_every_step_is_on_both_kinds_and_the_longer_one_goes_on_from_the_shorter(lend, monkeypatch):
+    model, x, y = memorised_case(double=False)
+    context = with_run(lend(model, x, y, folds=5, without=2), unlabelled=beside())
+    drawn, real = [], Pool.draw
+
+    def noted(self):
+        inputs, places = real(self)
+        drawn.append((self.samples is context.run.samples, [self.indices[place] for place in places.tolist()]))
+        return inputs, places
+
+    monkeypatch.setattr(Pool, "draw", noted)
+    fitter = Distill(context)
+    short, long = fitter.candidates().strengths
+    fitter.fit(short)
+    after = dict(fitter.fit(long))
+    assert [own for own, _ in drawn] == [True, False] * (len(drawn) // 2)
+    assert {i for own, indices in drawn if own for i in indices} <= set(context.indices)
+    assert same(after, dict(Distill(context).fit(long)))
+    assert any(not torch.equal(value, context.parameter(name)) for name, value in after.items())
 
 
 def test_more_inputs_than_are_used_are_drawn_from_alike_in_all_contexts(lend, monkeypatch):

@@ -8,7 +8,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.cases import small_data, small_net
-from verifix.recipe.stages.jitter import SHIFT, SPREAD, flipped_and_shifted, jitter_for, with_noise
+from verifix.recipe.stages.jitter import (
+    CONTRAST,
+    SHIFT,
+    SPREAD,
+    STRONG,
+    SWAPPED,
+    WEAK,
+    distorted,
+    flipped_and_shifted,
+    jitter_for,
+    swapped,
+    weak_and_strong,
+    with_noise,
+)
 
 
 def generators(seed: int = 3):
@@ -64,3 +77,47 @@ def test_what_labels_survive_depends_on_model_and_inputs(lend):
     ragged = torch.nested.nested_tensor([torch.randn(2), torch.randn(3)], layout=torch.jagged)
     for inputs in (torch.arange(12).view(3, 4), {"ids": x}, (x, x), ragged):
         assert jitter_for(flat, inputs) is None
+
+
+def test_a_strong_change_of_a_table_takes_a_fifth_of_the_numbers_from_one_other_row():
+    rows, columns = 60, 400
+    inputs = torch.arange(rows * columns, dtype=torch.float64).view(rows, columns)
+    one, other = generators()
+    changed = swapped(inputs, one, deviation=0.0)
+    assert torch.equal(changed, swapped(inputs, other, deviation=0.0))
+    assert torch.equal(changed % columns, inputs % columns)  # each number stays in its column
+    sources = [{int(number) // columns for number in row} - {place} for place, row in enumerate(changed)]
+    assert all(len(source) <= 1 for source in sources)
+    assert float((changed != inputs).double().mean()) == pytest.approx(SWAPPED, abs=0.02)
+    noise = swapped(inputs, next(generators()), deviation=2.0) - changed
+    assert float(noise.std()) == pytest.approx(2, abs=0.05)
+
+
+def test_a_strong_change_of_images_leaves_a_grey_square_and_moves_contrast_and_brightness(monkeypatch):
+    monkeypatch.setattr("verifix.recipe.stages.jitter.STRONG", 0.0)
+    images = torch.rand(200, 3, 16, 16)
+    before = images.clone()
+    one, other = generators()
+    changed = distorted(images, one, spread=1.0)
+    assert torch.equal(images, before)
+    moved = flipped_and_shifted(images, other)
+    grey = (changed == images.mean()).all(dim=1)
+    for image, original, hidden in zip(changed, moved, grey, strict=True):
+        rows, columns = hidden.any(dim=1), hidden.any(dim=0)
+        assert 5 <= int(rows.sum()) <= 9
+        assert torch.equal(hidden, rows[:, None] & columns)  # one rectangle
+        x, y = original[:, ~hidden].flatten().double(), image[:, ~hidden].flatten().double()
+        slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+        assert 1 - CONTRAST <= slope <= 1 + CONTRAST
+        offset = y - images.mean().double() - slope * (x - images.mean().double())
+        assert float(offset.std()) < 1e-5
+        assert abs(float(offset.mean())) <= CONTRAST
+
+
+def test_weak_and_strong_changes_are_those_of_the_inputs(lend):
+    x, y = small_data(60)
+    flat = lend(small_net().eval(), x, y)
+    weak, strong = (change(x, torch.Generator().manual_seed(0)) for change in weak_and_strong(flat, x))
+    assert float((weak - x).std() / x.std()) == pytest.approx(WEAK, rel=0.2)
+    assert float((strong - x).std() / x.std()) > 2 * STRONG
+    assert weak_and_strong(flat, torch.arange(9)) is None

@@ -65,7 +65,7 @@ class FineTune(Stage):
         rate = rate_of(self.context)
         return Listed(
             tuple((rate, float(seen), jitter) for jitter in ((1.0, 0.0) if can else (0.0,)) for seen in self.lengths),
-            kind=self.numbers.index("jitter"),
+            kind=(self.numbers.index("jitter"),),
         )
 
     def fit(self, strength: tuple[float, float, float]) -> Update:

@@ -17,6 +17,16 @@ SPREAD = 0.3
 SHIFT = 8
 """Images are shifted by up to one part in so many of their side."""
 
+WEAK, STRONG = 0.05, 0.25
+"""Standard deviations of the noise of a weak and of a strong change, relative to that of the inputs."""
+
+SWAPPED = 0.2
+"""Share of an input's numbers that a strong change takes from another one."""
+
+CONTRAST = 0.4
+"""A strong change of images scales their contrast by 1 − this to 1 + this, and moves their brightness by as much of the
+standard deviation."""
+
 Change = Callable[[Tensor, torch.Generator], Tensor]
 """(inputs ``[n, ...]``, what draws) → changed inputs; those given stay as they are."""
 
@@ -43,6 +53,38 @@ def jitter_for(context: Context, inputs: Any) -> Change | None:
     if inputs.ndim == 4 and layers and layers[0].kind == "conv2d":
         return flipped_and_shifted
     return partial(with_noise, deviation=SPREAD * inputs.std())
+
+
+def weak_and_strong(context: Context, inputs: Any) -> tuple[Change, Change] | None:
+    """Return a weak and a strong change of inputs; None where there is no jitter, see `jitter_for`."""
+    change = jitter_for(context, inputs)
+    if change is None:
+        return None
+    spread = inputs.std()
+    if change is flipped_and_shifted:
+        return change, partial(distorted, spread=spread)
+    return partial(with_noise, deviation=WEAK * spread), partial(swapped, deviation=STRONG * spread)
+
+
+def swapped(inputs: Tensor, generator: torch.Generator, *, deviation: float | Tensor) -> Tensor:
+    """Take a part of each input's numbers from another one, and add normal noise of this standard deviation."""
+    other = inputs[torch.randperm(len(inputs), generator=generator)]
+    swap = (torch.rand(inputs.shape, generator=generator) < SWAPPED).to(inputs.device)
+    return with_noise(torch.where(swap, other, inputs), generator, deviation=deviation)
+
+
+def distorted(images: Tensor, generator: torch.Generator, *, spread: float | Tensor) -> Tensor:
+    """Flip and shift images ``[n, c, h, w]``, change contrast and brightness, and paint a grey square on each."""
+    moved = flipped_and_shifted(images, generator)
+    middle = images.mean()
+    factor, step = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
+    changed = middle + (1 + CONTRAST * factor) * (moved - middle) + CONTRAST * step * spread
+    square = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
+    for axis, side in enumerate(images.shape[2:], 2):
+        centre = torch.randint(side, (len(images), 1, 1, 1), generator=generator)
+        place = torch.arange(side).view([-1 if k == axis else 1 for k in range(4)])
+        square &= (place - centre).abs() <= side // 4
+    return torch.where(square.to(images.device), middle, with_noise(changed, generator, deviation=STRONG * spread))
 
 
 def with_noise(inputs: Tensor, generator: torch.Generator, *, deviation: float | Tensor) -> Tensor:
