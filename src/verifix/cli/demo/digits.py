@@ -71,11 +71,13 @@ def run(seed: int, folder: Path | None) -> Outcome:
     digits = load(seed)
     model = trained(digits, seed)
     verified = digits.inputs[digits.verified], digits.labels[digits.verified]
-    correction = correct(model, verified, seed=seed, progress=False)
+    correction = correct(model, verified, verified_from="unseen", seed=seed, progress=False)
     unseen = digits.inputs[digits.unseen], digits.labels[digits.unseen]
     written: tuple[str, ...] = ()
     if folder is not None:
-        paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)  # whose strengths are drawn
+        paper = correct(
+            model, verified, verified_from="unseen", recipe="verifix", seed=seed, progress=False
+        )  # whose strengths are drawn
         images = unseen[0].reshape(-1, 1, 8, 8)
         report = tell_of("digits", model, correction, unseen, folder, lambda index: picture_of(1 - images[index]))
         written = (report, *_draw(digits, model, correction, paper, folder))

@@ -55,7 +55,7 @@ def run(seed: int, folder: Path | None) -> Outcome:
     given = wrong_labels(true, WRONG, 2, seed)
     verified, unseen = spirals(VERIFIED, 3 * seed + 1), spirals(UNSEEN, 3 * seed + 2)
     model = trained(x, given, seed)
-    correction = correct(model, verified, seed=seed, progress=False)
+    correction = correct(model, verified, verified_from="unseen", seed=seed, progress=False)
     names: tuple[str, ...] = ()
     if folder is not None:
         from verifix.cli.demo import pictures
@@ -66,7 +66,7 @@ def run(seed: int, folder: Path | None) -> Outcome:
             (f"{WRONG:.0%} wrong labels\n{percent_right(model, *unseen):.1f}% right", model, given),
             (f"corrected\n{percent_right(correction.model, *unseen):.1f}% right", correction.model, given),
         ]
-        paper = correct(model, verified, recipe="verifix", seed=seed, progress=False)
+        paper = correct(model, verified, verified_from="unseen", recipe="verifix", seed=seed, progress=False)
         report = tell_of("spiral", model, correction, unseen, folder)
         names = (report, pictures.decision_boundaries(panels, x, folder), pictures.strength_curve(paper, folder))
     return Outcome(
