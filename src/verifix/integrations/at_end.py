@@ -12,7 +12,7 @@ from torch import nn
 from verifix.algorithm import correct
 from verifix.correction import Correction
 from verifix.errors import UsageError, VerifixError
-from verifix.proof import Proof, prove
+from verifix.proof import Proof
 
 Apply = Literal["proven", "always", "never"]
 
@@ -85,7 +85,7 @@ class AtEnd:
             self.correction = correct(part, verified, **self.settings)
         if self.correction is not None and self.correction.changed:
             with _training_survives("proven to be better"):
-                self.proof = prove(part, verified, **self.settings)
+                self.proof = self.correction.prove()
             proven = self.proof is not None and self.proof.verdict == "improved"
             if self.apply == "always" or (self.apply == "proven" and proven):
                 self.correction.apply_(part)

@@ -20,7 +20,6 @@ from verifix.model.answers import predicted
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, read_samples
 from verifix.model.tensors import device_of
-from verifix.proof import prove
 
 
 class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -120,7 +119,7 @@ class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  
             raise UsageError("a proof needs verified_from: give 'unseen' if the model was not trained on the samples")
         self.correction_ = correct(module, verified, **settings)
         asked = self.prove and self.correction_.changed
-        self.proof_ = prove(module, verified, **settings) if asked else None
+        self.proof_ = self.correction_.prove() if asked else None
         self.estimator_: Any = self.correction_.model
         if self.estimator is not module:
             self.estimator_ = copy.deepcopy(self.estimator)
@@ -139,8 +138,7 @@ class CorrectedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  
         X = validate_data(self, X, reset=False, allow_nd=True)  # noqa: N806
         module = self.correction_.model
         logits = _logits(module, _tensor(X, module), self.correction_.provenance["outputs"])
-        both = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
-        chances: np.ndarray[Any, Any] = probabilities(both).numpy()
+        chances: np.ndarray[Any, Any] = probabilities(logits).numpy()
         return chances
 
     def _labels(self, module: nn.Module, inputs: Tensor, y: Any) -> np.ndarray[Any, Any]:

@@ -79,12 +79,12 @@ def given_samples(model: nn.Module, data: Any, labels: Any, classes: Any) -> tup
     return data, names
 
 
-def check_count(names: Sequence[str] | None, outputs: int) -> None:
-    """Refuse class names that are more or fewer than the outputs of the model."""
+def check_count(names: Sequence[str] | None, outputs: int, setting: str = "classes=") -> None:
+    """Refuse class names that are more or fewer than the outputs of the model; `setting` is what gives them."""
     if names is not None and len(names) != max(outputs, 2):
         raise DataError(
             f"there are {len(names)} class names ({first_of(names, 5)}) and the model has {outputs} "
-            f"output{'s' * (outputs > 1)}; give classes= with one name for each"
+            f"output{'s' * (outputs > 1)}; give {setting} with one name for each"
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from verifix.losses import tempered_cross_entropy
 from verifix.progress import progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
@@ -46,12 +44,12 @@ def forecast(plan: Plan, whole: Context, rules: Rules) -> dict[Names, float]:
         Strengths that lose early are dropped in a real run, which is then faster.
     """
     found: dict[str, float] = {}
-    for path in (*plan.prefixes, *((name,) for name in plan.extensions)) if plan.choosing else ():
+    every = (*plan.prefixes, *((name,) for name in plan.extensions))
+    for path in every if plan.choosing else ():
         if path[-1] not in found and path[-1] not in plan.base:
             seconds = _measured(path, whole, rules)
             if seconds is not None:
                 found[path[-1]] = seconds
-    every: Iterable[Names] = (*plan.prefixes, *((name,) for name in plan.extensions))
     return {path: found[path[-1]] for path in every if path[-1] in found}
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from verifix.errors import first_of, printable
 from verifix.model.class_names import named
-from verifix.recipe.decision import Choice, Point, dropped_note, spelled
+from verifix.recipe.decision import Choice, dropped_note, spelled
 from verifix.recipe.outcome import LayerReport, path_lines, stage_lines
 from verifix.recipe.paths import Path
 
@@ -143,9 +143,3 @@ def layers_line(layers: Sequence[LayerReport]) -> list[str]:
     most = max(changed, key=lambda row: row.relative_change or 0.0)
     name = printable(most.parameter, one_line=True)
     return [f"layers: {told}; {name} changed most, by {most.relative_change:.1%}"]
-
-
-def point_taken(told: Told) -> tuple[Point, Point] | None:
-    """Return the points of no change and of the best path; None if nothing was tried to its end."""
-    tried = [path.point for path in told.paths if path.point is not None]
-    return (tried[0], min(tried[1:], key=lambda point: point.loss)) if len(tried) > 1 else None

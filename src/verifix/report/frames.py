@@ -8,7 +8,6 @@ from functools import singledispatch
 from typing import Any
 
 import msgspec
-import torch
 
 from verifix.correction import Correction
 from verifix.evaluation.comparison import Comparison
@@ -56,8 +55,7 @@ def _of_proof(proof: Proof) -> Iterator[Row]:
     """Yield what became of each sample."""
     sides = {}
     for side, logits in (("before", proof.before), ("after", proof.after)):
-        both = torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
-        sides[side] = probabilities(both).max(dim=1)
+        sides[side] = probabilities(logits).max(dim=1)
     for place, index in enumerate(proof.indices):
         row: dict[str, Any] = {"sample": index, "label": _class(int(proof.labels[place]), proof.class_names)}
         for side, found in sides.items():

@@ -52,17 +52,23 @@ def test_inputs_and_targets_are_mixed_in_the_same_shares():
     assert bool(((soft > 0).sum(dim=1) <= 2).all())
 
 
-def test_it_learns_its_own_answers_and_every_third_step_the_verified_labels(lend, monkeypatch):
-    model, x, y = memorised_case(double=False)
-    context = with_run(lend(model, x, y, folds=5, without=2), unlabelled=beside())
-    drawn, real = [], Pool.draw
+@pytest.fixture
+def drawn(monkeypatch):
+    """What pools draw: whose samples, and which."""
+    found, real = [], Pool.draw
 
     def noted(self):
         inputs, places = real(self)
-        drawn.append((self.samples, [self.indices[place] for place in places.tolist()]))
+        found.append((self.samples, [self.indices[place] for place in places.tolist()]))
         return inputs, places
 
     monkeypatch.setattr(Pool, "draw", noted)
+    return found
+
+
+def test_it_learns_its_own_answers_and_every_third_step_the_verified_labels(lend, drawn):
+    model, x, y = memorised_case(double=False)
+    context = with_run(lend(model, x, y, folds=5, without=2), unlabelled=beside())
     fitter = Distill(context)
     update = fitter.fit((float(fitter.lengths[-1]), 0.0, 0.0))
     labelled = [indices for samples, indices in drawn if samples is context.run.samples]
@@ -120,23 +126,16 @@ def test_consistency_is_that_of_a_loop():
     assert strong.grad is not None
 
 
-def test_with_changes_every_step_is_on_both_kinds_and_the_longer_one_goes_on_from_the_shorter(lend, monkeypatch):
+def test_with_changes_every_step_is_on_both_kinds_and_the_longer_one_goes_on_from_the_shorter(lend, drawn):
     model, x, y = memorised_case(double=False)
     context = with_run(lend(model, x, y, folds=5, without=2), unlabelled=beside())
-    drawn, real = [], Pool.draw
-
-    def noted(self):
-        inputs, places = real(self)
-        drawn.append((self.samples is context.run.samples, [self.indices[place] for place in places.tolist()]))
-        return inputs, places
-
-    monkeypatch.setattr(Pool, "draw", noted)
     fitter = Distill(context)
     short, long = fitter.candidates().strengths
     fitter.fit(short)
     after = dict(fitter.fit(long))
-    assert [own for own, _ in drawn] == [True, False] * (len(drawn) // 2)
-    assert {i for own, indices in drawn if own for i in indices} <= set(context.indices)
+    own = [samples is context.run.samples for samples, _ in drawn]
+    assert own == [True, False] * (len(drawn) // 2)
+    assert {i for samples, indices in drawn if samples is context.run.samples for i in indices} <= set(context.indices)
     assert same(after, dict(Distill(context).fit(long)))
     assert any(not torch.equal(value, context.parameter(name)) for name, value in after.items())
 

@@ -26,6 +26,7 @@ from verifix.io.options import WeightOptions
 from verifix.model.answers import predicted
 from verifix.model.borrow import check_model
 from verifix.model.class_names import class_numbers
+from verifix.model.given import check_count
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, check_labels, read_samples
 from verifix.model.several_outputs import outputs_of
@@ -104,11 +105,7 @@ def check_names(model: nn.Module, source: Source, preparation: Preparation) -> P
             f"the folders name {len(names)} classes ({first_of(names, 5)}) and the model has {outputs} outputs, so "
             "which is which is not known; give --classes with all class names in the order of the outputs"
         )
-    if len(names) != max(outputs, 2):
-        raise DataError(
-            f"there are {len(names)} class names ({', '.join(names[:5])}{', …' * (len(names) > 5)}) and the model has "
-            f"{outputs} output{'s' * (outputs > 1)}; give --classes with one name for each"
-        )
+    check_count(names, outputs, "--classes")
     return replace(preparation, class_names=tuple(names))
 
 

@@ -47,23 +47,28 @@ def jitter_for(context: Context, inputs: Any) -> Change | None:
         For a model that begins with a 2-D convolution, flips and shifts of images; for other inputs that are one tensor
         with fractions, noise; None for all others, such as token ids.
     """
-    if not (isinstance(inputs, Tensor) and inputs.is_floating_point()) or inputs.is_nested:
+    if not _changeable(inputs):
         return None
-    layers = context.layers
-    if inputs.ndim == 4 and layers and layers[0].kind == "conv2d":
-        return flipped_and_shifted
-    return partial(with_noise, deviation=SPREAD * inputs.std())
+    return flipped_and_shifted if _images(context, inputs) else partial(with_noise, deviation=SPREAD * inputs.std())
 
 
 def weak_and_strong(context: Context, inputs: Any) -> tuple[Change, Change] | None:
     """Return a weak and a strong change of inputs; None where there is no jitter, see `jitter_for`."""
-    change = jitter_for(context, inputs)
-    if change is None:
+    if not _changeable(inputs):
         return None
     spread = inputs.std()
-    if change is flipped_and_shifted:
-        return change, partial(distorted, spread=spread)
+    if _images(context, inputs):
+        return flipped_and_shifted, partial(distorted, spread=spread)
     return partial(with_noise, deviation=WEAK * spread), partial(swapped, deviation=STRONG * spread)
+
+
+def _changeable(inputs: Any) -> bool:
+    return isinstance(inputs, Tensor) and inputs.is_floating_point() and not inputs.is_nested
+
+
+def _images(context: Context, inputs: Tensor) -> bool:
+    """Tell whether inputs are images to the model: a 2-D convolution sees them first."""
+    return inputs.ndim == 4 and bool(context.layers) and context.layers[0].kind == "conv2d"
 
 
 def swapped(inputs: Tensor, generator: torch.Generator, *, deviation: float | Tensor) -> Tensor:
