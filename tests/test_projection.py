@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from tests.cases import (
     tolerance,
 )
 from verifix import UsageError
-from verifix.moments import Moments
+from verifix.moments import Moments, SharedRows, merge
 from verifix.projection import ALPHA_RANGE, check_alpha, dual_is_cheaper, eigenvalues, importance, prepare
 
 
@@ -208,3 +210,50 @@ def test_rows_at_the_ends_of_float32_are_projected_as_others(size, dtype):
     found = prepare(weight, Moments((rows.double() * size).float()), dual=True, dtype=dtype).project(100.0)
     expected = prepare(weight, Moments(rows.double()), dual=False).project(100.0)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e37, 1.0, 1e-37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sets_of_folds_that_share_rows_are_projected_as_if_they_did_not(size, dtype):
+    groups, width = 2, 300
+    parts = [Moments(torch.randn(groups, n, width, dtype=dtype) * size) for n in (40, 1, 90)]
+    parts.insert(1, None)  # a fold that the layer has not seen
+    parts[0].rows[1] = 0
+    sets = [(0, 2), (3, 0), (0, 1, 2, 3), (1, 2), (0,)]
+    own = {folds: Moments(merge_of(parts, folds).rows.clone()) for folds in sets}
+    shared = SharedRows(parts)
+    weights = torch.randn(2, groups, 7, width, dtype=dtype)
+    for (folds, alone), weight in itertools.product(own.items(), weights):
+        together = shared.merge(folds)
+        assert torch.equal(together.rows, alone.rows)
+        assert together.n == alone.n
+        assert together.shared_products(weight) is not None
+        for alpha in (3.0, 1e4):
+            exact = prepare(weight, alone, dual=True).project(alpha).double()
+            found = prepare(weight, together, dual=True, dtype=dtype).project(alpha).double()
+            bound = 1e-13 * alpha if dtype == torch.float64 else 1e-6 + 3e-9 * alpha
+            assert float((exact - found).norm() / exact.norm()) < bound
+
+
+def merge_of(parts, folds) -> Moments:
+    return merge(parts[k] for k in folds if parts[k] is not None)
+
+
+def test_shared_rows_are_left_alone_by_those_who_take_in_more():
+    given = [torch.randn(1, n, 40, dtype=torch.float64) for n in (4, 5)]
+    shared = SharedRows([Moments(rows) for rows in given])
+    more = torch.randn(1, 3, 40, dtype=torch.float64)
+    for found in (shared.merge([0, 1]) + Moments(more), shared.merge([0]).add_(given[1], more)):
+        assert found.shared_products(torch.randn(1, 2, 40)) is None
+        torch.testing.assert_close(found.gram, Moments(torch.cat([*given, more], dim=1)).gram)
+    assert shared.merge([0, 1]).condense_().shared_products(torch.randn(1, 2, 40)) is None
+    assert torch.equal(shared.rows, torch.cat(given, dim=1))
+    assert torch.equal(shared.merge([1]).rows, given[1])
+
+
+def test_parts_with_more_rows_than_they_are_wide_together_are_summed():
+    given = [torch.randn(1, n, 40, dtype=torch.float64) for n in (30, 20, 5)]
+    shared = SharedRows([Moments(rows) for rows in given])
+    assert shared.merge([0, 1]).rows is None
+    assert shared.merge([1, 2]).rows is not None
+    torch.testing.assert_close(shared.merge([0, 1]).gram, Moments(torch.cat(given[:2], dim=1)).gram)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class Moments:
         self._rows: list[Tensor] = []  # not multiplied yet; all of them while they are fewer than they are wide
         self._upper: Tensor | None = None  # XᵀX of the others; what lies below the diagonal may be out of date
         self._even = True  # whether nothing is out of date
+        self._shared: tuple[SharedRows, Tensor] | None = None
         self.add_(rows)
 
     @classmethod
@@ -64,15 +66,15 @@ class Moments:
     @property
     def rows(self) -> Tensor | None:
         """The rows ``[groups, n, d_in]`` while ``n < d_in``, else None; in float64, or float32 if they came in less."""
-        if not self._has_rows:
+        if not self.has_rows:
             return None
         if len(self._rows) > 1:
             self._rows = [torch.cat(self._rows, dim=1)]
         return self._rows[0]
 
     @property
-    def _has_rows(self) -> bool:
-        """Whether nothing has been multiplied yet."""
+    def has_rows(self) -> bool:
+        """Whether the rows are still there: nothing has been multiplied yet."""
         return self._upper is None
 
     @property
@@ -115,6 +117,7 @@ class Moments:
         Moments
             This object.
         """
+        self._shared = None
         for some in rows:
             self.n += some.shape[1]
             waiting = some.shape[1] + sum(kept.shape[1] for kept in self._rows)
@@ -123,6 +126,13 @@ class Moments:
             else:
                 self._multiply(some)
         return self
+
+    def shared_products(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return `SharedRows.products` if there are any, and W is in the dtype of the rows."""
+        if self._shared is None or not self.has_rows or self._rows[0].dtype != weight.dtype:
+            return None
+        shared, among = self._shared
+        return shared.products(weight.to(self._rows[0].device), among)
 
     def empty(self) -> Moments:
         """Return the moments of no rows, for the same layer."""
@@ -140,6 +150,7 @@ class Moments:
     def holding(self, tensors: list[Tensor]) -> Moments:
         """Return the same moments with other tensors in place of `tensors`, such as copies that lie elsewhere."""
         other = copy.copy(self)
+        other._shared = None
         if self._upper is None:
             other._rows = list(tensors)
         else:
@@ -156,7 +167,7 @@ class Moments:
         """Merge with the moments of other rows of the same layer."""
         if not isinstance(other, Moments):
             return NotImplemented
-        if self._has_rows and other._has_rows:
+        if self.has_rows and other.has_rows:
             return Moments(self._rows[0]).add_(*self._rows[1:], *other._rows)
         return Moments.from_gram(self.gram + other.gram, self.n + other.n)
 
@@ -174,6 +185,75 @@ class Moments:
         """Show the sizes and the form."""
         form = "gram" if self._upper is not None else "rows"
         return f"Moments({form}, groups={self.groups}, n={self.n}, width={self.width})"
+
+
+class SharedRows:
+    """The rows of several parts, for moments of many sets of these parts: what they share is worked out once.
+
+    Parameters
+    ----------
+    parts
+        Moments of one layer that hold their rows, or None where a part has none. They go on as views of these rows.
+
+    Attributes
+    ----------
+    rows
+        All rows X, ``[groups, n, d]``.
+    ranges
+        Where those of each part are.
+    """
+
+    def __init__(self, parts: Sequence[Moments | None]) -> None:
+        self._parts = parts
+        self.rows = torch.cat([part.rows for part in parts if part is not None], dim=1)
+        ends = list(itertools.accumulate(0 if part is None else part.n for part in parts))
+        self.ranges = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        for part, own in zip(parts, self.ranges, strict=True):
+            if part is not None:
+                part._rows = [self.rows[:, own.start : own.stop]]
+        self._scaled: Tensor = within_float32(self.rows)[0]  # the rows themselves, if numbers are of usual size
+        self._inner: Tensor | None = None
+        self._outputs: tuple[Tensor, Tensor] | None = None
+
+    def merge(self, numbers: Sequence[int]) -> Moments:
+        """Merge some parts; one at least that has rows."""
+        some = [(self.ranges[k], part) for k in numbers if (part := self._parts[k]) is not None]
+        if sum(part.n for _, part in some) >= self.rows.shape[2]:
+            return merge(part for _, part in some)
+        merged = copy.copy(some[0][1])
+        merged.n, merged._rows = sum(part.n for _, part in some), [rows for _, part in some for rows in part._rows]
+        merged._shared = self, torch.tensor([row for own, _ in some for row in own], device=self.rows.device)
+        return merged
+
+    def products(self, weight: Tensor, among: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return W Xᵀ ``[groups, d_out, n]``, X Xᵀ ``[groups, n, n]`` and X of some of the rows, up to one scale of X.
+
+        Parameters
+        ----------
+        weight
+            W ``[groups, d_out, d_in]``, in the dtype of the rows.
+        among
+            Numbers of the rows.
+
+        Returns
+        -------
+        tuple of Tensor
+            In the dtype of the rows; X Xᵀ is multiplied by the first call, W Xᵀ by those with a new weight.
+        """
+        if self._inner is None:
+            self._inner = _inner(self._scaled)
+        if self._outputs is None or not torch.equal(self._outputs[0], weight):
+            self._outputs = weight.clone(), weight @ self._scaled.mT
+        return self._outputs[1][..., among], self._inner[:, among[:, None], among], self._scaled[:, among]
+
+
+def _inner(rows: Tensor) -> Tensor:
+    """Return XXᵀ of rows ``[groups, n, d]``, in their dtype: half of the multiplications."""
+    total = rows.new_empty(rows.shape[0], rows.shape[1], rows.shape[1])
+    for start in range(0, rows.shape[1], COLUMNS):
+        total[:, start : start + COLUMNS, start:] = rows[:, start : start + COLUMNS] @ rows[:, start:].mT
+    mirror_(total)
+    return total
 
 
 def product(rows: Tensor, others: Tensor) -> Tensor:

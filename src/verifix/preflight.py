@@ -258,6 +258,7 @@ def prepare(
     frugal = options.memory is not None or not is_choosing(options)  # a single strength has nothing to share
     trains = any(stage.trains for stage in planned(options).stages)
     each = float(sum(multiplications(work, samples, [0], where))) if trains else 0.0
+    collected = collected if frugal else collected.sharing()
     return Context(Run(work, samples, folds, collected, earlier, *how, frugal, each), range(len(folds)))
 
 

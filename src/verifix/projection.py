@@ -85,11 +85,11 @@ class Factors:
     alive
         Bool ``[groups]``: groups with any non-zero row.
     left
-        W C ``[groups, d_out, d_in]``, or W Xᵀ / √s ``[groups, d_out, n]``.
+        W C ``[groups, d_out, d_in]``, or W Xᵀ / √s or W Xᵀ / s ``[groups, d_out, n]``.
     kernel
         C ``[groups, d_in, d_in]``, or X Xᵀ / s ``[groups, n, n]``.
     right
-        None, or X / √s ``[groups, n, d_in]``.
+        None, or what is left of Xᵀ / s, X / √s or X ``[groups, n, d_in]``.
     """
 
     weight: Tensor
@@ -163,19 +163,25 @@ def prepare(
     ValueError
         If the dual is forced on moments that no longer hold their rows.
     """
-    rows = moments.rows
     if dual is None:
-        dual = rows is not None and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
+        dual = moments.has_rows and dual_is_cheaper(moments.n, moments.width, weight.shape[1])
     if not dual:
         gram = moments.gram
         weight = weight.to(gram.device, dtype)
         scale = gram.diagonal(dim1=1, dim2=2).sum(dim=1)
         kernel = (gram / _divisor(scale)).to(dtype)
         return Factors(weight, scale > 0, weight @ kernel, kernel, None)
+    shared = moments.shared_products(weight.to(dtype))
+    if shared is not None:
+        left, inner, right = shared
+        scale = inner.diagonal(dim1=1, dim2=2).sum(dim=1, dtype=torch.float64)
+        divisor = _divisor(scale).to(dtype)
+        return Factors(weight.to(right), scale > 0, left / divisor, inner / divisor, right)
+    rows = moments.rows
     if rows is None:
         raise ValueError("the dual form needs the rows, and these moments hold only their scatter")
     rows = within_float32(rows)[0].to(dtype)  # their scale cancels below
-    weight = weight.to(rows.device, dtype)
+    weight = weight.to(rows)
     size = torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64)
     rows = rows / _divisor(size).to(dtype)  # of norm 1, so that no product of theirs overflows
     return Factors(weight, size > 0, weight @ rows.mT, rows @ rows.mT, rows)

@@ -29,7 +29,7 @@ from verifix.model.predict import logits_in
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import Samples
 from verifix.model.sources import Batch
-from verifix.moments import Moments, merge
+from verifix.moments import Moments, SharedRows, merge
 from verifix.progress import progress_bar
 
 
@@ -59,6 +59,8 @@ class Collected:
         What the model answers, ``[n, outputs]``, float64 on the CPU, in the order of the samples' indices.
     remarks
         What is to be known of how they were collected.
+    shared
+        The layers whose rows are still there; see `sharing`.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -69,6 +71,7 @@ class Collected:
     buffers: Mapping[str, int] = field(default_factory=dict)
     logits: Tensor = field(default_factory=_no_logits)
     remarks: tuple[str, ...] = ()
+    shared: Mapping[Layer, SharedRows] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -79,11 +82,23 @@ class Collected:
     def moments(self, layer: Layer, folds: Iterable[int], earlier: Mapping[Layer, Moments]) -> Moments:
         """Merge one layer's moments over some folds, and those of earlier samples."""
         # Adding the other folds up is total − fold without the cancellation: what none of them excites stays zero.
-        tables = [self.folds[fold] for fold in folds if layer in self.folds[fold]]
-        tables += [earlier] * (layer in earlier)
+        numbers = [fold for fold in folds if layer in self.folds[fold]]
+        if numbers and layer in self.shared and layer not in earlier:
+            return self.shared[layer].merge(numbers)
+        tables = [self.folds[fold] for fold in numbers] + [earlier] * (layer in earlier)
         if not tables:
             return next(table[layer] for table in self.folds if layer in table).empty()
         return merge(table[layer] for table in tables)  # one by one: they may wait in a file
+
+    def sharing(self) -> Collected:
+        """Return the same, to be merged over many sets of folds: what these share is worked out once."""
+        parts = {layer: [table.get(layer) for table in self.folds] for layer in self.layers}
+        with_rows = {
+            layer: SharedRows(some)
+            for layer, some in parts.items()
+            if all(part is None or part.rows is not None for part in some)
+        }
+        return replace(self, shared=with_rows)
 
 
 def collect(

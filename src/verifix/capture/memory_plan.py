@@ -75,8 +75,8 @@ class LayerSize:
         """Return the bytes of what all strengths share, which is kept while one is chosen."""
         rows = min(self.rows * samples, self.width)
         weights = 8 * self.width * self.outputs
-        if rows < self.width:
-            return math.ceil(self.groups * (8 * rows * (self.width + self.outputs + rows) + weights))
+        if rows < self.width:  # and the products of all rows, in float32
+            return math.ceil(self.groups * (8 * rows * (self.width + self.outputs + rows) + 4 * rows**2 + weights))
         return self.groups * (8 * self.width**2 + 2 * weights)
 
 

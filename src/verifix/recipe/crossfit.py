@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from verifix.losses import Score, apply_score, correct_or_not, tempered_cross_entropy
 from verifix.model import ranks
-from verifix.model.weights import Update
 from verifix.options import CorrectOptions
 from verifix.progress import duration, progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
-from verifix.recipe.candidates import Candidates, Listed, Strength
+from verifix.recipe.candidates import Candidates, Grid, Listed, Strength
 from verifix.recipe.context import Context
 from verifix.recipe.decision import Choice, Raced, Scores, behind, choose, given, not_tried, of_other_kinds
-from verifix.recipe.stages import Stage
+from verifix.recipe.trials import Trial, Trials, predict_in_shares
 
 Rival = Tensor
 """What a path predicts for all samples of a context, each held out, ``[n, outputs]``."""
@@ -44,105 +42,6 @@ class Rules:
     options: CorrectOptions
     score: Score | None = None
     loss: Score | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One stage in one context.
-
-    Attributes
-    ----------
-    fitter
-        The stage at work there.
-    logits
-        By strength, what the fit predicts for the samples outside ``[n, outputs]``; None is no change.
-    following
-        By strength, the context of the next stage.
-    """
-
-    fitter: Stage
-    logits: dict[Strength | None, Tensor] = field(default_factory=dict)
-    following: dict[Strength | None, Context] = field(default_factory=dict)
-
-    @property
-    def context(self) -> Context:
-        """The context."""
-        return self.fitter.context
-
-    def predicted(self, strength: Strength | None) -> Tensor:
-        """Return the logits ``[n, outputs]`` of the samples outside under one strength, fitted once."""
-        if strength not in self.logits:
-            outside = self.context.outside
-            self.logits[strength] = (
-                self.context.predict(outside, {}) if strength is None else self.fitter.predict(strength)
-            )
-        return self.logits[strength]
-
-    def after(self, strength: Strength | None) -> Context:
-        """Return the context after a strength, fitted once; corrections that share this one go on sharing that."""
-        if strength not in self.following:
-            self.follow(strength, {} if strength is None else self.fitted(strength))
-        return self.following[strength]
-
-    def fitted(self, strength: Strength) -> Update:
-        """Return the new weights of a strength."""
-        with self.fitter.round():
-            return self.fitter.fit(strength)
-
-    def follow(self, strength: Strength | None, update: Update) -> None:
-        """Go on from the new weights of a strength."""
-        logits = self.logits.get(strength)
-        self.following[strength] = (
-            replace(self.context, logits=logits)
-            if strength is None
-            else self.context.after(self.fitter.name, strength, update, logits)
-        )
-
-
-class Trials:
-    """One stage in all contexts that it is tried in; each is begun once.
-
-    Parameters
-    ----------
-    stage
-        The stage.
-    prepare
-        Context → its fitter there.
-    """
-
-    def __init__(self, stage: type[Stage], prepare: Callable[[Context], Stage]) -> None:
-        self.stage = stage
-        self._prepare = prepare
-        self._of: dict[Context, Trial] = {}
-
-    def __getitem__(self, context: Context) -> Trial:
-        """Return the trial of a context."""
-        if context not in self._of:
-            trial = self._of[context] = Trial(self._prepare(context))
-            if context.logits is not None:
-                trial.logits[None] = context.logits
-        return self._of[context]
-
-    def end(self) -> None:
-        """Let go of all fitters and of what they gave."""
-        self._of.clear()
-
-
-@contextmanager
-def trying(stage: type[Stage]) -> Iterator[Trials]:
-    """Open a stage for one correction, or for several that share contexts.
-
-    Yields
-    ------
-    Trials
-        To run the stage with. What was made lives until the end, but for the contexts that follow.
-    """
-    with stage.open() as prepare:
-        trials = Trials(stage, prepare)
-        try:
-            yield trials
-        finally:
-            trials.end()
 
 
 def run_stage(
@@ -178,37 +77,6 @@ def run_stage(
     predict_in_shares(tried, [choice.strength])
     choice = replace(choice, seconds=time.perf_counter() - begun, about=trials.stage.about)
     return choice, HeldOut(whole, tried).logits(choice.strength)
-
-
-def follow_in_shares(trials: Trials, parts: Sequence[Context], strength: Strength | None) -> list[Context]:
-    """Return the contexts after a strength, each fitted in one process."""
-    new = [part for part in parts if strength not in trials[part].following]
-    if strength is not None and new and ranks.size() > 1:
-        device = new[0].run.device
-
-        def fit(part: Context) -> Update:
-            return _moved(trials[part].fitted(strength), "cpu")
-
-        for part, update in zip(new, ranks.spread(fit, new, [1] * len(new)), strict=True):
-            trials[part].follow(strength, _moved(update, device))
-    return [trials[part].after(strength) for part in parts]
-
-
-def _moved(update: Update, device: torch.device | str) -> Update:
-    return {name: value.to(device) for name, value in update.items()}
-
-
-def predict_in_shares(parts: Sequence[Trial], strengths: Sequence[Strength | None]) -> None:
-    """Let each process predict with some strengths in its share of the parts, and put into all what it finds."""
-
-    def predict(part: Trial) -> dict[Strength | None, Tensor]:
-        with part.fitter.round():
-            return {strength: part.predicted(strength) for strength in strengths}
-
-    missing = [part for part in parts if not part.logits.keys() >= set(strengths)]
-    if ranks.size() > 1 and missing:
-        for part, logits in zip(missing, ranks.spread(predict, missing, [1] * len(missing)), strict=True):
-            part.logits.update(logits)
 
 
 def _choose(
@@ -258,8 +126,7 @@ def choose_strength(
         with progress_bar(
             f"strength of {trials.stage.name}", len(parts) * len(strengths), rules.options.progress, unit="fit"
         ) as bar:
-            kind = candidates.kind if isinstance(candidates, Listed) else ()
-            lost = race(whole, tried, strengths, finished, loss, Meter(bar, watch), rival, kind)
+            lost = race(whole, tried, strengths, finished, loss, Meter(bar, watch), rival, candidates)
         left = [strength for strength in strengths if strength not in lost]
         finished.extend(left)
         return Raced({strength: scores(strength) for strength in left}, lost)
@@ -339,7 +206,7 @@ def race(
     loss: Score,
     meter: Meter,
     rival: Rival | None = None,
-    kind: Sequence[int] = (),
+    candidates: Candidates | None = None,
 ) -> dict[Strength, float]:
     """Fit a stage with some strengths in one part after the other; those that lose early run no further.
 
@@ -357,8 +224,8 @@ def race(
         Told of the fits that were made, and of those that will not be.
     rival
         What another path predicts for all samples of `whole`, raced against, too.
-    kind
-        See `verifix.recipe.candidates.Listed`.
+    candidates
+        What the strengths are among: those of a grid have nothing in common, and processes may share them out.
 
     Returns
     -------
@@ -367,12 +234,14 @@ def race(
         `of_other_kinds`.
     """
     lost: dict[Strength, float] = {}
+    kind = candidates.kind if isinstance(candidates, Listed) else ()
     for count, part in enumerate(parts, 1):
         left = [strength for strength in strengths if strength not in lost]
         if not left:
             break
         if (count - 1) % ranks.size() == 0:  # what they find is looked at in the order in which one would find it
-            predict_in_shares(parts[count - 1 : count - 1 + ranks.size()], left)
+            some = parts[count - 1 : count - 1 + ranks.size()]
+            predict_in_shares(some, left, apart=isinstance(candidates, Grid))
         with part.fitter.round():
             for strength in left:
                 part.predicted(strength)

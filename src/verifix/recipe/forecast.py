@@ -7,9 +7,10 @@ from verifix.progress import progress_bar
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Grid, Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Meter, Rules, race, trying
+from verifix.recipe.crossfit import Meter, Rules, race
 from verifix.recipe.plan import Names, Plan
 from verifix.recipe.stages import STAGES
+from verifix.recipe.trials import trying
 
 PATIENCE = 10.0
 """Seconds after which a stage is measured no further than its present fit."""

@@ -21,11 +21,12 @@ from verifix.model.weights import Update
 from verifix.progress import progress_bar, tell
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
-from verifix.recipe.crossfit import Rules, Trials, follow_in_shares, rows_outside, run_stage, scores_of, trying
+from verifix.recipe.crossfit import Rules, rows_outside, run_stage, scores_of
 from verifix.recipe.decision import Choice, Scores, given, point_of
 from verifix.recipe.paths import Path, decide, withheld
 from verifix.recipe.plan import Names, Plan
 from verifix.recipe.stages import STAGES
+from verifix.recipe.trials import Trials, follow_in_shares, trying
 
 ByLayer = Mapping[str, Mapping[str, float]]
 

@@ -190,7 +190,7 @@ class PatchMoments(Moments):
         """None: patches are never made."""
 
     @property
-    def _has_rows(self) -> bool:
+    def has_rows(self) -> bool:
         return False
 
     @property
