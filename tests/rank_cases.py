@@ -238,7 +238,10 @@ def work() -> dict[str, Any]:
 
     with patch.object(collect, "_run", counted), patch.object(Project, "predict", predicted):
         corrected(*noisy(torch.float64), recipe="verifix")
-    return {"samples": samples, "fits": fits}
+        done = {"samples": list(samples), "fits": Counter(fits)}
+        fits.clear()
+        corrected(*noisy(torch.float64), recipe="verifix", folds=2)
+    return done | {"fits with two folds": fits}
 
 
 def refused() -> dict[str, Any]:

@@ -191,6 +191,7 @@ class PatchMoments(Moments):
 
     @property
     def has_rows(self) -> bool:
+        """No rows, so none are there."""
         return False
 
     @property
