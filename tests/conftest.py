@@ -79,6 +79,15 @@ def short_training(monkeypatch):
 
 
 @pytest.fixture
+def recentre(monkeypatch):
+    """Register a stage that changes buffers, `tests.stage_cases.Recentre`, until the test ends."""
+    from tests.stage_cases import Recentre
+    from verifix.recipe.stages import STAGES
+
+    monkeypatch.setitem(STAGES, "recentre", Recentre)
+
+
+@pytest.fixture
 def keep_all(monkeypatch):
     """Keep every stage at its strongest, and the longest path, whatever the samples say."""
     from verifix.recipe.candidates import Grid

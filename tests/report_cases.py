@@ -319,7 +319,7 @@ def about_digits(found: dict[str, Any]) -> dict[str, Any]:
             "budget": None,
         },
         "unverified": False,
-        "strengths": {"project": 316.2, "layerwise": 0.01, "recalibrate": None, "refit": None, "finetune": [0.001, 30]},
+        "strengths": {"project": 316.2, "layerwise": 0.01, "refit": None, "finetune": [0.001, 30]},
         "choices": {
             "project": _choice(
                 316.2,
@@ -335,7 +335,6 @@ def about_digits(found: dict[str, Any]) -> dict[str, Any]:
                 per_layer,
                 6.9,
             ),
-            "recalibrate": _choice(None, points([1.0], 0, -0.02), "no change: no strength lowers the loss", {}, 0.4),
             "refit": _choice(
                 None,
                 points([0.1, 1.0, 10.0], 1, 0.006),

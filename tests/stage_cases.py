@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -9,17 +10,55 @@ from torch import nn
 
 from tests.cases import small_data, small_net
 from verifix.capture.collect import collect
+from verifix.capture.layer import rounded_once
 from verifix.capture.selection import selection_of
 from verifix.losses import cross_entropy
+from verifix.model.predict import predict
 from verifix.model.samples import read_samples
+from verifix.model.weights import Update
 from verifix.model.work import multiplications
+from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context, Run
-from verifix.recipe.stages import STAGES
+from verifix.recipe.stages import STAGES, Stage
 from verifix.recipe.stages.distill import Distill
 from verifix.recipe.stages.project_jittered import ProjectJittered
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
 
 CPU = torch.device("cpu")
+
+
+class Recentre(Stage):
+    """Moves the running statistics of BatchNorms towards those of the samples: it changes buffers, and no weights."""
+
+    name, about, numbers = "recentre", "Statistics of the samples.", ("share",)
+
+    def candidates(self) -> Listed:
+        """Shares of the new statistics."""
+        return Listed((0.25, 0.5, 1.0))
+
+    def fit(self, strength: float) -> Update:
+        """Statistics between the old and the new ones."""
+        context, update = self.context, {}
+        norms = {n: m for n, m in context.run.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+        def hook(name: str):
+            def note(_, inputs) -> None:
+                found = torch.var_mean(inputs[0].double(), dim=[dim for dim in range(inputs[0].ndim) if dim != 1])
+                for buffer, value in zip((f"{name}.running_var", f"{name}.running_mean"), found, strict=True):
+                    mixed = context.parameter(buffer).double().lerp(value, strength)
+                    update[buffer] = context.writable(buffer)
+                    update[buffer].copy_(rounded_once(mixed, update[buffer].dtype))
+
+            return note
+
+        with ExitStack() as stack:
+            for name, norm in norms.items():
+                stack.enter_context(norm.register_forward_pre_hook(hook(name)))
+            size = len(context.indices)
+            with context.corrected() as model:
+                predict(model, context.run.samples, context.indices, size, context.run.device)
+        return update
+
 
 ALONE = tuple(name for name, stage in STAGES.items() if stage not in (Distill, ProjectJittered, ProjectUnlabelled))
 """The stages that need nothing beside the verified samples and one pass over them."""

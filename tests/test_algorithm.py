@@ -508,7 +508,7 @@ def test_memory_that_runs_out_is_met_with_smaller_batches_unless_the_user_set_th
 
     model, (x, y) = Hungry().eval(), small_data()
     assert verifix.correct(model, (x, y), alpha=5, progress=False).alpha == 5
-    choosing = verifix.correct(model, (x, y), recipe="project,recalibrate", progress=False)
+    choosing = verifix.correct(model, (x, y), recipe="project,refit", progress=False)
     assert choosing.curve  # no fold holds as many samples as a batch may
     assert len(verifix.collect_moments(model, (x, y), progress=False).digests) == 80
     with pytest.raises(verifix.VerifixError, match="memory ran out with batches of 40"):

@@ -259,11 +259,11 @@ SAMPLES = INPUTS, (INPUTS[:, 0] > 0).long()
 @pytest.mark.parametrize("as_buffer", [False, True], ids=["parameter", "buffer"])
 @pytest.mark.parametrize("form", UNUSED)
 def test_a_tensor_that_nothing_uses_changes_nothing(form, as_buffer):
-    settings = {"recipe": "recalibrate,finetune", "folds": 2, "progress": False, "check_labels": False}
+    settings = {"recipe": "refit,finetune", "folds": 2, "progress": False, "check_labels": False}
     model = Carrying(UNUSED[form](), as_buffer).eval()
     correction = verifix.correct(model, SAMPLES, **settings)
     expected = verifix.correct(Carrying(torch.ones(1), as_buffer=True).eval(), SAMPLES, **settings)
-    assert correction.strengths == expected.strengths != {"recalibrate": None, "finetune": None}
+    assert correction.strengths == expected.strengths != {"refit": None, "finetune": None}
     for name, value in expected.corrected.items():
         assert torch.equal(correction.corrected[name], value), name
     assert correction.corrected.keys() == expected.corrected.keys()

@@ -97,7 +97,7 @@ def test_tied_weights_change_once_and_stay_tied():
 
 def test_save_and_load_keep_everything(case, tmp_path):
     model, samples, _ = case
-    correction = verifix.correct(model, samples, recipe="project,recalibrate", progress=False)
+    correction = verifix.correct(model, samples, recipe="project,refit", progress=False)
     correction.save(tmp_path / "c.safetensors")
     loaded = Correction.load(tmp_path / "c.safetensors")
     for choice in loaded.choices.values():
@@ -108,7 +108,7 @@ def test_save_and_load_keep_everything(case, tmp_path):
     expected = replace(correction, choices=untimed, paths=paths)
     assert loaded.as_dict() == expected.as_dict()
     assert (loaded.paths, loaded.reason) == (paths, correction.reason)
-    assert [path.stages for path in loaded.paths] == [(), ("project",), ("project", "recalibrate")]
+    assert [path.stages for path in loaded.paths] == [(), ("project",), ("project", "refit")]
     assert loaded.curve == correction.curve
     assert loaded.layers == correction.layers
     assert loaded.summary() == expected.summary()

@@ -297,7 +297,7 @@ def test_digits_of_32_pixels_without_a_size_are_told_and_stopped(vision, tmp_pat
     case = grid.train("timm_resnet", 0, 0.2, tmp_path, epochs=8)
     argv = ["correct", "--model", case.name, "--num-classes", "10", "--checkpoint", tmp_path / "net.pt"]
     argv += ["--verified", case.folders["rgb"], "--verified-from", "unseen", "--out", tmp_path / "o.pt"]
-    argv += ["--no-progress", "--no-check-labels", "--limit", "120", "--recipe", "recalibrate"]
+    argv += ["--no-progress", "--no-check-labels", "--limit", "120", "--recipe", "refit"]
     argv += ["--proof", "split", "--drawn", "random"]
     expected = ["--expect-accuracy", "{}/{}".format(*case.measured)]
     assert main([str(word) for word in (*argv, *expected)]) == 5

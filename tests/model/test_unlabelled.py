@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import verifix
-from tests.stage_cases import context_of, inputs_of, noisy_case, projected_by_hand, with_run
+from tests.stage_cases import context_of, inputs_of, noisy_case, projected_by_hand
 from verifix import DataError, UsageError
 from verifix.model.borrow import borrowed
 from verifix.model.samples import read_samples
@@ -23,7 +23,6 @@ from verifix.recipe import beside as pass_over
 from verifix.recipe.beside import with_unlabelled
 from verifix.recipe.stages import Project
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
-from verifix.recipe.stages.recalibrate import MOST_UNLABELLED, Recalibrate
 
 X = torch.arange(24.0).reshape(6, 4)
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -258,42 +257,6 @@ def test_a_given_strength_runs_the_projection_that_the_inputs_are_for():
     assert list(verifix.correct(model, (x, y), unlabelled=others, **how).choices) == ["project_unlabelled"]
     with pytest.raises(UsageError, match="no stage of recipe 'project' uses them"):
         verifix.correct(model, (x, y), unlabelled=others, recipe="project", **how)
-
-
-def test_recalibration_measures_verified_and_unlabelled_inputs():
-    model, x, y, others = noisy_case()
-    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm1d))
-    with borrowed(model):
-        context = context_of(model, x, y, batch_size=20)
-        beside = Unlabelled(read_samples(inputs_source(others)))
-        context, _ = with_unlabelled(context, beside, CorrectArguments(progress=False))
-        found = Recalibrate(context).fit(1.0)
-        rows: list = []
-        with norm.register_forward_pre_hook(lambda _, args: rows.append(args[0].double())):
-            model(torch.cat([x, others]))
-    assert torch.allclose(found["1.running_mean"].double(), rows[0].mean(dim=0), atol=1e-5)
-    assert not torch.allclose(found["1.running_mean"].double(), rows[0][:60].mean(dim=0), atol=1e-3)
-
-
-def test_recalibration_draws_some_of_many_inputs(monkeypatch):
-    model, x, y, _ = noisy_case()
-    many = torch.randn(MOST_UNLABELLED + 500, x.shape[1])
-    beside = Unlabelled(read_samples(inputs_source(many)))
-    read_there: list[int] = []
-    with borrowed(model):
-        context = with_run(context_of(model, x, y), unlabelled=beside)
-        real = type(beside.samples).batches
-
-        def noted(samples, indices, size):
-            if samples is beside.samples:
-                read_there.extend(indices)
-                assert size <= 64
-            return real(samples, indices, size)
-
-        monkeypatch.setattr(type(beside.samples), "batches", noted)
-        Recalibrate(context).fit(1.0)
-    assert len(read_there) == len(set(read_there)) == MOST_UNLABELLED
-    assert max(read_there) >= MOST_UNLABELLED
 
 
 def test_labels_that_nobody_verified_are_kept_apart():

@@ -60,18 +60,17 @@ def test_frozen_layers_are_trained_if_include_names_them_and_not_if_exclude_name
     assert set(fine_tuned(net(*BODY), exclude=["0.*"]).corrected) == {"5.weight", "5.bias"}
 
 
-@pytest.mark.parametrize("stage", ["refit", "linear_probe"])
-def test_a_frozen_head_is_not_fitted(stage):
-    found = fine_tuned(net("5.weight"), recipe=stage)
+def test_a_frozen_head_is_not_fitted():
+    found = fine_tuned(net("5.weight"), recipe="refit")
     assert not found.changed
     assert "5.weight is frozen (requires_grad=False); name its layer with include= to train it" in found.summary()
-    asked = fine_tuned(net("5.weight"), recipe=stage, include=["5.*"])
-    plain = fine_tuned(net(), recipe=stage, include=["5.*"])
+    asked = fine_tuned(net("5.weight"), recipe="refit", include=["5.*"])
+    plain = fine_tuned(net(), recipe="refit", include=["5.*"])
     assert plain.changed
     assert all(torch.equal(asked.corrected[name], value) for name, value in plain.corrected.items())
 
 
-@pytest.mark.parametrize("settings", [{"alpha": 30.0}, {"recipe": "verifix"}, {"recipe": "recalibrate"}])
+@pytest.mark.parametrize("settings", [{"alpha": 30.0}, {"recipe": "verifix"}])
 def test_stages_that_train_nothing_take_no_heed(settings):
     wanted, found = (fine_tuned(net(*frozen), **{"recipe": "auto"} | settings) for frozen in ((), BODY))
     assert found.corrected.keys() == wanted.corrected.keys()

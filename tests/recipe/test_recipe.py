@@ -164,10 +164,10 @@ def test_the_model_and_the_random_states_are_as_they_were_also_after_an_error_in
     assert_same_state(before, state_of(model))
 
 
-@pytest.mark.usefixtures("short_training")
+@pytest.mark.usefixtures("short_training", "recentre")
 def test_buffers_and_biases_are_kept_applied_and_undone_to_the_bit(keep_all, tmp_path):
     model, x, y = noisy_case()
-    correction = verifix.correct(model, (x, y), recipe="project,recalibrate,refit,finetune", progress=False)
+    correction = verifix.correct(model, (x, y), recipe="project,recentre,refit,finetune", progress=False)
     assert {"1.running_mean", "1.running_var", "1.weight", "0.bias", "5.weight"} <= set(correction.corrected)
     assert "1.num_batches_tracked" not in correction.corrected
     loaded = Correction.load(correction.save(tmp_path / "c.safetensors"))
@@ -193,14 +193,15 @@ def test_buffers_and_biases_are_kept_applied_and_undone_to_the_bit(keep_all, tmp
         loaded.undo_(twin)
 
 
+@pytest.mark.usefixtures("recentre")
 def test_a_second_correction_is_refused_also_where_only_statistics_were_changed(keep_all):
     model, x, y = noisy_case()
-    correction = verifix.correct(model, (x, y), recipe="recalibrate", progress=False)
+    correction = verifix.correct(model, (x, y), recipe="recentre", progress=False)
     assert set(correction.corrected) == {"1.running_mean", "1.running_var"}
     with pytest.raises(CheckpointError, match=r"'1\.running_\w+' has been corrected already"):
-        verifix.correct(correction.model, (x, y), recipe="recalibrate", progress=False)
+        verifix.correct(correction.model, (x, y), recipe="recentre", progress=False)
     correction.undo_(correction.model)
-    assert verifix.correct(correction.model, (x, y), recipe="recalibrate", progress=False).changed
+    assert verifix.correct(correction.model, (x, y), recipe="recentre", progress=False).changed
 
 
 @pytest.mark.usefixtures("short_training")

@@ -23,7 +23,7 @@ from verifix.recipe.stages import STAGES
 
 OPTIONS = CorrectOptions(progress=False)
 TWO = Plan((("project", "refit"), ("refit",)))
-DEEP = Plan((("project", "layerwise", "refit"), ("recalibrate", "refit"), ("refit",)))
+DEEP = Plan((("project", "layerwise", "refit"), ("recentre", "refit"), ("refit",)))
 
 
 def noisy_case(permuted: bool = False):
@@ -129,6 +129,7 @@ def assert_same_update(found, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("recentre")
 @pytest.mark.parametrize("permuted", [False, True], ids=["meaning", "permuted"])
 @pytest.mark.parametrize(
     ("plan", "options"),
@@ -136,7 +137,7 @@ def assert_same_update(found, expected):
         (TWO, OPTIONS),
         (DEEP, OPTIONS),
         (None, CorrectOptions(progress=False, alpha=30.0, recipe="project,refit")),
-        (None, CorrectOptions(progress=False, alpha=30.0, recipe="recalibrate,project,refit")),
+        (None, CorrectOptions(progress=False, alpha=30.0, recipe="recentre,project,refit")),
     ],
     ids=["two", "deep", "alpha first", "alpha later"],
 )
@@ -168,6 +169,7 @@ def test_what_is_not_taken_is_shown_and_changes_nothing(lend):
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_training")
 @pytest.mark.slow
+@pytest.mark.usefixtures("recentre")
 @pytest.mark.parametrize("permuted", [False, True], ids=["meaning", "permuted"])
 def test_courses_of_a_proof_are_corrections_made_separately(lend, permuted):
     plan = Plan((("project", "refit"), ("project", "finetune"), ("refit",)))

@@ -241,7 +241,7 @@ def race(
             break
         if (count - 1) % ranks.size() == 0:  # what they find is looked at in the order in which one would find it
             some = parts[count - 1 : count - 1 + ranks.size()]
-            predict_in_shares(some, left, apart=False and isinstance(candidates, Grid))
+            predict_in_shares(some, left, apart=isinstance(candidates, Grid))
         with part.fitter.round():
             for strength in left:
                 part.predicted(strength)

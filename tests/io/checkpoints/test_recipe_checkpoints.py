@@ -15,11 +15,11 @@ from verifix.recipe.candidates import Grid
 from verifix.recipe.decision import Choice
 from verifix.recipe.stages import STAGES
 
-RECIPE = "project,recalibrate,finetune"
+RECIPE = "project,recentre,finetune"
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, recentre):
     """A folder with a network and data, where every stage is kept at its strongest."""
 
     def strongest(stage, candidates, *_):
@@ -70,10 +70,10 @@ def test_changed_statistics_and_biases_are_written_and_load_strictly(here, capsy
 def test_a_corrected_checkpoint_is_refused_by_its_statistics_alone(here, capsys):
     save(some_net().state_dict(), here / "net.pt")
     argv = [*arguments("net.pt", "fixed.pt"), "--alpha", "auto", "--recipe"]
-    assert main([*argv, "recalibrate"]) == 0
+    assert main([*argv, "recentre"]) == 0
     changed = set(Correction.load(here / "fixed.correction.safetensors").corrected)
     assert changed == {"bn.running_mean", "bn.running_var"}
-    assert main([*arguments("fixed.pt", "twice.pt"), "--alpha", "auto", "--recipe", "recalibrate"]) == 5
+    assert main([*arguments("fixed.pt", "twice.pt"), "--alpha", "auto", "--recipe", "recentre"]) == 5
     assert "has been corrected already" in capsys.readouterr().err
 
 

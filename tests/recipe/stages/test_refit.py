@@ -234,12 +234,11 @@ class Pooled(nn.Module):
         return self.conv(x[:, None]).relu().mean(2)
 
 
-@pytest.mark.parametrize("stage", ["refit", "linear_probe"])
-def test_without_a_head_that_may_be_corrected_it_is_not_tried_and_says_so(stage):
+def test_without_a_head_that_may_be_corrected_it_is_not_tried_and_says_so():
     x, y = small_data()
     for model, settings in ((Pooled(), {}), (small_net(), {"exclude": ["5.*"]}), (small_net(), {"include": ["0.*"]})):
-        correction = verifix.correct(model.eval(), (x, y), recipe=stage, progress=False, **settings)
+        correction = verifix.correct(model.eval(), (x, y), recipe="refit", progress=False, **settings)
         reason = "not tried: no linear layer that may be corrected computes the logits"
-        assert correction.choices[stage].reason == reason
+        assert correction.choices["refit"].reason == reason
         assert reason in correction.summary()
         assert not correction.changed

@@ -16,11 +16,9 @@ from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.distill import Distill
 from verifix.recipe.stages.finetune import FineTune
 from verifix.recipe.stages.layerwise import Layerwise
-from verifix.recipe.stages.linear_probe import LinearProbe
 from verifix.recipe.stages.project import Project
 from verifix.recipe.stages.project_jittered import ProjectJittered
 from verifix.recipe.stages.project_unlabelled import ProjectUnlabelled
-from verifix.recipe.stages.recalibrate import Recalibrate
 from verifix.recipe.stages.refit import Refit
 
 STAGES: dict[str, type[Stage]] = {
@@ -30,9 +28,7 @@ STAGES: dict[str, type[Stage]] = {
         ProjectJittered,
         ProjectUnlabelled,
         Layerwise,
-        Recalibrate,
         Refit,
-        LinearProbe,
         FineTune,
         Distill,
     )

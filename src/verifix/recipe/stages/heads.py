@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,7 +19,6 @@ from verifix.model.predict import as_logits
 from verifix.model.run import run_model, to_device
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
-from verifix.recipe.stages.base import Stage
 
 ITERATIONS = 200
 """Most steps of L-BFGS. Weak pulls take the most; what is left then changes no prediction that was sure."""
@@ -55,45 +52,6 @@ class Head:
     features: Tensor
     offset: Tensor
     beyond: Tensor
-
-
-class HeadStage(Stage):
-    """A stage that changes the last layer alone, and so can be scored without running the layers before it again.
-
-    Attributes
-    ----------
-    independent
-        Whether the answers follow from what the last layer sees; None before that is known.
-    """
-
-    independent: bool | None = None
-
-    @property
-    @abstractmethod
-    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
-        """The layer, its own bias, and what else is added to the products, ``[outputs]``; None if more is changed."""
-
-    @cached_property
-    def outside(self) -> Tensor | None:
-        """What the last layer sees of the samples outside, ``[n, d]``; None if that is not one row of each."""
-        if self.last is None:
-            return None
-        layer, outside = self.last[0], self.context.outside
-        rows = watch(self.context, [layer], outside)[1].get(layer)
-        return rows[:, 0] if rows is not None and rows.shape[1] == 1 else None
-
-    def predict(self, strength: float) -> Tensor:
-        """Return the logits from what the last layer sees, if two samples show that this is all it takes."""
-        update, context = self.fit(strength), self.context
-        if self.last is None or self.outside is None or self.independent is False:
-            return context.predict(context.outside, update)
-        layer, bias, offset = self.last
-        own = 0.0 if bias is None else bias.view(update[bias.parameter]).double().cpu()
-        logits = self.outside @ read_matrix(layer, update.__getitem__)[0].cpu().mT + own + offset
-        if self.independent is None:  # not so if the weight is used elsewhere as well, or outputs are no logits
-            found = context.predict(context.outside[:2], update)
-            self.independent = bool((found - logits[:2]).abs().max() <= TOLERANCE * found.abs().max())
-        return logits if self.independent else context.predict(context.outside, update)
 
 
 def find_head(context: Context) -> Head | None:
@@ -172,18 +130,6 @@ def watch(context: Context, layers: Iterable[Layer], indices: Sequence[int]) -> 
         for layer, rows in seen.items()
         if len(rows) % len(indices) == 0
     }
-
-
-def seeing_one_row(context: Context) -> list[Layer]:
-    """Return the layers without groups that see one row per sample, in the order of first use."""
-    counts = {layer: 0 for layer in context.layers if layer.groups == 1}
-
-    def sink(layer: Layer, rows: Tensor) -> None:
-        counts[layer] += rows.shape[1]
-
-    few = context.indices[:2]
-    _run(context, counts, few, sink)
-    return [layer for layer, count in counts.items() if count == len(few)]
 
 
 def _run(context: Context, layers: Iterable[Layer], indices: Sequence[int], sink: Sink) -> Tensor:

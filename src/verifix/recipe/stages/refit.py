@@ -7,21 +7,30 @@ from functools import cached_property
 
 from torch import Tensor
 
-from verifix.capture.layer import Bias, Layer, read_matrix, write_bias, write_matrix
+from verifix.capture.layer import read_matrix, write_bias, write_matrix
 from verifix.losses import best_sharpness
 from verifix.model.weights import Update
 from verifix.recipe.candidates import Grid
 from verifix.recipe.context import Context
 from verifix.recipe.frozen import held_by
-from verifix.recipe.stages.heads import PULLS, Head, HeadStage, find_head, fit_logistic
+from verifix.recipe.stages.base import Stage
+from verifix.recipe.stages.heads import PULLS, TOLERANCE, Head, find_head, fit_logistic, watch
 
 
-class Refit(HeadStage):
+class Refit(Stage):
     """Minimise cross-entropy + λ / 2 · (s ‖W − τ W₀‖² + ‖b − τ b₀‖²) over W and b; its strength is the pull λ.
 
     τ is one over the temperature that suits the trained logits best, so that a network that is too sure of itself, or
     whose logits a projection has shrunk, is pulled towards its own answer and not towards its confidence.
+
+    Attributes
+    ----------
+    independent
+        Whether the answers follow from what the head sees, so that the layers before it need not run again; None
+        before that is known.
     """
+
+    independent: bool | None = None
 
     name = "refit"
     about = "The last layer, fitted to the verified labels and pulled towards its previous weights."
@@ -33,11 +42,12 @@ class Refit(HeadStage):
         """The layer to fit; None if there is none."""
         return find_head(self.context)
 
-    @property
-    def last(self) -> tuple[Layer, Bias | None, Tensor] | None:
-        """The head; see `HeadStage`."""
-        head = self.head
-        return None if head is None else (head.layer, head.bias, head.offset if head.bias is None else head.beyond)
+    @cached_property
+    def outside(self) -> Tensor | None:
+        """What the head sees of the samples outside, ``[n, d]``; None if that is not one row of each."""
+        assert self.head is not None  # noqa: S101 - `obstacle` has been asked
+        rows = watch(self.context, [self.head.layer], self.context.outside)[1].get(self.head.layer)
+        return rows[:, 0] if rows is not None and rows.shape[1] == 1 else None
 
     def obstacle(self) -> str:
         """Say if there is no linear layer whose products are the logits."""
@@ -72,6 +82,21 @@ class Refit(HeadStage):
             head.features, context.labels, trained * sharpness, strength, free_bias=free, offset=offset
         )
         return written(context, head, weight, bias)
+
+    def predict(self, strength: float) -> Tensor:
+        """Return the logits from what the head sees, if two samples show that this is all it takes."""
+        update, context, head = self.fit(strength), self.context, self.head
+        assert head is not None  # noqa: S101 - it has been fitted
+        if self.outside is None or self.independent is False:
+            return context.predict(context.outside, update)
+        beside = head.offset
+        if head.bias is not None:
+            beside = head.beyond + head.bias.view(update[head.bias.parameter]).double().cpu()
+        logits = self.outside @ read_matrix(head.layer, update.__getitem__)[0].cpu().mT + beside
+        if self.independent is None:  # not so if the weight is used elsewhere as well, or outputs are no logits
+            found = context.predict(context.outside[:2], update)
+            self.independent = bool((found - logits[:2]).abs().max() <= TOLERANCE * found.abs().max())
+        return logits if self.independent else context.predict(context.outside, update)
 
     def layers(self, strength: float) -> Mapping[str, Mapping[str, float]]:
         """Return λ for the head."""
