@@ -38,14 +38,15 @@ package: .venv/ready
 	build/clean/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
 	build/clean/bin/verifix demo --out build/clean/pictures
 
-# On a quiet machine; the first takes a few minutes.
+# On a quiet machine with two cores: a subset in less than ten minutes, and every figure of docs/performance.md in about
+# two hours. Both say beforehand how long they will take.
 bench: .venv/ready
-	$(BIN)/python -m benchmarks.speed --rounds 2
-	$(BIN)/python -m benchmarks.five_strengths --images 200
+	$(BIN)/python -m benchmarks.speed --quick --rounds 2
 
 bench-all: .venv/ready
-	$(BIN)/python -m benchmarks.speed --rounds 5
-	$(BIN)/python -m benchmarks.five_strengths
+	$(BIN)/python -m benchmarks.speed --rounds 3
+	$(BIN)/python -m benchmarks.threads
+	$(BIN)/python -m benchmarks.speed report
 
 lint: .venv/ready
 	$(BIN)/ruff check .
