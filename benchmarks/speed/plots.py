@@ -42,8 +42,8 @@ def of(record: Mapping[str, Cases]) -> Iterator[tuple[str, Callable[[Path], None
 
 def _stages(record: Mapping[str, Cases], path: Path) -> None:
     """Draw how many forward passes each contender takes, one panel per network; the paper's way where it was run."""
-    panels = {name: dict(case["runs"]) for name, case in record["stages"].items()}
-    units = {name: dict.fromkeys(own, own["forward"]) for name, own in panels.items()}
+    panels: dict[str, dict[str, Any]] = {name: dict(case["runs"]) for name, case in record["stages"].items()}
+    units: dict[str, dict[str, Any]] = {name: dict.fromkeys(own, own["forward"]) for name, own in panels.items()}
     for name, case in record.get("strengths", {}).items():
         titles = {OURS: "five strengths", PAPERS: "five strengths, paper's way"}
         own = {title: case["runs"][way] for way, title in titles.items()}

@@ -197,10 +197,10 @@ def test_a_case_takes_the_place_of_the_same_one_and_leaves_the_others(tmp_path):
         case = Case("one", {"a": 1.0}, partial(Ready, {"a": lambda value=value: {"seconds": value}}))
         measure([("floor", case)], 1, out)
     other = Case("other", {"a": 1.0}, partial(Ready, {"a": lambda: timed(list)}))
-    measure([("memory", other)], 2, out)
+    measure([("memory", other), ("floor", other)], 2, out)
     found = record.read(out)
     assert found["floor"]["one"]["runs"]["a"] == [{"seconds": 2.0}]
-    assert len(found["memory"]["other"]["runs"]["a"]) == 2
+    assert len(found["memory"]["other"]["runs"]["a"]) == len(found["floor"]["other"]["runs"]["a"]) == 2
 
 
 def test_what_cannot_be_run_is_refused(capsys):
