@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from benchmarks.records import table
 from benchmarks.speed import plots
 from benchmarks.speed.floor import SIDE
 from benchmarks.speed.record import read
-from benchmarks.speed.rounds import growth, median, ratios, seconds
+from benchmarks.speed.rounds import Found, growth, median, ratios, seconds
 from benchmarks.speed.scaling import CORRECTION
-from benchmarks.speed.stages import FINETUNING, PROOF, RECIPES, shares
+from benchmarks.speed.stages import FINETUNING, PROOF, RECIPES, REST, shares
 from benchmarks.speed.strengths import OURS, PAPERS
 
 PAGE, THREADS = Path("docs/performance.md"), Path("benchmarks/results/threads.json")
@@ -64,12 +65,17 @@ def sections(record: Mapping[str, Cases], threads: Mapping[str, Any]) -> str:
     return "\n\n".join(found)
 
 
-def spread(values: Sequence[float], form: str = ".1f") -> str:
+def spread(values: Sequence[float]) -> str:
     """Write the median of some values with their range, or the one value that there is; empty without any."""
     if not values:
         return ""
-    middle = f"{median(values):{form}}"
-    return f"{middle} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else middle
+    ends = f" ({written(min(values))} to {written(max(values))})" if len(values) > 1 else ""
+    return f"{written(median(values))}{ends}"
+
+
+def written(value: float) -> str:
+    """Write a positive number with about three digits, and whole thousands."""
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else f"{value:g}"
 
 
 def floors(case: Mapping[str, Any]) -> list[float]:
@@ -105,10 +111,10 @@ def _floor(cases: Cases) -> list[str]:
         rows.append(
             {
                 "network": name,
-                "forward pass, s": spread(seconds(runs["forward"]), ".2f"),
-                "with moments, forward passes": spread(taken, ".2f"),
-                "the floor, forward passes": spread(floor, ".2f"),
-                "times the floor": spread([a / b for a, b in zip(taken, floor, strict=True)], ".2f"),
+                "forward pass, s": spread(seconds(runs["forward"])),
+                "with moments, forward passes": spread(taken),
+                "the floor, forward passes": spread(floor),
+                "times the floor": spread([a / b for a, b in zip(taken, floor, strict=True)]),
             }
         )
     return [table(rows)]
@@ -123,7 +129,7 @@ def _stages(cases: Cases) -> list[str]:
                 name: contender,
                 "s": spread(seconds(own)),
                 "forward passes": spread(ratios(own, runs["forward"])),
-                "of fine-tuning": spread(ratios(own, runs[FINETUNING]), ".2f"),
+                "of fine-tuning": spread(ratios(own, runs[FINETUNING])),
             }
             for contender, own in runs.items()
         ]
@@ -136,7 +142,7 @@ def _stages(cases: Cases) -> list[str]:
         )
         found += [table(rows), said]
         by_recipe = {recipe: shares(runs[recipe]) for recipe in RECIPES if runs.get(recipe)}
-        stages = dict.fromkeys(stage for own in by_recipe.values() for stage in own)
+        stages = sorted({stage: None for own in by_recipe.values() for stage in own}, key=lambda name: name == REST)
         parts = [
             {"share of the time, %": stage, **{recipe: _share(own.get(stage)) for recipe, own in by_recipe.items()}}
             for stage in stages
@@ -160,7 +166,7 @@ def _strengths(cases: Cases) -> list[str]:
                 name: way,
                 "s": spread(seconds(runs[way])),
                 "forward passes": spread(ratios(runs[way], runs["forward"])),
-                "extra memory, GB": spread(extra[way], ".2f"),
+                "extra memory, GB": spread(extra[way]),
             }
             for way in (OURS, PAPERS)
         ]
@@ -170,7 +176,7 @@ def _strengths(cases: Cases) -> list[str]:
             for alpha, difference in zip(about["alphas"], about["differences"], strict=True)
         ]
         said = (
-            f"verifix is {spread(ratios(runs[PAPERS], runs[OURS]))} times faster, with {spread(less, '.2f')} of the "
+            f"verifix is {spread(ratios(runs[PAPERS], runs[OURS]))} times faster, with {spread(less)} of the "
             f"extra memory. {about['compared']} layers have no more than {about['cap']:,} rows, which both ways see:"
         )
         found += [table(rows), said, table(off)]
@@ -181,20 +187,19 @@ def _scaling(cases: Cases) -> list[str]:
     found = []
     for axis, case in cases.items():
         points = {float(size): own for size, own in case["runs"].items()}
-        columns = {
-            "forward pass, s": (lambda run: run["forward"], ".2f"),
-            "with moments, s": (lambda run: run["capture"], ".2f"),
-            f"correction at α = {case['about']['alpha']:g}, s": (lambda run: run[CORRECTION], ".2f"),
-            "memory beyond, GB": (lambda run: run["beyond"] / 1e9, ".2f"),
+        columns: dict[str, Callable[[Found], float]] = {
+            "forward pass, s": lambda run: run["forward"],
+            "with moments, s": lambda run: run["capture"],
+            f"correction at α = {case['about']['alpha']:g}, s": lambda run: run[CORRECTION],
+            "memory beyond, GB": lambda run: run["beyond"] / 1e9,
         }
         rows = [
-            {axis: f"{size:,.0f}", **{title: spread([*map(of, own)], form) for title, (of, form) in columns.items()}}
+            {axis: f"{size:,.0f}", **{title: spread([*map(of, own)]) for title, of in columns.items()}}
             for size, own in points.items()
         ]
         sizes = [*points]
         powers = {
-            title: _power(sizes, [median([*map(of, own)]) for own in points.values()])
-            for title, (of, _) in columns.items()
+            title: _power(sizes, [median([*map(of, own)]) for own in points.values()]) for title, of in columns.items()
         }
         found.append(table([*rows, {axis: "grows like", **powers}]))
     return found
@@ -218,7 +223,7 @@ def _ranks(cases: Cases) -> list[str]:
                     "correction": name,
                     "processes": processes,
                     "s": spread(seconds(own)),
-                    "times faster": spread(ratios(runs["1"], own), ".2f"),
+                    "times faster": spread(ratios(runs["1"], own)),
                     "largest relative difference of a layer": "" if off is None else f"{off:.1e}",
                     "same choice": "yes" if same else "no",
                 }

@@ -54,9 +54,12 @@ def _stages(record: Mapping[str, Cases], path: Path) -> None:
             for place, values in enumerate(shown.values()):
                 axes.barh(place, median(values), color="C0", alpha=0.8)
                 axes.plot([min(values), max(values)], [place, place], color="black", linewidth=1)
+                axes.text(max(values) * 1.1, place, f"{median(values):,.0f}", verticalalignment="center", fontsize=8)
             axes.set_yticks(range(len(shown)), list(shown))
             axes.invert_yaxis()
             axes.set(title=name, xlabel="forward passes over the samples", xscale="log")
+            axes.set_xlim(1, 10 * max(map(max, shown.values())))
+            axes.minorticks_off()
             axes.grid(alpha=0.3, axis="x")
 
 

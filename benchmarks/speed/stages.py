@@ -7,6 +7,7 @@ samples the folds chose there, and how many it took to choose. The passes are ru
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from verifix.model.clone import copy_model
 FINETUNING = "fine-tuning"
 RECIPES = {"recipe verifix": "verifix", "default recipe": "auto"}
 PROOF = "nested proof"
+REST = "the rest"
 
 MOST_PASSES = 2
 """Passes of fine-tuning that a quick run takes the time of: the others are as long."""
@@ -185,8 +187,17 @@ def _corrected(case: Problem, recipe: str) -> Found:
     settings: dict[str, Any] = {"recipe": recipe, "verified_from": "unseen", "progress": False}
     found = timed(lambda: corrections.append(verifix.correct(case.model, case.inputs, case.labels, **settings)))
     (correction,) = corrections
-    stages = {name: choice.seconds for name, choice in correction.choices.items() if choice.seconds is not None}
-    return found | {"stages": stages, "strengths": correction.strengths}
+    return found | {"stages": stage_seconds(correction), "strengths": correction.strengths}
+
+
+def stage_seconds(correction: verifix.Correction) -> dict[str, float]:
+    """Return what trying each stage took, over all paths that it is the last stage of."""
+    found = {name: choice.seconds for name, choice in correction.choices.items() if choice.seconds is not None}
+    tried: defaultdict[str, float] = defaultdict(float)
+    for path in correction.paths:
+        if path.stages and path.seconds is not None:
+            tried[path.stages[-1]] += path.seconds
+    return found | tried
 
 
 def _proved(case: Problem) -> Found:
@@ -201,4 +212,4 @@ def shares(stages: Sequence[Found]) -> dict[str, float]:
     names = dict.fromkeys(name for run in stages for name in run["stages"])
     found = {name: median([100 * run["stages"].get(name, 0.0) / run["seconds"] for run in stages]) for name in names}
     rest = median([100 * (1 - sum(run["stages"].values()) / run["seconds"]) for run in stages])
-    return {**found, "the rest": rest}
+    return {**found, REST: rest}

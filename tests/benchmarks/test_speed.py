@@ -13,7 +13,10 @@ from benchmarks.speed.__main__ import PARTS, main, measure
 from benchmarks.speed.problems import chain, problem
 from benchmarks.speed.rounds import Case, Ready, growth, guesses_of, measured, median, order, ratios, timed
 
+from verifix.correction import Correction
 from verifix.progress import progress_bar
+from verifix.recipe.decision import Choice, Point
+from verifix.recipe.paths import Path as TriedPath
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,8 +62,10 @@ def test_growth_is_the_exponent_of_a_power_law():
 
 
 def test_a_spread_has_median_and_range():
-    assert page.spread([3.0, 1.0, 2.0]) == "2.0 (1.0 to 3.0)"
-    assert page.spread([1.234], ".2f") == "1.23"
+    assert page.spread([3.0, 1.0, 20.0]) == "3.00 (1.00 to 20.0)"
+    assert page.spread([0.01234]) == "0.0123"
+    assert page.spread([2345.6]) == "2,346"
+    assert page.spread([0.0]) == "0"
     assert page.spread([]) == ""
 
 
@@ -88,6 +93,21 @@ def samples_of(count, width):
 def test_shares_are_of_the_whole_time():
     runs = [{"seconds": 10.0, "stages": {"project": 5.0, "refit": 1.0}}, {"seconds": 20.0, "stages": {"project": 10.0}}]
     assert stages.shares(runs) == pytest.approx({"project": 50.0, "refit": 5.0, "the rest": 45.0})
+
+
+def test_the_time_of_a_stage_is_that_of_all_paths_that_end_with_it():
+    project, refit = Choice(1.0, (), "", seconds=3.0), Choice(1.0, (), "", seconds=4.0)
+    alone = Correction({}, {}, {"project": project}, (), {})
+    assert stages.stage_seconds(alone) == {"project": 3.0}
+    point = Point(None, 0.0, 0.0, 0.0, 0.5)
+    paths = [
+        TriedPath({}, point),
+        TriedPath({"project": 1.0}, point, seconds=3.0),
+        TriedPath({"project": 1.0, "refit": 1.0}, point, seconds=4.0),
+        TriedPath({"refit": None}, None, "worse", 5.0),
+    ]
+    searched = Correction({}, {}, {"project": project, "refit": refit}, (), {}, paths=tuple(paths))
+    assert stages.stage_seconds(searched) == {"project": 3.0, "refit": 9.0}
 
 
 def test_the_best_setting_is_the_median_of_what_folds_chose(tmp_path):
