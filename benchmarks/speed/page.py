@@ -217,14 +217,14 @@ def _ranks(cases: Cases) -> list[str]:
         first, *_ = runs["1"]
         for processes, own in runs.items():
             same = all(run["strengths"] == first["strengths"] for run in own)
-            off = case["about"]["differences"].get(processes)
+            off = "" if processes == "1" else _difference(case["about"]["differences"][processes])
             rows.append(
                 {
                     "correction": name,
                     "processes": processes,
                     "s": spread(seconds(own)),
                     "times faster": spread(ratios(runs["1"], own)),
-                    "largest relative difference of a layer": "" if off is None else f"{off:.1e}",
+                    "largest relative difference of a layer": off,
                     "same choice": "yes" if same else "no",
                 }
             )
@@ -233,6 +233,11 @@ def _ranks(cases: Cases) -> list[str]:
         f"Each process has one thread, on one machine with {cores} cores: more processes than cores cannot be faster."
     )
     return [said, table(rows)]
+
+
+def _difference(value: float | None) -> str:
+    """Write a relative difference, or that there was nothing to compare."""
+    return "no layer was changed" if value is None else f"{value:.1e}"
 
 
 def _memory(cases: Cases) -> list[str]:

@@ -135,6 +135,7 @@ def test_differences_are_of_the_largest_tensor():
     one = {"a": torch.ones(4), "b": torch.full((4,), 2.0)}
     assert ranks.difference(one, {"a": torch.ones(4), "b": torch.full((4,), 2.2)}) == pytest.approx(0.1)
     assert ranks.difference(one, {"a": torch.ones(4)}) == float("inf")
+    assert ranks.difference({}, {}) is None
 
 
 TINY = {
