@@ -12,19 +12,21 @@ import copy
 import json
 import sys
 import tempfile
+from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import unfold
 
 from benchmarks.speed.problems import CPU, SIZE, computing, forward, problem
 from benchmarks.speed.process import alone, peak
 from benchmarks.speed.rounds import Case, Found, Ready, timed
 from verifix.capture.collect import collect
-from verifix.capture.interceptor import intercepting
-from verifix.capture.layer import Layer, read_matrix, write_matrix
+from verifix.capture.layer import read_matrix, write_matrix
 from verifix.model.samples import Samples
 from verifix.projection import importance, prepare
 
@@ -66,43 +68,55 @@ def compared(folder: tempfile.TemporaryDirectory[str]) -> Found:
 
 def papers_way(model: nn.Module, samples: Samples) -> tuple[list[nn.Module], set[str]]:
     """Return a corrected copy per strength, and the weights that saw all of their rows."""
-    kept: dict[Layer, list[Tensor]] = {}
-    seen: dict[Layer, int] = {}
+    kept: dict[str, list[Tensor]] = {}
+    seen: Counter[str] = Counter()
 
-    def keep(layer: Layer, rows: Tensor) -> None:
-        seen[layer] = seen.get(layer, 0) + rows.shape[1]
-        chance = CAP / (rows_per_sample[layer] * len(samples)) if rows_per_sample else 1.0
-        drawn = rows if chance >= 1 else rows[:, torch.rand(rows.shape[1]) < chance]
-        kept.setdefault(layer, []).append(drawn.clone())
+    def keep(name: str, rows: Tensor, share: int) -> None:
+        seen[name] += len(rows)
+        chance = CAP * share / (len(rows) * len(samples))
+        kept.setdefault(name, []).append(rows if chance >= 1 else rows[torch.rand(len(rows)) < chance])
 
-    rows_per_sample: dict[Layer, int] = {}
-    with intercepting(model, keep) as census:
-        census.begin(1)
-        model(samples.alone(0).inputs)
-        rows_per_sample.update(seen)
-        kept.clear()
+    with ExitStack() as hooks:
+        share = [0]
+        for name, module in layers_of(model):
+            hook = module.register_forward_pre_hook(
+                lambda module, inputs, name=name: keep(f"{name}.weight", rows_of(module, inputs[0]), share[0])
+            )
+            hooks.callback(hook.remove)
         for batch in samples.batches(range(len(samples)), SIZE):
-            census.begin(len(batch.labels))
+            share[0] = len(batch.labels)
             model(batch.inputs)
-    spectra = {layer: spectrum(torch.cat(kept.pop(layer), dim=1)) for layer in [*kept]}
-    whole = {layer.parameter for layer, rows in rows_per_sample.items() if rows * len(samples) <= CAP}
-    return [corrected(model, spectra, alpha) for alpha in ALPHAS], whole
+    spectra = {name: spectrum(torch.cat(kept.pop(name))) for name in [*kept]}
+    return [corrected(model, spectra, alpha) for alpha in ALPHAS], {name for name in seen if seen[name] <= CAP}
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return convolutions and linear layers by name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+def rows_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Return what a layer multiplies as rows ``[n, d]``: a copy."""
+    if isinstance(module, nn.Conv2d):
+        patches = unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
+        return patches.mT.reshape(-1, patches.shape[1])
+    return x.flatten(0, -2).clone()
 
 
 def spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the right singular vectors and shares of the squared singular values of rows ``[groups, n, d]``."""
+    """Return the right singular vectors of rows ``[n, d]``, and the shares of their squared singular values."""
     _, singular, directions = torch.linalg.svd(rows, full_matrices=False)
     squares = singular.double().square()
-    return directions, squares / squares.sum(dim=1, keepdim=True)
+    return directions, squares / squares.sum()
 
 
-def corrected(model: nn.Module, spectra: dict[Layer, tuple[Tensor, Tensor]], alpha: float) -> nn.Module:
+def corrected(model: nn.Module, spectra: dict[str, tuple[Tensor, Tensor]], alpha: float) -> nn.Module:
     """Return a copy of a model whose weights are multiplied with P."""
     model = copy.deepcopy(model)
-    values = {name: parameter.data for name, parameter in model.named_parameters()}
-    for layer, (directions, shares) in spectra.items():
-        p = directions.mT @ (importance(shares, alpha).to(directions.dtype)[..., None] * directions)
-        write_matrix(layer, values, read_matrix(layer, values.__getitem__).to(p.dtype) @ p)
+    for name, (directions, shares) in spectra.items():
+        weight = model.get_parameter(name)
+        p = directions.mT @ (importance(shares, alpha).to(directions.dtype)[:, None] * directions)
+        weight.data = (weight.data.flatten(1) @ p).view_as(weight)
     return model
 
 
