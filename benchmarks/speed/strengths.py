@@ -98,6 +98,8 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def rows_of(module: nn.Module, x: Tensor) -> Tensor:
     """Return what a layer multiplies as rows ``[n, d]``: a copy."""
     if isinstance(module, nn.Conv2d):
+        if module.groups > 1 or isinstance(module.padding, str):
+            raise ValueError(f"{module} has groups, or padding in words: give the benchmark a network without")
         patches = unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
         return patches.mT.reshape(-1, patches.shape[1])
     return x.flatten(0, -2).clone()
