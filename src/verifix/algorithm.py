@@ -37,6 +37,7 @@ from verifix.recipe.forecast import foresee, seconds_of
 from verifix.recipe.outcome import LayerReport, LayerStatus, remarks_on_gradients, remarks_on_zeros
 from verifix.recipe.plan import is_choosing
 from verifix.recipe.search import Course, search
+from verifix.recipe.summary import UNSAID_NOTE
 from verifix.settings import takes
 
 
@@ -112,6 +113,8 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             search(start.plan, [course], rules, show=settings.progress, title="correction")
             work.times.update(seconds_of(course.paths, settings.folds))
             tell(course.reason, settings.progress and choosing)
+            if choosing and settings.verified_from is None:
+                tell(UNSAID_NOTE, settings.progress)
             whole = course.whole
             start.provenance["notes"] += remarks_on_gradients(start.work, whole)
             original, corrected = _outcome(start.work, whole)

@@ -266,5 +266,5 @@ def notes_kept() -> Iterator[list[str]]:
 def duration(seconds: float) -> str:
     """Write a time out for reading."""
     if seconds < 120:
-        return f"{max(seconds, 1):.0f} s"
+        return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -95,7 +95,7 @@ def _stage(name: str, choice: Choice) -> dict[str, Any]:
         "meaning": choice.about or None,
         "used": used,
         "strength": spelled(choice.strength) if used else None,
-        "reason": choice.reason,
+        "reason": choice.told,
         "gain": None if best is None else f"{signed(best.loss_gain, 4)} ± {decimal(best.standard_error)}",
         "score": signed(100 * (best.score - base.score)) if best and base else None,
         "points": _points(choice.points, choice.strength),

@@ -130,7 +130,7 @@ def _run(command: CorrectCommand) -> tuple[int, Result | DryRun, str]:
 
 
 def _text(inputs: _Inputs, correction: Correction, proof: Proof | None, result: Result, command: CorrectCommand) -> str:
-    return correct_text(correction, proof, inputs.trusted, result, inputs.verified.labels, verbose=command.verbose)
+    return correct_text(correction, proof, inputs.trusted, result, verbose=command.verbose)
 
 
 def _read(command: CorrectCommand) -> _Inputs:
