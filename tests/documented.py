@@ -13,9 +13,10 @@ CORRECT = (
     "verifix correct --model py:net.py:build --checkpoint net.safetensors --verified verified.parquet "
     "--verified-from unseen --drawn random"
 )
-SELECT = "verifix select net.safetensors --model py:net.py:build --count 30"
+SELECT = "verifix select net.safetensors --model py:net.py:build --classes cat,dog,fox"
 
 SUBSTITUTIONS = (
+    ("--mean 0.491,0.482,0.447 --std 0.247,0.243,0.262", "--mean 0,0,0 --std 1,1,1"),
     ("--mean … --std …", "--mean 0.5,0.5,0.5 --std 0.5,0.5,0.5"),
     ("verifix correct … --verified verified/", CORRECT.replace("verified.parquet", "verified")),
     ("verifix correct … --verified verified.jsonl", f"{CORRECT.partition(' --verified')[0]} --verified verified.jsonl"),
@@ -33,7 +34,7 @@ SUBSTITUTIONS = (
 """What stands for what a page leaves out, and smaller models and counts for those that it names."""
 
 ADDED = {
-    "correct": "--alpha 10 --no-check-inputs --no-check-labels --no-progress --force",
+    "correct": "--alpha 10 --no-check-inputs --no-progress --force",
     "compare": "--no-check-inputs --no-progress",
     "select": "--no-progress --force",
     "score": "--no-progress",

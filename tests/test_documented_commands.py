@@ -135,7 +135,7 @@ def _pixels(i: int) -> torch.Tensor:
 
 def _learn(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(20):
+    for _ in range(60):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model.train()(x), y).backward()
         optimizer.step()

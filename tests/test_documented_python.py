@@ -6,11 +6,12 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import verifix
 import verifix.report
-from tests.cases import small_data, small_net
+from tests.cases import small_data
 from tests.documented import PAGES
 from tests.stage_cases import memorised
 
@@ -52,12 +53,12 @@ def _told(model, x, y) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_training")
+@pytest.mark.usefixtures("short_training", "vision")
 @pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks and name not in ELSEWHERE])
 def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     x, y = small_data(120)
-    model = memorised(small_net(), x, y)
+    model = memorised(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)), x, y)
     threads = torch.get_num_threads()
     fixed = verifix.correct(model, x, y, alpha=30.0, verified_from="unseen", progress=False).model
     logits = [network(x).detach() for network in (model, fixed)]

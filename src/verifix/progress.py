@@ -79,8 +79,8 @@ class Work:
 
     Parameters
     ----------
-    bar
-        The bar, of 100 units; None to show nothing.
+    draw
+        Draws the bar, of 100 units, once there is something to show; None to show nothing.
 
     Attributes
     ----------
@@ -91,8 +91,9 @@ class Work:
         before it.
     """
 
-    def __init__(self, bar: Any, later: Callable[[float, float], float] | None = None) -> None:
-        self.bar, self.later, self.times = bar, later, dict[Any, float]()
+    def __init__(self, draw: Callable[[], Any] | None, later: Callable[[float, float], float] | None = None) -> None:
+        self._draw, self.later, self.times = draw, later, dict[Any, float]()
+        self._bar: Any = None
         self._begun = self._since = time.perf_counter()
         self._ahead: list[float] = []
         self._over = self._took = 0.0
@@ -100,7 +101,7 @@ class Work:
     @property
     def shown(self) -> bool:
         """Whether anybody sees it."""
-        return self.bar is not None
+        return self._draw is not None
 
     @property
     def elapsed(self) -> float:
@@ -131,15 +132,16 @@ class Work:
 
     def show(self, words: str) -> None:
         """Show what is being done, and what is left."""
-        if self.bar is None:
+        if self._draw is None:
             return
+        self._bar = self._bar or self._draw()
         left = self.left
         if left is not None:
             share = 100 * self.elapsed / (self.elapsed + left)
             words = f"about {duration(left)} left, {words}"
-            self.bar.n = max(self.bar.n, min(share, 99.0))
-        self.bar.set_postfix_str(words, refresh=False)
-        self.bar.update(0)
+            self._bar.n = max(self._bar.n, min(share, 99.0))
+        self._bar.set_postfix_str(words, refresh=False)
+        self._bar.update(0)
 
 
 @contextmanager
@@ -165,11 +167,12 @@ def one_bar(title: str, show: bool, later: Callable[[float, float], float] | Non
         yield work
         return
     with ExitStack() as stack:
-        bar = None
-        if show and not _QUIET.get():
+
+        def draw() -> Any:
             shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
-            bar = stack.enter_context(tqdm(desc=title, total=100, bar_format=shape, leave=False, dynamic_ncols=True))
-        work = Work(bar, later)
+            return stack.enter_context(tqdm(desc=title, total=100, bar_format=shape, leave=False, dynamic_ncols=True))
+
+        work = Work(draw if show and not _QUIET.get() else None, later)
         stack.enter_context(_set(_WORK, work))
         yield work
 
