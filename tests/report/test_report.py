@@ -165,7 +165,7 @@ def test_what_the_command_gives_today_fits_the_schema(tmp_path):
     from tests.cases import small_data, small_net
     from verifix import correct
 
-    correction = correct(small_net().eval(), small_data(), recipe="verifix", progress=False)
+    correction = correct(small_net().eval(), small_data(), recipe="verifix", verified_from="unseen", progress=False)
     result = correction.as_dict() | {"changed": correction.changed, "out": None, "correction_file": None}
     Draft202012Validator(schema()).validate(plain(result))
     page = render(result)

@@ -50,7 +50,7 @@ class _Impatient(Stopwatch):
         return self.folds * first + (self.fits - self.folds) * (last - first) / max(more, 1)
 
 
-def foresee(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
+def foresee(plan: Plan, whole: Context, rules: Rules, work: Work, once: float) -> float:
     """Say what a correction will try and about how long it takes, if anybody sees it.
 
     Parameters
@@ -59,13 +59,14 @@ def foresee(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
         As in `forecast`.
     work
         Is told what is ahead.
+    once
+        Seconds that everything before the choice took.
 
     Returns
     -------
     float
         Seconds that finding it out took.
     """
-    once = work.elapsed
     spent = measure(plan, whole, rules, work)
     if not work.times:
         return spent
@@ -76,7 +77,7 @@ def foresee(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
     if work.later is not None:
         ahead.append(work.later(once, sum(ahead)))
         line += f"; then, if a path helps, its proof, about {duration(ahead[-1])}"
-    tell(line, show=True)
+    tell(line, work.shown)
     work.foresee(ahead)
     return spent
 
