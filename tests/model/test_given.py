@@ -103,7 +103,7 @@ def test_labels_are_given_once(case):
 
 def test_who_does_not_say_where_the_samples_are_from_is_asked_where_the_scores_are_shown(case, capsys):
     model, x, y, _ = case
-    asked = verifix.correct(model, x, y, recipe="verifix")
+    asked = verifix.correct(model, *small_data(90), recipe="verifix", check_inputs=False)
     question = "It was not said whether the model was trained on these samples."
     assert question in capsys.readouterr().err
     first, second, *_ = asked.summary().splitlines()
