@@ -182,7 +182,7 @@ def test_summary_and_repr_tell_what_was_done(case):
     assert "5.weight: skipped: not selected" in kept.summary(verbose=True)
     assert "0.weight: kept: no change won" in kept.summary(verbose=True)
     text = kept.summary(verbose=True) + fixed.summary(verbose=True)
-    assert "80 verified samples (unseen)" in text
+    assert "80 verified samples (not said from where)" in text
     assert "no change  loss" in text
     assert "overstate the gain" in text
     assert "0.weight: linear, 80 rows, effective rank" in text

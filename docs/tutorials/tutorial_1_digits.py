@@ -51,10 +51,10 @@ print(f"The network gives back {fitted:.1%} of its training labels, right and wr
 # The correction
 # --------------
 #
-# One call. ``verified_from="unseen"`` states that the network was not trained on the verified samples.
-# :func:`verifix.correct` works on a copy: ``model`` stays as it is.
+# One call. ``verified_from="unseen"`` states that the network was not trained on the verified samples, and
+# ``drawn="random"`` that they are a random sample. :func:`verifix.correct` works on a copy: ``model`` stays as it is.
 
-correction = verifix.correct(model, verified, verified_from="unseen", progress=False)
+correction = verifix.correct(model, verified, verified_from="unseen", drawn="random", progress=False)
 print(correction.reason)
 print("Taken:", correction.kept)
 
@@ -79,7 +79,7 @@ comparison = verifix.compare(before, after, test_labels)
 print(comparison.summary())
 
 # %%
-# If there are no further samples, :func:`verifix.prove` estimates the gain within the verified samples, by nested
+# If there are no further samples, ``correction.prove()`` estimates the gain within the verified samples, by nested
 # cross-fitting: it takes two to four times as long as the correction. :doc:`/proof` explains both.
 #
 # Twelve test digits that the network got wrong and that the correction sets right:

@@ -98,8 +98,8 @@ axes.legend()
 # A queue to look at
 # ------------------
 #
-# :doc:`verifix import </exchange>` turns the ranking into a queue, the worst label first. In a notebook, write
-# ``!verifix import …``; in a terminal, leave the function out.
+# :doc:`verifix import </exchange>` turns the ranking into a queue, the most suspicious label first. In a notebook,
+# write ``!verifix import …``; in a terminal, leave the function out.
 
 
 def terminal(line: str) -> None:

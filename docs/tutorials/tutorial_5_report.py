@@ -130,9 +130,10 @@ terminal(f"{COMMAND} --checkpoint net.pt --verified few.npz --out fixed-few.pt")
 # %%
 # No checkpoint is written, and the exit code is 3. The interval contains gains and losses.
 #
-# **Decide:** verify more samples; the line above says about how many would decide, if the gain is what it seems to
-# be. ``--force`` writes the file in any case; then nothing is proven. Do not run again with other settings until a
-# proof succeeds: each further try raises the chance that it succeeds by luck.
+# **Decide:** verify more samples; the line that begins with ``Next`` says about how many would decide, if the gain is
+# what it seems to be, and names another recipe. Try that once, not one setting after the other until a proof succeeds:
+# each further try raises the chance that it succeeds by luck. ``--force`` writes the file in any case; then nothing is
+# proven.
 #
 # No change
 # ---------
@@ -142,7 +143,7 @@ terminal(f"{COMMAND} --checkpoint net.pt --verified few.npz --out fixed-few.pt")
 terminal(f"{COMMAND} --checkpoint clean.pt --verified verified.npz --out fixed-clean.pt")
 
 # %%
-# No strength lowered the loss on held-out samples clearly, so there is nothing to prove, and the exit code is 3.
+# No strength clearly lowered the loss on held-out samples, so there is nothing to prove, and the exit code is 3.
 #
 # **Decide:** a model that has not learned wrong labels needs no correction. If you know that it has, try more than
 # the paper's method: ``--recipe verifix`` is used here because it is fast, and the default tries more

@@ -29,13 +29,15 @@ from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
-from verifix.progress import tell
+from verifix.progress import one_bar, tell
 from verifix.projection import eigenvalues
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
+from verifix.recipe.forecast import foresee, seconds_of
 from verifix.recipe.outcome import LayerReport, LayerStatus, remarks_on_gradients, remarks_on_zeros
 from verifix.recipe.plan import is_choosing
 from verifix.recipe.search import Course, search
+from verifix.recipe.summary import UNSAID_NOTE
 from verifix.settings import takes
 
 
@@ -94,15 +96,25 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     100.0
     """
     choosing, began = is_choosing(settings), time.perf_counter()
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with (
+        ranks.sharing(),
+        torch.inference_mode(False),
+        seeded(settings.seed),
+        one_thread(),
+        one_bar("correction", settings.progress) as work,
+    ):
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             doubt = remark_between_folds(whole) if choosing and settings.origin == "unseen" else None
             start.provenance["notes"] += [doubt] * (doubt is not None)
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
             course, rules = Course(whole, parts), Rules(settings, settings.score, settings.loss)
+            began += foresee(start.plan, whole, rules, work, time.perf_counter() - began)
             search(start.plan, [course], rules, show=settings.progress, title="correction")
+            work.times.update(seconds_of(course.paths, settings.folds))
             tell(course.reason, settings.progress and choosing)
+            if choosing and settings.verified_from is None:
+                tell(UNSAID_NOTE, settings.progress)
             whole = course.whole
             start.provenance["notes"] += remarks_on_gradients(start.work, whole)
             original, corrected = _outcome(start.work, whole)

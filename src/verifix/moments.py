@@ -205,7 +205,7 @@ class SharedRows:
 
     def __init__(self, parts: Sequence[Moments | None]) -> None:
         self._parts = parts
-        self.rows = torch.cat([part.rows for part in parts if part is not None], dim=1)
+        self.rows = torch.cat([rows for part in parts if part is not None and (rows := part.rows) is not None], dim=1)
         ends = list(itertools.accumulate(0 if part is None else part.n for part in parts))
         self.ranges = [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
         for part, own in zip(parts, self.ranges, strict=True):

@@ -350,7 +350,7 @@ class CorrectOptions(
         # What is in these is told elsewhere, or changes nothing.
         apart = {"progress", "moments", "max_samples", "groups", "memory", "unlabelled", "noisy"}
         plain = {f.name: getattr(self, f.name) for f in fields(CorrectOptions) if f.name not in apart}
-        return plain | {"device": str(self.device), "verified_from": self.origin}
+        return plain | {"device": str(self.device)}
 
 
 @dataclass(frozen=True, kw_only=True)

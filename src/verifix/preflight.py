@@ -25,7 +25,7 @@ from verifix.capture.padding_check import settle_padding
 from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import DataError, NoLayersError, UsageError
-from verifix.evaluation.draw import remark_on_draw, remark_on_origin
+from verifix.evaluation.draw import remark_on_draw
 from verifix.evaluation.input_check import settled
 from verifix.evaluation.look_over import look_over
 from verifix.model import ranks
@@ -136,9 +136,8 @@ def begin(
             unlabelled.check_given(outputs)
         provenance["outputs"] = samples.outputs
         with threads_for(partial(work_of, work, samples, where)):
-            provenance["classes_without_samples"] = check_classes(samples, outputs, options)
-            asked = remark_on_origin(options.verified_from) if folds is not None else ""
-            read_as = [each for each in (remark, asked, remark_on_draw(options.drawn)) if each]
+            provenance |= check_classes(samples, outputs, options)
+            read_as = [each for each in (remark, remark_on_draw(options.drawn)) if each]
             members: Any = [range(len(samples))] if folds is None else split_folds(samples, folds, options.seed)
             digest, dtypes = provenance["model_sha256"], options.stored_as or {}
             with watching_first_norm(work) as seen:
@@ -294,8 +293,8 @@ def check_picked(samples: Samples, verified_from: str | None) -> None:
         )
 
 
-def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> list[int]:
-    """Return the outputs that no verified sample has as its label; refuse to choose from samples of one class.
+def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> dict[str, list[int]]:
+    """Count the samples of each class; refuse to choose from samples of one class.
 
     Parameters
     ----------
@@ -308,8 +307,8 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
 
     Returns
     -------
-    list of int
-        Classes without a sample.
+    dict
+        "class_samples", a count for each class, and "classes_without_samples".
 
     Raises
     ------
@@ -322,7 +321,9 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> li
             f"all {len(samples)} verified samples have the label {there.pop()}, and a strength chosen from one class "
             "would favour it; verify samples of every class"
         )
-    return [label for label in range(max(outputs, 2)) if label not in there]
+    counts = torch.bincount(samples.labels, minlength=max(outputs, 2)).tolist()
+    absent = [label for label in range(max(outputs, 2)) if label not in there]
+    return {"classes_without_samples": absent, "class_samples": counts}
 
 
 def _nothing_to_correct(collected: Collected) -> str:

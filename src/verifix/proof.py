@@ -33,11 +33,13 @@ from verifix.model.threads import one_thread
 from verifix.model.wrappers import unwrapped
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
-from verifix.progress import progress_bar
+from verifix.progress import Work, duration, one_bar, progress_bar, tell, untold
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
+from verifix.recipe.forecast import measure, seconds_of
 from verifix.recipe.nested import nested
+from verifix.recipe.plan import Plan
 from verifix.recipe.search import Course
 from verifix.settings import takes
 
@@ -203,15 +205,23 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     check_said(settings)
     verified, names = given_samples(model, verified, settings.labels, settings.classes)
     settings = replace(settings, labels=None)  # the samples have them now
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with (
+        ranks.sharing(),
+        torch.inference_mode(False),
+        seeded(settings.seed),
+        one_thread(),
+        one_bar("proof", settings.progress) as work,
+    ):
         reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
         samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)
         check_drawn(settings.drawn, weighted=settings.weights is not None)
         counted = judged(settings.drawn, settings.weights, range(len(samples)), len(samples))
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
-            rules = Rules(replace(settings, progress=False), settings.score, settings.loss)
-            courses = nested(start.plan, start.whole, rules, settings.progress)
+            rules = Rules(settings, settings.score, settings.loss)
+            began += _foresee(start.plan, start.whole, rules, work)
+            with untold():  # lines of five corrections in turn would tell nobody anything
+                courses = nested(start.plan, start.whole, rules, settings.progress)
             pairs = ranks.spread(partial(_judged, start.whole), courses, [1] * len(courses))
             groups, doubt = start.samples.groups, remark_between_folds(start.whole)
     order = torch.tensor([i for course in courses for i in course.whole.outside]).argsort()
@@ -241,9 +251,10 @@ def prove_again(correction: Correction, **changes: Any) -> Proof:
             "the model has other weights than those that were corrected; give it these again (undo_), then prove"
         )
     own = {f.name: getattr(made.settings, f.name) for f in fields(made.settings)}
-    proof = prove(
-        made.model, made.samples, **own | {name: value for name, value in changes.items() if value is not None}
-    )
+    said = {name: value for name, value in changes.items() if value is not None}
+    with one_bar("proof", own["progress"]) as work:
+        work.times.update(seconds_of(correction.paths, made.settings.folds))
+        proof = prove(made.model, made.samples, **own | said)
     expected = estimated_seconds(correction, made.seconds, made.settings.folds)
     return replace(proof, estimated=expected, correction=correction)
 
@@ -362,6 +373,16 @@ def seconds_of_proof(once: float, choosing: float, folds: int) -> float:
     pairs = math.comb(OUTER_FOLDS, 2)
     share = (OUTER_FOLDS - 2) / OUTER_FOLDS / ((folds - 1) / folds)
     return once + choosing * 1.5 * pairs * share / folds
+
+
+def _foresee(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
+    """Say about how long a proof takes, and return the seconds that finding it out took."""
+    spent = measure(plan, whole, rules, work)
+    ahead = [seconds_of_proof(0.0, OUTER_FOLDS * work.times.get(path, 0.0), OUTER_FOLDS) for path in plan.walk]
+    time_left = f", about {duration(sum(ahead))}" if work.times else ""
+    tell(f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen{time_left}", work.shown)
+    work.foresee(ahead if work.times else ())
+    return spent
 
 
 def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -48,9 +49,7 @@ def hub(monkeypatch):
     with hub_here() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "nowhere")
-        monkeypatch.setattr(
-            "huggingface_hub.constants.HF_HUB_DISABLE_XET", True
-        )  # a store of its own; large files go by LFS
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # large files go by LFS
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
@@ -71,6 +70,18 @@ def test_the_upload_holds_weights_correction_and_card(here, hub, tmp_path, capsy
         assert name in card.text
     assert "verifix undo 'my fixed.safetensors' --out 'my fixed-original.safetensors'" in card.text
     assert TOKEN not in out + err + card.content
+
+
+def test_large_files_go_to_the_store_of_the_hub_that_most_repositories_have(here, hub, tmp_path, monkeypatch, capsys):
+    hub.xet = True
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_XET_CACHE", str(tmp_path / "xet"))
+    assert main([*here, "--push-to-hub", "org/fixed-net"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "Uploaded to org/fixed-net on the Hugging Face Hub."
+    names = ("my fixed.safetensors", "my fixed.correction.safetensors")
+    assert hub.named == {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names}
+    assert sum(hub.blocks.values()) > 1000
+    assert set(hub.files) == {"README.md"}
 
 
 def test_what_the_hub_refuses_is_one_line(here, hub, tmp_path, monkeypatch, capsys):

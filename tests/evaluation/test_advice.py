@@ -42,7 +42,7 @@ def test_more_samples_are_counted_from_the_proof_or_from_the_best_path():
     slightly = torch.where(torch.arange(60) == 0, labels, before)
     proved = verifix.compare(before, slightly, labels)
     more = proved.samples_needed - 60
-    assert more_samples(proved, (), 60).startswith(f"Verify about {-(-more // 10) * 10} more samples")
+    assert more_samples(proved, (), 60).startswith(f"About {-(-more // 10) * 10} more verified samples would decide")
     worse = verifix.compare(slightly, before, labels)
     assert "the proof shows no gain" in more_samples(worse, (), 60)
     none = Path({}, Point(None, 0.6, 0.0, 0.0, 0.7))
@@ -53,13 +53,12 @@ def test_more_samples_are_counted_from_the_proof_or_from_the_best_path():
 
 
 def test_classes_with_few_samples_are_named_and_balanced_ones_are_not():
-    labels = torch.tensor([0] * 30 + [1] * 30 + [2] * 3)
-    assert rare_classes(labels, 4, ["ant", "cow", "yak", "bee"]).startswith(
+    assert rare_classes([30, 30, 3, 0], ["ant", "cow", "yak", "bee"]).startswith(
         "Few verified samples so far: bee (0), yak (3)."
     )
-    assert rare_classes(labels, 3, None).startswith("Few verified samples so far: class 2 (3).")
-    assert rare_classes(torch.arange(60) % 3, 3, None) == ""
-    assert "and 5 more classes" in rare_classes(labels, 10, None)
+    assert rare_classes([30, 30, 3], None).startswith("Few verified samples so far: class 2 (3).")
+    assert rare_classes([20, 20, 20], None) == rare_classes([], None) == ""
+    assert "and 5 more classes" in rare_classes([30, 30, 3, 0, 0, 0, 0, 0, 0, 0], None)
 
 
 def test_the_other_recipe_is_named_with_its_time():

@@ -205,7 +205,7 @@ def test_the_plain_data_is_json_and_has_the_documented_keys(pair):
     assert set(data) == {
         *("samples", "classes", "weighted", "before", "after", "gain", "fixed", "broken", "changed", "p_better"),
         *("p_worse", "threshold", "verdict", "samples_needed", "per_class", "confusion_before", "confusion_after"),
-        *("reliability_before", "reliability_after", "outputs", "groups", "doubt"),
+        *("reliability_before", "reliability_after", "outputs", "groups", "doubt", "class_names"),
     }
     assert set(data["gain"]) == {"estimate", "low", "high", "level"}
     assert set(data["per_class"][0]) == {"class", "samples", "before", "after", "fixed", "broken"}

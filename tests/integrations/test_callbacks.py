@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.integrations.noisy_digits import VERIFIED, accuracy, digits, network, trained, verified
+from tests.rank_cases import launched
 from verifix import UsageError
 from verifix.integrations.at_end import AtEnd
 
@@ -153,6 +154,26 @@ def test_transformers_corrects_at_the_end_of_train(tmp_path):
     changed = next(iter(callback.correction.corrected))
     assert torch.equal(stored[changed], callback.correction.corrected[changed])
     assert not torch.equal(stored[changed], callback.correction.original[changed])
+
+
+def test_two_processes_correct_together_at_the_end_of_a_training(tmp_path):
+    words = ["tests.integrations.two_processes", str(tmp_path)]
+    done = launched(2, *words)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in ("lightning", "transformers"):
+        one, other = first[name], second[name]
+        assert one["applied"]
+        assert other["applied"]
+        assert one["verdict"] == other["verdict"]
+        assert one["corrected"].keys() == other["corrected"].keys() != set()
+        assert one["weights"].keys() == other["weights"].keys()
+        assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in one["weights"])
+        assert all(torch.equal(one["weights"][key], value) for key, value in one["corrected"].items())
+    assert first["lightning"]["verdict"] == "improved"
+    assert (first["lightning"]["samples"], first["transformers"]["samples"]) == (200, 60)
+    stored = torch.load(tmp_path / "fixed.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(stored[f"net.{key}"], value) for key, value in first["lightning"]["weights"].items())
 
 
 def test_the_package_imports_nothing_until_it_is_used():

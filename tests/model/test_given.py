@@ -15,6 +15,7 @@ from tests import tiny
 from tests.cases import small_data, small_net
 from tests.stage_cases import memorised
 from verifix import DataError, UsageError
+from verifix.report import result_of
 
 NAMES = ["ant", "cow", "zebra"]
 HOW = {"alpha": 30.0, "progress": False, "verified_from": "unseen"}
@@ -100,12 +101,21 @@ def test_labels_are_given_once(case):
             verifix.correct(model, given, y, **HOW)
 
 
-def test_who_does_not_say_where_the_samples_are_from_is_asked(case):
+def test_who_does_not_say_where_the_samples_are_from_is_asked_where_the_scores_are_shown(case, capsys):
     model, x, y, _ = case
-    asked = verifix.correct(model, x, y, recipe="verifix", progress=False)
-    assert any(note.startswith("It was not said whether the model was trained") for note in asked.notes)
-    for told in (HOW, {"recipe": "verifix", "progress": False, "verified_from": "unseen"}):
-        assert not any("It was not said" in note for note in verifix.correct(model, x, y, **told).notes)
+    asked = verifix.correct(model, *small_data(90), recipe="verifix", check_inputs=False)
+    question = "It was not said whether the model was trained on these samples."
+    assert question in capsys.readouterr().err
+    first, second, *_ = asked.summary().splitlines()
+    assert "verified samples (not said from where)" in first
+    assert second.strip().startswith(question)
+    assert f"<p>{question}" in asked._repr_html_()
+    assert question in result_of(asked).warning
+    assert asked.provenance["verified_from"] is None
+    proof = asked.prove(verified_from="unseen")
+    assert result_of(asked, proof).warning is None
+    for told in (HOW, {"recipe": "verifix", "progress": False, "verified_from": "unseen"}, {"alpha": 30.0}):
+        assert "It was not said" not in verifix.correct(model, x, y, **told).summary()
     with pytest.raises(UsageError, match=r"verified_from is 'unsen'; it must be .*; did you mean 'unseen'\?"):
         verifix.correct(model, x, y, verified_from="unsen")
     with pytest.raises(UsageError, match=r"recipe is 'projct'; .*; did you mean 'project'\?"):
@@ -128,3 +138,9 @@ def test_models_are_scored_and_compared_as_their_answers_are(case):
         assert found.before.cross_entropy == pytest.approx(wanted.before.cross_entropy, rel=1e-5)
     assert verifix.compare(model, correction.model, (x, y), progress=False).gain == wanted.gain
     assert verifix.compare(*logits, labels=y) == wanted
+    named = verifix.compare(model, correction.model, x, names_of(y), classes=NAMES, progress=False)
+    assert named.class_names == tuple(NAMES)
+    assert set(named.to_frame()["class"]) == set(NAMES)
+    changed = max(named.per_class, key=lambda row: row.fixed + row.broken)
+    assert f"{NAMES[changed.label]}: " in named.summary()
+    assert NAMES[changed.label] in named._repr_html_()

@@ -92,8 +92,9 @@ def test_kinds_are_told_by_one_number_and_the_best_strength_decides():
 def test_what_was_dropped_is_said(trained):
     choice = corrected(trained, 200, "verifix").choices["project"]
     assert 1e6 in choice.dropped
-    assert "1e+06 " in choice.reason
-    assert choice.reason.endswith("dropped after the first folds, losing there")
+    assert "dropped" not in choice.reason
+    assert "1e+06 " in choice.told
+    assert choice.told.endswith("dropped after the first folds, losing there")
 
 
 @pytest.mark.parametrize("kind", NETS)

@@ -120,7 +120,8 @@ def test_a_proof_needs_the_model_as_it_was_and_to_be_told_where_the_samples_are_
 def test_no_change_has_nothing_to_prove(case):
     model, x, _, *_ = case
     meaningless = torch.arange(90)[torch.randperm(90)] % 3
-    correction = verifix.correct(model, x, meaningless, recipe="verifix", check_labels=False, **QUIET)
+    how = {"recipe": "verifix", "check_labels": False, "verified_from": "unseen", **QUIET}
+    correction = verifix.correct(model, x, meaningless, **how)
     assert not correction.changed
     assert correction.summary().startswith("No change, from 90 verified samples (unseen): ")
     with pytest.raises(UsageError, match="no change won, so there is no gain to prove"):

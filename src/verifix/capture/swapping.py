@@ -16,7 +16,7 @@ from verifix.model.writing import obstacles, write_all
 
 
 def blended(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor], blend: float) -> dict[str, Tensor]:
-    """Return new values between the original ones (0) and the corrected ones (1), computed in float64, rounded once."""
+    """Return new values between the original ones (0) and the corrected ones (1); see `Correction.blended`."""
     if not 0 <= blend <= 1:
         raise UsageError(f"blend is {blend!r}; it must be a number from 0 (no change) to 1 (the full correction)")
     if blend in (0, 1):
@@ -28,27 +28,7 @@ def blended(original: Mapping[str, Tensor], corrected: Mapping[str, Tensor], ble
 
 
 def swap(model: nn.Module, expected: Mapping[str, Tensor], new: Mapping[str, Tensor], verb: str) -> nn.Module:
-    """Write new weights into a model that has the expected ones; all of them, or none.
-
-    Parameters
-    ----------
-    model
-        The model to change in place.
-    expected, new
-        Weights by name, as they must be and as they will be.
-    verb
-        "apply" or "undo".
-
-    Returns
-    -------
-    nn.Module
-        The same model.
-
-    Raises
-    ------
-    CheckpointError
-        If a weight is not the expected one, or cannot be written to; nothing is changed.
-    """
+    """Write new weights in place of the expected ones, all or none; the verb is that of `Correction`'s methods."""
     tensors = tensors_of(unwrapped(model), every_name=True)
     shared = {name: f"{why}; part them first" for name, why in shared_in_part(unwrapped(model)).items()}
     reasons = shared | obstacles({name: tensors[name] for name in expected if name in tensors})

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from verifix.evaluation.comparison import Comparison, rounded
 from verifix.evaluation.power import samples_for
 from verifix.model.class_names import named
@@ -20,7 +17,7 @@ RARE = 0.5
 """A class has few samples if it has less than this share of what all would have if they had the same number."""
 
 
-def more_samples(comparison: Comparison | None, paths: Sequence[Path], samples: int) -> str:
+def more_samples(comparison: Comparison | None, paths: Sequence[Path], samples: int | None) -> str:
     """Say how many more samples would show the gain that was seen, if it is real.
 
     Parameters
@@ -30,18 +27,20 @@ def more_samples(comparison: Comparison | None, paths: Sequence[Path], samples: 
     paths
         What was tried, no change first, with cross-fitted scores.
     samples
-        Verified samples.
+        Verified samples; None if that is not known.
 
     Returns
     -------
     str
-        One sentence.
+        What to do.
     """
-    if comparison is not None and comparison.gain.estimate > 0 and comparison.samples_needed is not None:
-        return f"Verify about {rounded(comparison.samples_needed - comparison.samples)} more samples (80% power)."
+    if comparison is not None and comparison.gain.estimate > 0 and comparison.needed():
+        return " ".join(comparison.needed())
     if comparison is not None:
         return "More samples of the same kind are not known to help: the proof shows no gain."
     points = [path.point for path in paths if path.point is not None]
+    if samples is None or not points:
+        return "Verify more samples and run it again: with more of them a smaller gain can be seen."
     best = min(points[1:], key=lambda point: point.loss, default=None)
     needed = None if best is None else samples_for(best.score - points[0].score, best.score_error, samples)
     if needed is None:
@@ -49,15 +48,13 @@ def more_samples(comparison: Comparison | None, paths: Sequence[Path], samples: 
     return f"Verify about {rounded(needed - samples)} more samples to show the gain of the best path, if it is real."
 
 
-def rare_classes(labels: Tensor, classes: int, names: Sequence[str] | None) -> str:
+def rare_classes(counts: Sequence[int], names: Sequence[str] | None) -> str:
     """Name the classes with the fewest verified samples.
 
     Parameters
     ----------
-    labels
-        int64 ``[n]``.
-    classes
-        Number of classes.
+    counts
+        Samples of each class.
     names
         Their names, if they are known.
 
@@ -66,11 +63,12 @@ def rare_classes(labels: Tensor, classes: int, names: Sequence[str] | None) -> s
     str
         One sentence; empty if no class has far fewer samples than others.
     """
-    counts = torch.bincount(labels, minlength=classes)
-    few = [i for i in counts.argsort(stable=True).tolist() if counts[i] < RARE * len(labels) / len(counts)]
+    few = [
+        i for i in sorted(range(len(counts)), key=counts.__getitem__) if counts[i] < RARE * sum(counts) / len(counts)
+    ]
     if not few:
         return ""
-    listed = ", ".join(f"{named(i, names)} ({int(counts[i])})" for i in few[:FEW])
+    listed = ", ".join(f"{named(i, names)} ({counts[i]:,})" for i in few[:FEW])
     more = f" and {len(few) - FEW} more classes" if len(few) > FEW else ""
     return (
         f"Few verified samples so far: {listed}{more}. Samples that are added for a class are no random draw: say "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from verifix.evaluation.comparison import Comparison
 from verifix.evaluation.comparison import compare as compare_answers
 from verifix.evaluation.predictions import answers_of
-from verifix.evaluation.runs import RunArguments, answered
+from verifix.evaluation.runs import Answered, RunArguments, answered
 from verifix.options import check_outputs, check_seed
 
 
@@ -73,16 +74,19 @@ def compare(
     """
     check_seed(seed)
     check_outputs(outputs)
+    names = None
     if isinstance(before, nn.Module) or isinstance(after, nn.Module):
         settings = RunArguments(labels=labels, classes=classes, outputs=outputs, seed=seed, progress=progress)
-        before, after, labels, copies = _answers(before, after, data, settings)
-        groups = copies if groups is None else groups
+        before, after, one = _answers(before, after, data, settings)
+        groups = one.samples.groups if groups is None else groups
+        labels, names = one.samples.labels, one.names
     labels = data if labels is None else labels
-    return compare_answers(before, after, labels, weights=weights, groups=groups, seed=seed, outputs=outputs)
+    comparison = compare_answers(before, after, labels, weights=weights, groups=groups, seed=seed, outputs=outputs)
+    return replace(comparison, class_names=names)
 
 
-def _answers(before: Any, after: Any, data: Any, settings: RunArguments) -> tuple[Any, Any, Any, Any]:
-    """Run what are models over the samples; return both answers, the labels, and which samples are copies."""
+def _answers(before: Any, after: Any, data: Any, settings: RunArguments) -> tuple[Any, Any, Answered]:
+    """Run what are models over the samples; return both answers, and what one of them answered to what."""
     found = {
         what: answered(each, data, settings, f"answers {what}")
         for what, each in (("before", before), ("after", after))
@@ -90,5 +94,4 @@ def _answers(before: Any, after: Any, data: Any, settings: RunArguments) -> tupl
     }
     before = answers_of(found["before"].logits) if "before" in found else before
     after = answers_of(found["after"].logits) if "after" in found else after
-    samples = next(iter(found.values())).samples
-    return before, after, samples.labels, samples.groups
+    return before, after, next(iter(found.values()))

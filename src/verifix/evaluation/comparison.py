@@ -104,6 +104,8 @@ class Comparison(Presented):
         Number of independent groups that interval, p-values and `samples_needed` count; None if every sample is one.
     doubt
         Why a gain below the threshold is not called "improved"; None if nothing stands against it.
+    class_names
+        In the order of the outputs; None if they are not known.
     """
 
     samples: Count
@@ -128,6 +130,7 @@ class Comparison(Presented):
     outputs: tuple[Meaning, Meaning] = field(default=("logits", "logits"), kw_only=True)
     groups: Count | None = field(default=None, kw_only=True)
     doubt: str | None = field(default=None, kw_only=True)
+    class_names: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data, fit for JSON."""
@@ -176,13 +179,14 @@ class Comparison(Presented):
         Parameters
         ----------
         names
-            Names of the classes, if they are known.
+            Names of the classes, if they are known; by default its own.
 
         Returns
         -------
         str
             The verdict first.
         """
+        names = self.class_names if names is None else names
         lines = [
             self.sentence(),
             *self.independence(),
@@ -208,7 +212,7 @@ class Comparison(Presented):
 
     def brief(self) -> list[str]:
         """Say what the verdict rests on, without the figures of each class."""
-        return [*self.independence(), *self.needed(), self._flips()]
+        return [*self.independence(), self._flips()]
 
     def independence(self) -> list[str]:
         """Say what is to be known about samples that are not independent; nothing if all are."""
@@ -270,40 +274,7 @@ def compare(
     seed: int = 0,
     outputs: Literal["auto", "logits", "log-probabilities", "probabilities", "percent"] = "auto",
 ) -> Comparison:
-    """Compare two models on the same labelled samples, which neither model has learned from.
-
-    Parameters
-    ----------
-    before, after
-        The output of each model: logits, log-probabilities, probabilities or percent ``[n, classes]``, or one such
-        number per sample ``[n, 1]``, that of class 1; tensors, arrays or lists. Whole numbers ``[n]`` are predicted
-        classes; figures that need probabilities are then None.
-    labels
-        Class indices ``[n]``.
-    weights
-        How much each sample counts, ``[n]``, if the samples are not a random sample of what the model will meet; see
-        `class_weights`. By default, all weights are equal.
-    groups
-        Which samples belong together, one value per sample ``[n]`` (texts or numbers, as for scikit-learn's
-        ``GroupKFold``), if some are copies or near-copies, or of one patient, video or author: interval, p-values and
-        power then count groups. By default, every sample counts as independent.
-    seed
-        Seed of the bootstrap.
-    outputs
-        What the numbers of both are. "auto" finds it out for each, and refuses what is not clear.
-
-    Returns
-    -------
-    Comparison
-        Accuracy, calibration, flips and a verdict.
-
-    Raises
-    ------
-    DataError
-        If the arguments do not fit together, something is not finite, or it is not clear what the numbers are.
-    UsageError
-        If the seed is not a whole number, or `outputs` is not a known word.
-    """
+    """Compare what two models answered, with class indices ``[n]`` as labels; see `verifix.evaluation.compare`."""
     check_seed(seed)
     check_outputs(outputs)
     y = as_labels(labels)

@@ -106,13 +106,3 @@ def drawn_note(drawn: str | None, *, weighted: bool) -> str:
 def remark_on_draw(drawn: str | None) -> str:
     """Say what the scores of the samples are not; nothing if they are a random sample, as far as anybody said."""
     return f"The verified samples {SCORES_OF[drawn]}." if drawn in SCORES_OF else ""
-
-
-def remark_on_origin(verified_from: str | None) -> str:
-    """Ask whether the model was trained on the samples, if nobody said it; their scores depend on it."""
-    if verified_from is not None:
-        return ""
-    return (
-        "It was not said whether the model was trained on these samples, and scores hold for new data only if it was "
-        "not; say so with verified_from='unseen', 'training' or 'trusted'."
-    )

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from verifix.algorithm import correct
 from verifix.correction import Correction
 from verifix.errors import UsageError, VerifixError
+from verifix.model import ranks
 from verifix.proof import Proof
 
 Apply = Literal["proven", "always", "never"]
@@ -19,6 +21,8 @@ Apply = Literal["proven", "always", "never"]
 
 class AtEnd:
     """Correct a model when its training has ended, prove the gain, and give it the corrected weights.
+
+    In a data-parallel training all processes correct together, share the work, and get the same weights.
 
     If samples or settings are refused then, that is a warning, and the model keeps its weights: a training that took
     hours must not be lost to it.
@@ -81,6 +85,7 @@ class AtEnd:
         """
         self.correction, self.proof, self.applied = None, None, False
         part = self._part(model)
+        _take_buffers_of_first(part)
         with _training_survives("corrected"):
             self.correction = correct(part, verified, **self.settings)
         if self.correction is not None and self.correction.changed:
@@ -114,6 +119,19 @@ class AtEnd:
             figures |= {"verifix/gain": found.gain.estimate, "verifix/gain_low": found.gain.low}
             figures |= {"verifix/gain_high": found.gain.high}
         return figures
+
+
+def _take_buffers_of_first(model: nn.Module) -> None:
+    """Give the model of every process the buffers of the first, as DistributedDataParallel does before each batch.
+
+    After the last batch every process has running statistics of its own, and those of the first are saved.
+    """
+    if ranks.size() > 1:
+        own = dict(model.named_buffers())
+        first = ranks.from_first({name: buffer.cpu() for name, buffer in own.items()})
+        with torch.no_grad():
+            for name, buffer in own.items():
+                buffer.copy_(first[name])
 
 
 @contextmanager

@@ -124,6 +124,16 @@ class Choice:
     dropped: tuple[Strength, ...] = ()
     note: str | None = SELECTION_NOTE
 
+    @property
+    def told(self) -> str:
+        """The reason, and which strengths were dropped on the way to it."""
+        if not self.dropped or len(self.points) < 2:  # the reason says it if all were
+            return self.reason
+        were = "was" if len(self.dropped) == 1 else "were"
+        return (
+            f"{self.reason}; {', '.join(map(spelled, self.dropped))} {were} dropped after the first folds, losing there"
+        )
+
     def as_dict(self) -> dict[str, object]:
         """Return the choice as plain data, labelled for what its scores are."""
         return {
@@ -210,18 +220,7 @@ def choose(baseline: Scores, evaluate: Callable[[Sequence[Strength]], Raced], ca
             try_all(_neighbours(best, step, [*tried, *lost], loss_of, last=last))
     points = [point_of(None, baseline, baseline)]
     points += [point_of(strength, tried[strength], baseline) for strength in sorted(tried)]
-    choice, dropped = _decide(points), tuple(sorted(lost))
-    if dropped and tried:
-        choice = replace(choice, reason=f"{choice.reason}{dropped_note(dropped)}")
-    return replace(choice, dropped=dropped)
-
-
-def dropped_note(strengths: Sequence[Strength]) -> str:
-    """Say which strengths were dropped, as the end of a reason; nothing for none."""
-    if not strengths:
-        return ""
-    were = "was" if len(strengths) == 1 else "were"
-    return f"; {', '.join(map(spelled, strengths))} {were} dropped after the first folds, losing there"
+    return replace(_decide(points), dropped=tuple(sorted(lost)))
 
 
 def behind(

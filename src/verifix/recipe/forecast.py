@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
+
 from verifix.losses import tempered_cross_entropy
-from verifix.progress import progress_bar
+from verifix.model import ranks
+from verifix.model.borrow import random_state_kept
+from verifix.progress import Work, duration, progress_bar, tell
 from verifix.recipe.budget import OutOfTimeError, Stopwatch
 from verifix.recipe.candidates import Candidates, Grid, Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Meter, Rules, race
+from verifix.recipe.paths import Path
 from verifix.recipe.plan import Names, Plan
 from verifix.recipe.stages import STAGES
 from verifix.recipe.trials import trying
@@ -15,18 +21,84 @@ from verifix.recipe.trials import trying
 PATIENCE = 10.0
 """Seconds after which a stage is measured no further than its present fit."""
 
+GLANCE = 0.5
+"""The same before a correction, whose work should not become longer by being foreseen."""
+
 
 class _Impatient(Stopwatch):
-    """Stops a stage after the first fit that is over when `PATIENCE` is."""
+    """Stops a stage after the first fit that is over when our patience is, the second at the earliest.
+
+    The first fit holds what all strengths of a fold have in common: only the second shows what one more takes.
+    """
+
+    def __init__(self, folds: int, fits: int, patience: float) -> None:
+        super().__init__(float("inf"), folds * fits)
+        self.folds, self.patience = folds, patience
+        self._ends: list[float] = []
 
     def fitted(self) -> None:
         """Note one more fit."""
         super().fitted()
-        if self._elapsed() > PATIENCE:
-            raise OutOfTimeError(self._foreseen(self._elapsed()))
+        self._ends.append(ranks.from_first(self._elapsed()))  # all processes stop at once
+        if self._ends[-1] > self.patience and len(self._ends) > 1:
+            raise OutOfTimeError(self.foreseen)
+
+    @property
+    def foreseen(self) -> float:
+        """Seconds that all fits take, from those that were made."""
+        first, last, more = self._ends[0], self._ends[-1], len(self._ends) - 1
+        return self.folds * first + (self.fits - self.folds) * (last - first) / max(more, 1)
 
 
-def forecast(plan: Plan, whole: Context, rules: Rules) -> dict[Names, float]:
+def foresee(plan: Plan, whole: Context, rules: Rules, work: Work, once: float) -> float:
+    """Say what a correction will try and about how long it takes, if anybody sees it.
+
+    Parameters
+    ----------
+    plan, whole, rules
+        As in `forecast`.
+    work
+        Is told what is ahead.
+    once
+        Seconds that everything before the choice took.
+
+    Returns
+    -------
+    float
+        Seconds that finding it out took.
+    """
+    spent = measure(plan, whole, rules, work)
+    if not work.times:
+        return spent
+    folds = len(whole.folds)
+    ahead = [folds * work.times.get(path, 0.0) for path in plan.walk]
+    line = f"correction: {len(ahead)} path{'s' * (len(ahead) != 1)} of stages in {folds} folds"
+    line += f", about {duration(sum(ahead))}"
+    if work.later is not None:
+        ahead.append(work.later(once, sum(ahead)))
+        line += f"; then, if a path helps, its proof, about {duration(ahead[-1])}"
+    tell(line, work.shown)
+    work.foresee(ahead)
+    return spent
+
+
+def measure(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
+    """Let some work know what the stages take in one fold, unless it does or nobody sees it; return what that took."""
+    began = time.perf_counter()
+    if plan.choosing and not work.times and ranks.from_first(work.shown):
+        with random_state_kept():  # a correction does not depend on whether its time was foreseen
+            seconds = forecast(plan, whole, rules, GLANCE)
+        work.times.update({path: value / len(whole.folds) for path, value in seconds.items()})
+    return time.perf_counter() - began
+
+
+def seconds_of(tried: Iterable[Path], folds: int) -> dict[Names, float]:
+    """Return what the last stage of each path took in one fold; the last one of a path may be an extension, too."""
+    known = {path.stages: path.seconds / folds for path in tried if path.seconds is not None}
+    return {stages[-1:]: seconds for stages, seconds in known.items()} | known
+
+
+def forecast(plan: Plan, whole: Context, rules: Rules, patience: float = PATIENCE) -> dict[Names, float]:
     """Estimate what choosing takes.
 
     Parameters
@@ -37,6 +109,8 @@ def forecast(plan: Plan, whole: Context, rules: Rules) -> dict[Names, float]:
         The context of all samples.
     rules
         By what to choose.
+    patience
+        Seconds after which a stage is measured no further than its present fit.
 
     Returns
     -------
@@ -45,16 +119,15 @@ def forecast(plan: Plan, whole: Context, rules: Rules) -> dict[Names, float]:
         Strengths that lose early are dropped in a real run, which is then faster.
     """
     found: dict[str, float] = {}
-    every = (*plan.prefixes, *((name,) for name in plan.extensions))
-    for path in every if plan.choosing else ():
+    for path in plan.walk if plan.choosing else ():
         if path[-1] not in found and path[-1] not in plan.base:
-            seconds = _measured(path, whole, rules)
+            seconds = _measured(path, whole, rules, patience)
             if seconds is not None:
                 found[path[-1]] = seconds
-    return {path: found[path[-1]] for path in every if path[-1] in found}
+    return {path: found[path[-1]] for path in plan.walk if path[-1] in found}
 
 
-def _measured(path: Names, whole: Context, rules: Rules) -> float | None:
+def _measured(path: Names, whole: Context, rules: Rules, patience: float) -> float | None:
     """Return what a stage takes in all folds; None if it cannot run after the stages before it."""
     context = whole.without(whole.folds[0])
     for name in path[:-1]:
@@ -67,7 +140,7 @@ def _measured(path: Names, whole: Context, rules: Rules) -> float | None:
         if fitter.obstacle():
             return None
         candidates = fitter.candidates()
-        watch = _Impatient(float("inf"), len(whole.folds) * sum(candidates.rounds))
+        watch = _Impatient(-(-len(whole.folds) // ranks.size()), sum(candidates.rounds), patience)
         trial, loss = trials[context], rules.loss or tempered_cross_entropy
         trial.predicted(None)
         strengths = candidates.coarse if isinstance(candidates, Grid) else candidates.strengths
@@ -76,7 +149,7 @@ def _measured(path: Names, whole: Context, rules: Rules) -> float | None:
                 race(whole, [trial], strengths, [], loss, Meter(bar, watch))
         except OutOfTimeError as stopped:
             return stopped.seconds
-        return watch.expected
+        return watch.foreseen
 
 
 def _some(candidates: Candidates) -> Strength:

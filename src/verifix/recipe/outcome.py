@@ -84,7 +84,7 @@ def stage_lines(stage: str, choice: Choice) -> list[str]:
     timed = choice.seconds is not None and choice.points
     times = f"; took {choice.seconds:.1f} s, estimated {choice.estimated or 0:.1f} s" if timed else ""
     points = [f"  {_point_line(point, choice.strength)}" for point in choice.points]
-    return [f"{stage}: {choice.reason}{given}{times}", *points]
+    return [f"{stage}: {choice.told}{given}{times}", *points]
 
 
 def _point_line(point: Point, chosen: Strength | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +39,16 @@ class Plan:
         """All paths, and what they begin with."""
         every = (path[:length] for path in self.paths for length in range(1, len(path) + 1))
         return tuple(dict.fromkeys(every))
+
+    @cached_property
+    def walk(self) -> tuple[Names, ...]:
+        """What is tried, in its order: the paths, depth first, and the extensions, of which only the name is known."""
+        return tuple(self._from(())) + tuple((name,) for name in self.extensions)
+
+    def _from(self, prefix: Names) -> Iterator[Names]:
+        for name in self.after(prefix):
+            yield (*prefix, name)
+            yield from self._from((*prefix, name))
 
     def after(self, prefix: Names) -> list[str]:
         """Return the stages that may follow some stages."""

@@ -127,7 +127,7 @@ def search(plan: Plan, courses: Sequence[Course], rules: Rules, *, show: bool, t
     title
         What the progress is of.
     """
-    with progress_bar(title, len(plan.prefixes) + len(plan.extensions) + 1, show, unit="stage") as bar:
+    with progress_bar(title, len(plan.walk) + 1, show, unit="stage", foreseen=True) as bar:
         if plan.choosing:
             _answer(courses)
             walk = _Walk(plan, courses, rules, bar)

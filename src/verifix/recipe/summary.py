@@ -7,13 +7,18 @@ from typing import Any, Protocol
 
 from verifix.errors import first_of, printable
 from verifix.model.class_names import named
-from verifix.recipe.decision import Choice, dropped_note, spelled
+from verifix.recipe.decision import Choice, spelled
 from verifix.recipe.outcome import LayerReport, path_lines, stage_lines
 from verifix.recipe.paths import Path
 
 TRAINING_NOTE = (
     "The verified samples were used in training, so the network remembers them with their wrong labels: these scores "
     "do not estimate accuracy on new data. Use samples that neither training nor the correction has seen (--test)."
+)
+
+UNSAID_NOTE = (
+    "It was not said whether the model was trained on these samples. If it was, it remembers them with their wrong "
+    "labels, and the scores do not hold for new data. Say verified_from='unseen', 'training' or 'trusted'."
 )
 
 TRUSTED_NOTE = (
@@ -50,25 +55,32 @@ def unverified(told: Told) -> bool:
     return bool(told.provenance.get("verified_from") == "trusted")
 
 
+def unsaid(told: Told) -> bool:
+    """Tell whether scores were computed on samples of which nobody said where they come from."""
+    return told.provenance.get("verified_from") is None and any(choice.points for choice in told.choices.values())
+
+
 def caution_of(told: Told) -> str:
     """Say what the scores are not, because of where the samples come from; nothing for verified unseen ones."""
     if unverified(told):
         method = told.provenance.get("picked_by")
         expected = not _kept(told) and told.provenance.get("alpha") == "auto"
         return TRUSTED_NOTE.format(by=f" by {method}" if method else "") + TRUSTED_NO_CHANGE * expected
+    if unsaid(told):
+        return UNSAID_NOTE
     return TRAINING_NOTE if told.provenance.get("verified_from") == "training" else ""
 
 
 def summary_of(told: Told, *, verbose: bool) -> str:
     """Return what was done and why, for reading; see `Correction.summary`."""
-    lines = [headline(told), *(f"  {line}" for line in _details(told, verbose=verbose))]
-    return "\n".join(lines)
+    below = [*filter(None, [caution_of(told)]), *_details(told, verbose=verbose)]
+    return "\n".join([headline(told), *(f"  {line}" for line in below)])
 
 
 def headline(told: Told) -> str:
     """Say in one line what came out."""
     samples = f"{told.provenance['samples']} {'unverified' if unverified(told) else 'verified'} samples"
-    on = f"{samples} ({told.provenance['verified_from']})"
+    on = f"{samples} ({told.provenance['verified_from'] or 'not said from where'})"
     kept = _kept(told)
     if not kept:
         why = told.reason.removeprefix("no change").lstrip(": ")
@@ -113,8 +125,6 @@ def _details(told: Told, *, verbose: bool) -> Iterator[str]:
     yield from (f"Note: {note}" for note in told.notes)
     if any(choice.points for choice in told.choices.values()) and not unverified(told):
         yield "These scores chose the strengths and overstate the gain; measure it on other samples."
-    if caution := caution_of(told):
-        yield caution
 
 
 def left_out(paths: Sequence[Path]) -> list[str]:
@@ -129,8 +139,7 @@ def left_out(paths: Sequence[Path]) -> list[str]:
 def stage_line(stage: str, choice: Choice, decision: str = "") -> str:
     """Return what a stage chose and why, in one line; not again what was decided on the whole path."""
     given = f" (α = {spelled(choice.strength)})" if choice.strength is not None and not choice.points else ""
-    reason = choice.reason.removesuffix(dropped_note(choice.dropped))
-    return f"{stage}: {reason.removesuffix(f': {decision}') if decision else reason}{given}"
+    return f"{stage}: {choice.reason.removesuffix(f': {decision}') if decision else choice.reason}{given}"
 
 
 def layers_line(layers: Sequence[LayerReport]) -> list[str]:

@@ -78,7 +78,8 @@ def paths(result: Result) -> dict[str, Any]:
         }
         for number, (name, point) in enumerate(tried)
     ]
-    return {"reason": result.reason, "rows": rows}
+    taken = result.reason and not result.reason.startswith("no change")
+    return {"reason": f"Taken: {result.reason}" if taken else result.reason, "rows": rows}
 
 
 def stages(result: Result) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def _stage(name: str, choice: Choice) -> dict[str, Any]:
         "meaning": choice.about or None,
         "used": used,
         "strength": spelled(choice.strength) if used else None,
-        "reason": choice.reason,
+        "reason": choice.told,
         "gain": None if best is None else f"{signed(best.loss_gain, 4)} ± {decimal(best.standard_error)}",
         "score": signed(100 * (best.score - base.score)) if best and base else None,
         "points": _points(choice.points, choice.strength),
@@ -179,8 +180,9 @@ def cost(result: Result) -> str | None:
     parts = ", ".join(f"{name} {time(seconds)}" for name, seconds in steps if seconds is not None)
     whole = [] if result.seconds is None else [f"took {time(result.seconds)}"]
     whole += [] if result.memory_bytes is None else [f"held at most {size(result.memory_bytes)} of memory"]
-    told = " and ".join(whole) or ("took" if parts else "")
-    return f"The run {told}{f' ({parts})' if parts else ''}." if told else None
+    if not whole:
+        return f"It took: {parts}." if parts else None
+    return f"The run {' and '.join(whole)}{f' ({parts})' if parts else ''}."
 
 
 def origin(result: Result) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def _of_proof(proof: Proof) -> Iterator[Row]:
 
 @_rows.register
 def _of_comparison(comparison: Comparison) -> Iterator[Row]:
-    return (msgspec.to_builtins(row) for row in comparison.per_class)
+    for row in comparison.per_class:
+        yield msgspec.to_builtins(row) | {"class": _class(row.label, comparison.class_names)}
 
 
 @_rows.register

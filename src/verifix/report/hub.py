@@ -6,34 +6,9 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from verifix.errors import OutputError, UsageError, one_line
-
-
-def hub_library(what: str) -> Any:
-    """Return huggingface_hub.
-
-    Parameters
-    ----------
-    what
-        What needs it, for the message.
-
-    Returns
-    -------
-    module
-        The library.
-
-    Raises
-    ------
-    UsageError
-        If it is not installed.
-    """
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UsageError(f"{what} needs huggingface_hub; run: pip install 'verifix[hub]'") from None
-    return huggingface_hub
+from verifix.io.optional_imports import library
 
 
 def check_hub(repo: str) -> None:
@@ -49,7 +24,7 @@ def check_hub(repo: str) -> None:
     UsageError
         If not, or if the Hub does not answer.
     """
-    hub = hub_library("--push-to-hub")
+    hub = library("huggingface_hub", "huggingface_hub", "hub")
     with _refused(f"--push-to-hub {repo} cannot work", "check the name, and log in with: hf auth login", UsageError):
         importlib.import_module("huggingface_hub.utils").validate_repo_id(repo)
         hub.HfApi().whoami()
@@ -77,7 +52,7 @@ def push(repo: str, files: Mapping[str, Path | bytes], message: str) -> str:
     OutputError
         If they could not be uploaded.
     """
-    hub = hub_library("--push-to-hub")
+    hub = library("huggingface_hub", "huggingface_hub", "hub")
     api = hub.HfApi()
     with _refused(f"the upload to {repo} failed", f"upload them with: hf upload {repo} FOLDER", OutputError):
         place = api.create_repo(repo, private=True, exist_ok=True)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from verifix.io.optional_imports import library
 from verifix.recipe.decision import spelled
 from verifix.report.files import as_result, write_text
 from verifix.report.formatting import percent, printable, shortened
-from verifix.report.hub import hub_library
 from verifix.report.next_steps import undo_command
 from verifix.report.result import Result
 from verifix.report.verdict import caution, measured_on, preprocessing, verdict
@@ -56,7 +56,7 @@ def model_card(
     UsageError
         If huggingface_hub is not installed, or the result is of another format.
     """
-    hub = hub_library("a model card")
+    hub = library("huggingface_hub", "huggingface_hub", "hub")
     result = as_result(result)
     name, task = name or Path(result.out or "corrected-model").stem, task or result.task
     scheme, _, origin = (result.model or "").partition(":")

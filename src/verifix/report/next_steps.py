@@ -5,15 +5,13 @@ from __future__ import annotations
 import shlex
 from pathlib import PurePath
 
-from verifix.report.formatting import count
-from verifix.report.proof_section import class_name
+from verifix.evaluation.advice import more_samples, other_recipe, rare_classes
+from verifix.proof import seconds_of_proof
+from verifix.recipe.stages import projection_among
 from verifix.report.result import Result
 
 Step = tuple[str, str | None]
 """What to do, and the command for it."""
-
-FEW = 3
-"""Classes that are named of those with the fewest samples."""
 
 
 def next_steps(result: Result) -> list[Step]:
@@ -29,7 +27,7 @@ def next_steps(result: Result) -> list[Step]:
     list of (str, str or None)
         Sentences, and commands that can be typed as they are, but for words in capitals.
     """
-    steps = [*_use(result), *_prove(result), *_more(result), *_write(result)]
+    steps = [*_use(result), *_prove(result), *((line, None) for line in advice(result)), *_write(result)]
     return [*steps, *_undo(result), *_in_python(result)]
 
 
@@ -42,8 +40,6 @@ def undo_command(result: Result) -> str | None:
 
 
 def _use(result: Result) -> list[Step]:
-    if result.verdict == "harmful":
-        return [("Do not use this correction: the corrected model is worse.", None)]
     if result.out is None or result.verdict != "improved":
         return []
     return [
@@ -69,19 +65,47 @@ def _prove(result: Result) -> list[Step]:
     ]
 
 
-def _more(result: Result) -> list[Step]:
-    """Say how many more samples would decide, and of which classes there are fewest."""
+def advice(result: Result) -> list[str]:
+    """Say what may help where no gain is proven, in sentences: more samples, of which classes, another recipe.
+
+    Parameters
+    ----------
+    result
+        The result.
+
+    Returns
+    -------
+    list of str
+        Nothing where a gain is proven, nobody verified the samples, or there is a change and no proof of it.
+    """
     found = result.comparison
-    if result.verdict == "harmful" or (found is None and result.changed) or result.verdict == "improved":
+    if result.picked or result.verdict == "improved" or (found is None and result.changed):
         return []
-    steps = [] if found is None else [" ".join(found.needed())]
-    if found is not None:
-        rarest = sorted(found.per_class, key=lambda row: row.samples)[:FEW]
-        named = ", ".join(f"{class_name(result.class_names, r.label)} ({count(r.samples)})" for r in rarest)
-        steps.append(f"Verify more samples first of the classes that have fewest: {named}." if named else "")
-    else:
-        steps.append("Verify more samples and run it again: with more of them a smaller gain can be seen.")
-    return [(step, None) for step in steps if step]
+    harmful = "Do not use this correction: the corrected model is worse."
+    more = harmful if result.verdict == "harmful" else more_samples(found, result.paths, result.provenance.samples)
+    settings = result.provenance.settings
+    other = other_recipe(str(settings["recipe"]), _projection_seconds(result)) if "recipe" in settings else ""
+    return [line for line in (more, rare_classes(_counts(result), result.class_names), other) if line]
+
+
+def _counts(result: Result) -> list[int]:
+    """Return how many verified samples each class has, those included that were held back to prove the gain."""
+    counts = list(result.provenance.class_samples or ())
+    if counts and result.proof is not None and result.proof.kind == "split" and result.comparison is not None:
+        for row in result.comparison.per_class:
+            counts[row.label] += row.samples
+    return counts
+
+
+def _projection_seconds(result: Result) -> float | None:
+    """Return what the projection alone takes with its proof, from what it took here; None if that is not known."""
+    stage, folds = projection_among(result.choices), result.provenance.settings.get("folds")
+    spent = [path.seconds for path in result.paths if path.stages == (stage,) and path.seconds is not None]
+    if not spent or result.seconds is None or not isinstance(folds, int):
+        return None
+    others = sum(path.seconds or 0.0 for path in result.paths) + ((result.proof and result.proof.seconds) or 0.0)
+    once = max(result.seconds - others, 0.0)
+    return once + spent[0] + seconds_of_proof(once, spent[0], folds)
 
 
 def _write(result: Result) -> list[Step]:

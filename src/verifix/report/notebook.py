@@ -53,7 +53,8 @@ def _of_correction(correction: Correction) -> Markup:
     drawn = charts.curve(points, correction.alpha, "score") if points else Markup("")
     told = _table(("stage", "strength", "why"), rows)
     next_step = "correction.prove() measures the gain on held-out samples." if correction.changed else ""
-    return _page(headline(correction), told, drawn, [*correction.notes, correction.caution, next_step],
+    below = Markup("<p>{}</p>").format(correction.caution) if correction.caution else Markup("")
+    return _page(headline(correction), below + told, drawn, [*correction.notes, next_step],
                  correction.summary(verbose=True))  # fmt: skip
 
 
@@ -64,7 +65,7 @@ def _of_proof(proof: Proof) -> Markup:
 
 @_parts.register
 def _of_comparison(comparison: Comparison) -> Markup:
-    return _compared(comparison, None, "", comparison.summary())
+    return _compared(comparison, comparison.class_names, "", comparison.summary())
 
 
 def _compared(comparison: Comparison, names: Sequence[str] | None, note: str, whole: str) -> Markup:

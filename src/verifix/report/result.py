@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from verifix.correction import Correction
-from verifix.errors import UsageError
 from verifix.evaluation.comparison import Comparison, Count, Verdict
 from verifix.proof import Fold, Proof
 from verifix.recipe.candidates import Strength
 from verifix.recipe.decision import Choice
 from verifix.recipe.outcome import LayerReport
 from verifix.recipe.paths import Path as TriedPath
+from verifix.recipe.summary import unsaid
 
 SCHEMA = "verifix-result-1"
 """Version of the format; docs/report.md says what a change of it means."""
@@ -41,9 +41,11 @@ class Provenance:
     samples_sha256
         Of the samples and labels, as tensors.
     verified_from
-        Where the samples come from.
+        Where the samples come from; null if nobody said it.
     classes_without_samples
         Outputs that are the label of no sample.
+    class_samples
+        How many samples have each output as their label.
     settings
         The settings of the correction, by name; they stand beside the other keys.
     """
@@ -55,6 +57,7 @@ class Provenance:
     samples_sha256: str | None = None
     verified_from: Literal["unseen", "training", "trusted", None] = None
     classes_without_samples: tuple[int, ...] | None = None
+    class_samples: tuple[Count, ...] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -357,24 +360,17 @@ def result_of(correction: Correction, proof: Proof | None = None) -> Result:
         changed=correction.changed,
         paths=correction.paths,
         reason=correction.reason,
-        architecture=_class_of(correction),
+        architecture=None if correction.made is None else type(correction.model).__name__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         verdict=None if proof is None else proof.comparison.verdict,
         proof=ProofRecord() if proof is None else _record_of(proof),
         test=None if proof is None or proof.kind != "test" else _scores_of(proof),
         unverified=correction.unverified,
-        warning=correction.caution or None,
+        warning=None if proof is not None and unsaid(correction) else correction.caution or None,
         unchanged_by_rounding=correction.unchanged_by_rounding,
         notes=correction.notes,
         class_names=correction.class_names,
     )
-
-
-def _class_of(correction: Correction) -> str | None:
-    try:
-        return type(correction.model).__name__
-    except UsageError:  # it was loaded from a file
-        return None
 
 
 def held(part: Any) -> dict[str, Any]:

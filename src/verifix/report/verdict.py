@@ -61,4 +61,4 @@ def preprocessing(result: Result) -> str:
 
 def prepared(result: Result) -> str:
     """Say how the samples became inputs, without a full stop."""
-    return result.preprocessing or "none by verifix; they were used as they were given"
+    return result.preprocessing or "none; they were used as they were given"

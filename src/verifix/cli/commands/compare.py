@@ -90,7 +90,8 @@ def run_compare(command: CompareCommand) -> tuple[int, ComparisonOf, str]:
     lines = [comparison.summary(compared.class_names), *compared.notes]
     if compared.preprocessing:
         lines.append(f"Preprocessing of the samples: {compared.preprocessing}.")
-    return 0, ComparisonOf(**vars(comparison), compared=compared), "\n".join(lines)
+    names = {"class_names": compared.class_names and tuple(compared.class_names)}
+    return 0, ComparisonOf(**vars(comparison) | names, compared=compared), "\n".join(lines)
 
 
 def _check_inputs(answers: _Answers, labels: Any, weights: Any, command: CompareCommand) -> list[str]:

@@ -31,7 +31,7 @@ from verifix.cli.options import CorrectCommand
 from verifix.correction import Correction
 from verifix.errors import UsageError
 from verifix.evaluation.draw import judged
-from verifix.evaluation.provable import OUTER_FOLDS, check_provable
+from verifix.evaluation.provable import check_provable
 from verifix.inspection import collect_moments
 from verifix.io.checkpoints.checkpoint import Checkpoint
 from verifix.io.checkpoints.undo_record import correction_path
@@ -43,8 +43,8 @@ from verifix.model import ranks
 from verifix.model.samples import Samples, read_samples
 from verifix.model.sources import Source
 from verifix.options import CorrectOptions
-from verifix.progress import duration, note, notes_kept, tell
-from verifix.proof import Proof, estimated_seconds, halves, measured, prove
+from verifix.progress import note, notes_kept, one_bar
+from verifix.proof import Proof, estimated_seconds, halves, measured, prove, seconds_of_proof
 from verifix.recipe.plan import minimum_samples
 from verifix.report import Result, as_json, model_card, render, result_of
 from verifix.report.files import fill_text
@@ -100,6 +100,12 @@ class _Inputs:
 
 def run_correct(command: CorrectCommand) -> tuple[int, Result | DryRun, str]:
     """Correct a checkpoint, prove the gain, and write it if it is proved; see `CorrectCommand`."""
+    later = partial(seconds_of_proof, folds=command.folds) if command.proves_by == "nested" else None
+    with one_bar("correct", command.progress, later):
+        return _run(command)
+
+
+def _run(command: CorrectCommand) -> tuple[int, Result | DryRun, str]:
     start = time.perf_counter()
     inputs = _read(command)
     if command.dry_run:
@@ -124,7 +130,7 @@ def run_correct(command: CorrectCommand) -> tuple[int, Result | DryRun, str]:
 
 
 def _text(inputs: _Inputs, correction: Correction, proof: Proof | None, result: Result, command: CorrectCommand) -> str:
-    return correct_text(correction, proof, inputs.trusted, result, inputs.verified.labels, verbose=command.verbose)
+    return correct_text(correction, proof, inputs.trusted, result, verbose=command.verbose)
 
 
 def _read(command: CorrectCommand) -> _Inputs:
@@ -274,8 +280,6 @@ def _correct_and_prove(inputs: _Inputs, command: CorrectCommand) -> tuple[Correc
     if not correction.changed:
         return correction, None
     expected = estimated_seconds(correction, time.perf_counter() - start, command.folds)
-    about = f"{OUTER_FOLDS} corrections, each judged on samples it has not seen, about {duration(expected)}"
-    tell(f"proof: {about}", command.progress)
     checked = {"check_labels": False, "check_inputs": False, "expect_accuracy": None}  # by now
     proof = prove(model, verified, weights=weights, **settings | checked)
     return correction, replace(proof, estimated=expected)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-
-from torch import Tensor
-
 from verifix.correction import Correction
-from verifix.evaluation.advice import more_samples, other_recipe, rare_classes
 from verifix.evaluation.draw import drawn_note
-from verifix.proof import Proof, estimated_seconds
-from verifix.recipe.stages import projection_among
+from verifix.proof import Proof
 from verifix.report import Result
+from verifix.report.next_steps import advice
 from verifix.report.verdict import preprocessing
 from verifix.report.verdict import verdict as verdict_on
 from verifix.selection.trusted import Trusted
@@ -23,7 +17,6 @@ def correct_text(
     proof: Proof | None,
     picked: Trusted | None,
     result: Result,
-    labels: Tensor,
     *,
     verbose: bool,
 ) -> str:
@@ -37,8 +30,6 @@ def correct_text(
         How the samples were picked; None for verified ones.
     result
         All of it, with what was written.
-    labels
-        Of the samples that the correction was made from, int64 ``[n]``.
     verbose
         Whether to print every path, strength, layer and class.
 
@@ -55,8 +46,8 @@ def correct_text(
     if half:
         share = f"{correction.unchanged_by_rounding:.1%}"
         lines.append(f"Rounding to {' and '.join(half)} left {share} of the corrected layers' entries as they were.")
-    if result.out is None and picked is None:
-        lines += [f"Next: {' '.join(_next(correction, proof, labels))}"]
+    if next_steps := advice(result):
+        lines.append(f"Next: {' '.join(next_steps)}")
     if result.moments_file is not None:
         lines.append(f"Wrote the moments to {result.moments_file}.")
     files = f"Wrote {result.out} and {result.correction_file}."
@@ -71,31 +62,6 @@ def _verdict(proof: Proof | None, result: Result, *, verbose: bool) -> list[str]
         return [proof.summary()]
     drawn = drawn_note(proof.drawn, weighted=proof.comparison.weighted)
     return [verdict_on(result), *(f"  {line}" for line in (*proof.comparison.brief(), drawn) if line)]
-
-
-def _next(correction: Correction, proof: Proof | None, labels: Tensor) -> Iterator[str]:
-    """Yield what may help where nothing was written."""
-    comparison = None if proof is None else proof.comparison
-    if comparison is not None and comparison.verdict == "harmful":
-        yield "Keep the model as it is: the corrected one is worse."
-    else:
-        yield more_samples(comparison, correction.paths, len(labels))
-    absent = correction.provenance.get("classes_without_samples") or []
-    classes = max(int(labels.max()), *absent, len(correction.class_names or ()) - 1) + 1
-    yield from filter(None, [rare_classes(labels, classes, correction.class_names)])
-    yield other_recipe(str(correction.provenance["recipe"]), _projection_seconds(correction))
-
-
-def _projection_seconds(correction: Correction) -> float | None:
-    """Return what the projection alone takes with its proof, from what it took here; None if that is not known."""
-    made, stage = correction.made, projection_among(correction.choices)
-    spent = [path.seconds for path in correction.paths if path.stages == (stage,) and path.seconds is not None]
-    if made is None or not spent:
-        return None
-    rest = made.seconds - sum(path.seconds or 0.0 for path in correction.paths)
-    alone = [path for path in correction.paths if path.stages == (stage,)]
-    seconds = max(rest, 0.0) + spent[0]
-    return seconds + estimated_seconds(replace(correction, paths=tuple(alone)), seconds, made.settings.folds)
 
 
 def _why_not_written(correction: Correction) -> str:
