@@ -176,6 +176,14 @@ def test_two_people_and_their_disagreements(tmp_path, visit):
         press(bob, "k", 1)
         press(bob, str((second.label + 2) % 4), None)
         saved(bob, tmp_path / "verified.jsonl", 8)
+        bob.reload()
+        bob.wait_for_selector("#stage[data-place='3']")
+        bob.keyboard.press("z")  # the last resolution, although the page was loaded again
+        bob.wait_for_selector("#stage[data-place='1']")
+        assert bob.get_attribute("#to-disputes", "aria-pressed") == "true"
+        assert bob.inner_text("#votes").startswith("Ada: ")
+        press(bob, str((second.label + 2) % 4), None)
+        saved(bob, tmp_path / "verified.jsonl", 10)
         ada.reload()
         ada.wait_for_selector("#stage[data-place='3']")
         assert ada.inner_text("#far").startswith("3 of 8 decided")

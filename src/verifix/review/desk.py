@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -24,7 +24,10 @@ NAME = re.compile(r"[^\W_](?:[\w .,'@+-]{0,38}[\w.])?")
 
 
 UNDONE = 200
-"""Decisions that can be taken back after the page was loaded again."""
+"""Requests of a person that can be taken back after the page was loaded again."""
+
+TOGETHER = 60
+"""Samples of a page of the grid, whose decisions are taken back together. More at once were imported."""
 
 
 class Decision(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -84,15 +87,24 @@ class Desk:
         return {"classes": names, "texts": self.pictures.texts, "random": random, "entries": entries}
 
     def decided(self, asked: Asked) -> dict[str, Any]:
-        """Return what a person has decided: status and class by place, their order, and places of others alone."""
+        """Return what a person has decided: status and class by place, what undo takes back, and places of others alone.
+
+        Each entry of "steps" was one request, such as a page of the grid; the last one is at the end.
+        """
         name, tally = _checked_name(asked.name), self.ledger.tally()
         votes = {place: tally.by_person(entry.id) for place, entry in enumerate(self.queue.entries)}
         own = {place: records[name] for place, records in votes.items() if name in records}
         return {
             "decisions": {place: [record.status, self._number(record)] for place, record in own.items()},
-            "order": sorted(own, key=lambda place: own[place].time)[-UNDONE:],
+            "steps": list(self._steps(tally, name))[-UNDONE:],
             "others": [place for place, records in votes.items() if records and place not in own],
         }
+
+    def _steps(self, tally: Tally, name: str) -> Iterator[dict[str, Any]]:
+        for records in tally.steps(name):
+            places = [self._place_of[record.id] for record in records if record.id in self._place_of]
+            together = [places] if len(places) <= TOGETHER else [[place] for place in places]
+            yield from ({"places": each, "resolves": records[0].resolves} for each in together if each)
 
     def decide(self, sent: Sent) -> dict[str, Any]:
         """Write decisions down; when this returns, they are on the disk.

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
 
@@ -45,6 +45,7 @@ class Ledger:
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         self._one_at_a_time = threading.Lock()
         self._descriptor = -1
+        self._latest = datetime.min.replace(tzinfo=timezone.utc)
 
     def __enter__(self) -> Ledger:
         """Lock, read and open the file."""
@@ -90,12 +91,17 @@ class Ledger:
         OutputError
             If they cannot be written; then none of them is in the file.
         """
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        timed = [replace(record, time=now) for record in records]
         with self._one_at_a_time:
+            now = self._now()
+            timed = [replace(record, time=now) for record in records]
             self._write(spelled(timed))
             self._tally.add(timed)
         return timed
+
+    def _now(self) -> str:
+        """Return the time, which no two requests have in common: the records of one request are taken back together."""
+        self._latest = max(datetime.now(timezone.utc), self._latest + timedelta(milliseconds=1))
+        return self._latest.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def tally(self) -> Tally:
         """Return what is decided at this moment, which later decisions leave as it is."""

@@ -47,13 +47,14 @@ function act(work) {
   figures.progress();
 }
 
-function takeBack() {
+async function takeBack() {
   const last = undo();
   if (last === null) {
     element("spoken").textContent = "There is nothing to undo.";
-  } else if (view === "grid") {
+  } else if (view === "grid" && !last.resolves) {
     grid.begin();
   } else {
+    if (last.resolves) await send().then(figures.refresh).catch(() => {}); // which say again what others decided
     if (last.resolves !== (view === "disputes")) show(last.resolves ? "disputes" : "single");
     single.next(last.places[0]);
     element("spoken").textContent = `Undone. ${element("spoken").textContent}`;
@@ -152,7 +153,7 @@ async function enter() {
   }
   state.decisions = new Map(Object.entries(answer.decisions).map(([place, decision]) => [Number(place), decision]));
   state.others = new Set(answer.others);
-  state.history = answer.order.map((place) => ({ places: [place], resolves: false }));
+  state.history = answer.steps;
   await figures.refresh();
   element("figures").hidden = false;
   show("single");
