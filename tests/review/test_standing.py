@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -244,3 +247,27 @@ def test_the_page_makes_a_correction_in_a_process_of_its_own(tmp_path, network, 
         server.end()
     (kept,) = (tmp_path / "verified.looks.jsonl").read_text().splitlines()
     assert set(json.loads(kept)["after"]) == set(map(str, queue.header.random[30:]))
+
+
+def looking(server: int) -> dict[int, Path]:
+    """The processes that make corrections for a server, and the folder of each."""
+    found = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = (line.split(maxsplit=2) for line in found.splitlines())
+    return {int(own): Path(args.split()[-1]) for own, of, args in rows if int(of) == server and "verifix.cli.look" in args}
+
+
+def alive(process: int) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
+
+
+def test_a_correction_in_the_background_ends_with_the_server(tmp_path, network):
+    """However the server ends: it is killed while a correction is being made."""
+    queue = cases.make_queue(tmp_path, 80, drawn=40, side=2)
+    with cases.served(tmp_path, *network) as server:
+        assert server.connect().decide(*((place, "ok", e.label) for place, e in enumerate(queue.entries[:60]))) == 200
+        ((process, folder),) = cases.wait_for(lambda: looking(server.process.pid), 60).items()
+        assert folder.is_dir()
+        os.kill(server.process.pid, signal.SIGKILL)
+        cases.wait_for(lambda: not alive(process), 300)
+    assert not folder.exists()  # it had no time to find anything, and left nothing

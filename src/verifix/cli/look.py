@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +36,7 @@ def main(folder: str) -> int:
     int
         Exit code.
     """
+    threading.Thread(target=_end_with_the_page, args=(folder,), daemon=True).start()
     wait_passively()
     with suppress(OSError, AttributeError):  # Windows has no such call
         os.nice(COURTESY)
@@ -43,6 +46,14 @@ def main(folder: str) -> int:
         sys.stderr.write(f"verifix: error: {printable(error, one_line=True)}\n")
         return error.exit_code
     return 0
+
+
+def _end_with_the_page(folder: str) -> None:
+    """Wait for the end of standard input, which the page holds open as long as it lives; then leave nothing behind."""
+    while sys.stdin.buffer.read(1):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def look(folder: Path) -> None:

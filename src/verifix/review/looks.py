@@ -200,7 +200,7 @@ class Looks:
         if self._running is not None:
             process, folder = self._running
             process.kill()
-            process.wait()
+            _ended(process)
             folder.cleanup()
             self._running = None
 
@@ -219,6 +219,7 @@ class Looks:
         assert self._running is not None  # noqa: S101 - `tick` has checked
         process, folder = self._running
         self._running, place = None, Path(folder.name)
+        _ended(process)
         try:
             look = msgspec.json.decode((place / FOUND).read_bytes(), type=Look)
             self._keep(look)
@@ -238,6 +239,13 @@ class Looks:
             file.flush()
             os.fsync(file.fileno())
         flush(self.path.parent)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process, and give back the pipe by which it sees whether this one lives."""
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _read(path: Path) -> list[Look]:
