@@ -16,7 +16,7 @@ from verifix.review.agreement import agreement
 from verifix.review.ledger import Ledger, earlier_records
 from verifix.review.looks import Looks
 from verifix.review.pictures import Pictures
-from verifix.review.standing import in_turn, standing
+from verifix.review.standing import ever_in_turn, in_turn, standing
 from verifix.selection.queue import RANDOM, Queue
 
 NAME = re.compile(r"[^\W_](?:[\w .,'@+-]{0,38}[\w.])?")
@@ -148,7 +148,8 @@ class Desk:
         tally, drawn = self.ledger.tally(), set(self.queue.header.random)
         ids = dict.fromkeys([*(entry.id for entry in self.queue.entries), *self.earlier.voted()])
         found = [(tally if tally.touched(i) else self.earlier).outcome(i) for i in ids if i not in drawn]
-        self.looks.tick(in_turn(self.queue, self.earlier, tally), [record for record in found if record is not None])
+        rounds = self.queue, self.earlier, tally
+        self.looks.tick(in_turn(*rounds), [record for record in found if record is not None], ever_in_turn(*rounds))
 
     def _disputes(self, tally: Tally) -> list[dict[str, Any]]:
         """Return the disagreements: the place of each sample, and the class that each person gave it."""

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from verifix.errors import DataError, OutputError, UsageError, one_line
 from verifix.io.data.records import VERIFIED, Header, Record, header_of, read_lines, spelled
 from verifix.io.data.tally import Tally
+from verifix.io.data.verified import checked_records
 from verifix.progress import note
 from verifix.storage.atomic import special, write_atomically
 from verifix.storage.transaction import flush
@@ -150,7 +151,7 @@ class Ledger:
                 f"{self.path} holds the records of another queue of the same data; name another file with --out"
             )
         self._cut_unfinished()
-        self._tally.add(records)
+        self._tally.add(checked_records(records, self.header, self.path))
 
     def _cut_unfinished(self) -> None:
         """Remove a last line without a line break: a decision that was never acknowledged."""
@@ -187,5 +188,5 @@ def earlier_records(header: Header) -> list[Record]:
         before, records = read_lines(path, VERIFIED, Record)
         if before.fingerprint != header.fingerprint:
             raise DataError(f"{path} holds records on other data than {header.data}; write the queue again")
-        found += records
+        found += checked_records(records, before, path)
     return found

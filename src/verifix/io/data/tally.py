@@ -97,6 +97,10 @@ class Tally:
         """Tell whether anybody has decided on a sample, whatever counts of it."""
         return bool(self.by_person(sample)) or self.resolution(sample) is not None
 
+    def known(self, sample: int) -> bool:
+        """Tell whether there is any record on a sample, even if all were taken back."""
+        return sample in self._of or sample in self._resolved
+
     def outcome(self, sample: int) -> Record | None:
         """Return the record that counts.
 
