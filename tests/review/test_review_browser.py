@@ -372,7 +372,16 @@ def test_the_gain_is_told_as_it_grows(tmp_path, visit):
     of = {entry.id: entry for entry in queue.entries}
     before = {str(i): (of[i].label + 1) % 4 for i in queue.header.random}
     after = {str(i): before[str(i)] if turn == 0 else of[i].label for turn, i in enumerate(queue.header.random)}
-    look = {"about": about, "turns": 0, "since": 0, "labels": 50, "before": before, "after": after, "changed": True, "seconds": 1.0}
+    look = {
+        "about": about,
+        "turns": 0,
+        "since": 0,
+        "labels": 50,
+        "before": before,
+        "after": after,
+        "changed": True,
+        "seconds": 1.0,
+    }
     (tmp_path / "verified.looks.jsonl").write_text(json.dumps(look) + "\n")
     with cases.served(tmp_path, *flags) as server:
         client = server.connect()

@@ -303,9 +303,13 @@ def test_the_page_makes_a_correction_in_a_process_of_its_own(tmp_path, network, 
 
 def looking(server: int) -> dict[int, Path]:
     """The processes that make corrections for a server, and the folder of each."""
-    found = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     rows = (line.split(maxsplit=2) for line in found.splitlines())
-    return {int(own): Path(args.split()[-1]) for own, of, args in rows if int(of) == server and "verifix.cli.look" in args}
+    return {
+        int(own): Path(args.split()[-1]) for own, of, args in rows if int(of) == server and "verifix.cli.look" in args
+    }
 
 
 def alive(process: int) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
 import verifix
@@ -17,9 +18,10 @@ from verifix.errors import DataError, UsageError
 from verifix.io.data.records import VERIFIED, Header, Record, spelled
 from verifix.io.data.verified import read_decisions
 from verifix.model import reading
+from verifix.selection import spreading
 from verifix.selection.draw import draw
 from verifix.selection.options import STRATEGIES, SelectOptions
-from verifix.selection.strategies import spread
+from verifix.selection.spreading import Spool, spread
 from verifix.storage import chunks
 
 COUNT = 90
@@ -119,13 +121,46 @@ def test_spread_reaches_what_is_rare():
     points = np.concatenate([c + generator.normal(size=(n, 5)) for c, n in zip(centres, sizes, strict=True)])
     blob = np.repeat(np.arange(5), sizes)
     order = generator.permutation(len(points))
-    chosen = spread(points.astype(np.float32), order, 5, 0)
+    with spooled(points) as spool:
+        chosen = spread(spool, order, 5, 0)
+        assert sorted(spread(spool, order[:3], 9, 0)) == sorted(order[:3].tolist())
     assert sorted(blob[chosen]) == [0, 1, 2, 3, 4]
     for i in chosen:  # each is the one nearest to the mean of its cluster
         own = points[blob == blob[i]]
         nearest = np.square(own - own.mean(axis=0)).sum(axis=1).argmin()
         assert np.square(own[nearest] - points[i]).sum() < 3
-    assert sorted(spread(points.astype(np.float32), order[:3], 9, 0)) == sorted(order[:3].tolist())
+
+
+def spooled(points) -> Spool:
+    spool = Spool()
+    for start in range(0, len(points), 100):
+        spool.take(range(start, min(start + 100, len(points))), {"features": points[start : start + 100]})
+    return spool
+
+
+@pytest.mark.parametrize("seen", [2**16, 60])
+def test_spread_is_k_means_of_all_in_memory(monkeypatch, seen):
+    """By a slow reading: each sample with its centre, the nearest of each cluster, the largest cluster first."""
+    monkeypatch.setattr(spreading, "LOOKED_AT", seen)
+    monkeypatch.setattr(spreading, "PER_CENTRE", 1)
+    monkeypatch.setattr(spreading, "MINI_BATCH", 64)
+    generator = np.random.default_rng(1)
+    points = generator.normal(size=(500, 6)).astype(np.float32)
+    order = generator.permutation(500)[:410]
+    with spooled(points) as spool:
+        chosen = spread(spool, order, 30, 0)
+    centres = MiniBatchKMeans(30, random_state=0, batch_size=64, n_init=3, reassignment_ratio=0.0)
+    centres = centres.fit(points[order[:seen]]).cluster_centers_
+    distances = np.square(points[order][:, None] - centres).sum(axis=2)
+    own = distances.argmin(axis=1)
+    sizes = np.bincount(own, minlength=30)
+    nearest = [
+        order[min(np.flatnonzero(own == k), key=distances[:, k].__getitem__)] if sizes[k] else -1 for k in range(30)
+    ]
+    expected = [nearest[k] for k in np.argsort(-sizes, kind="stable") if sizes[k]]
+    assert chosen[: len(expected)] == expected
+    assert len(set(chosen)) == 30
+    assert set(chosen) <= set(order.tolist())
 
 
 def test_features_are_what_the_last_layer_sees_brought_to_few_numbers(monkeypatch):

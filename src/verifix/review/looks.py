@@ -150,9 +150,7 @@ class Looks:
         if self.start is None:
             return None
         known, least, most = self._outcomes(turns)
-        found = replace(
-            bounds(known, -1.0, 1.0), low=bounds(least, -1.0, 1.0).low, high=bounds(most, -1.0, 1.0).high
-        )
+        found = replace(bounds(known, -1.0, 1.0), low=bounds(least, -1.0, 1.0).low, high=bounds(most, -1.0, 1.0).high)
         verdict = "improved" if found.low > 0 else "harmful" if found.high < 0 else "undecided"
         y = (least + 1) / 2 if found.estimate is not None and found.estimate >= 0 else (1 - most) / 2
         return Gain(
@@ -168,12 +166,9 @@ class Looks:
         )
 
     def _outcomes(self, turns: Turns) -> tuple[Any, Any, Any]:
-        """Return for each judged random sample whether it was set right (1), broken (−1), or neither (0).
-
-        First ``[n]`` where the label is known; then ``[m]`` at least, and at most, with those whose label is not known
-        (unsure, skipped, disputed): neither if both answers are equal, and else anything. What becomes known later
-        is not below the least nor above the most, so that bounds from these hold whenever it becomes known.
-        """
+        """Return whether judged random samples were set right (1), broken (−1), or neither (0): known, least, most."""
+        # Where the label is not known (unsure, skipped, disputed), it is neither if both answers are equal, and else
+        # anything. What becomes known later lies between, so that bounds from least and most hold at all times.
         known, least, most = [], [], []
         for turn, (sample, record) in enumerate(turns):
             made = [look for look in self.looks if look.since <= turn and sample in look.after]

@@ -69,10 +69,8 @@ class Tally:
         return {name: kept[-1] for name, kept in self._of.get(sample, {}).items() if kept}
 
     def steps(self, name: str) -> list[list[Record]]:
-        """Return what a person has decided and not taken back, request by request, the last one at the end.
-
-        The records of one request have one time, which no other request of the file has.
-        """
+        """Return what a person has decided and not taken back, request by request, the last one at the end."""
+        # The records of one request have one time, which no other request has.
         grouped = itertools.groupby(self._steps.get(name, ()), key=lambda record: (record.time, record.resolves))
         return [list(records) for _, records in grouped]
 
