@@ -12,7 +12,8 @@ let due = null;
 
 onChange((error) => {
   element("trouble").hidden = error === null;
-  element("trouble-text").textContent = error ? `${unsaved()} decisions are not saved yet: ${error.message}` : "";
+  const count = unsaved() === 1 ? "1 decision is" : `${unsaved()} decisions are`;
+  element("trouble-text").textContent = error ? `${count} not saved yet: ${error.message}` : "";
   figures.progress();
   if (error === null) soon();
 });
@@ -120,6 +121,10 @@ document.addEventListener("click", (event) => {
 element("confirm").addEventListener("click", confirm);
 element("grid-class").addEventListener("change", grid.fill);
 element("retry").addEventListener("click", send);
+element("other-name").addEventListener("click", () => {
+  sessionStorage.removeItem("name");
+  location.reload();
+});
 element("keys-on").addEventListener("change", (event) => {
   state.keys = event.target.checked;
   sessionStorage.setItem("no-keys", state.keys ? "" : "yes");
@@ -155,6 +160,7 @@ async function enter() {
   state.others = new Set(answer.others);
   state.history = answer.steps;
   await figures.refresh();
+  element("me").textContent = state.name;
   element("figures").hidden = false;
   show("single");
   setInterval(soon, POLL);
