@@ -95,7 +95,8 @@ def starting(answers):
         "job = json.loads((place / 'job.json').read_text())\n"
         "found = job | json.loads(sys.argv[2]); later = map(str, found.pop('later'))\n"
         "before, after = found.pop('predictions'); later = list(later)\n"
-        "found |= {'since': found['turns'], 'before': dict.fromkeys(later, before), 'after': dict.fromkeys(later, after), 'changed': True}\n"
+        "found['since'] = found['turns']\n"
+        "found |= {'before': dict.fromkeys(later, before), 'after': dict.fromkeys(later, after), 'changed': True}\n"
         "(place / 'look.json').write_text(json.dumps(found | {'seconds': 1.0}))\n"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
 import verifix
+from benchmarks import strategies
 from tests.deadly import Counted, killed
 from tests.record_cases import record, write
 from verifix.errors import DataError, UsageError
@@ -20,7 +22,7 @@ from verifix.io.data.verified import read_decisions
 from verifix.model import reading
 from verifix.selection import spreading
 from verifix.selection.draw import draw
-from verifix.selection.options import STRATEGIES, SelectOptions
+from verifix.selection.options import DEFAULT_STRATEGY, STRATEGIES, SelectOptions
 from verifix.selection.spreading import Spool, spread
 from verifix.storage import chunks
 
@@ -336,3 +338,22 @@ def test_strategies_that_score_nothing_run_only_what_they_select():
     model.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
     verifix.select(model, pool, strategy="random", count=10, batch_size=5, progress=False)
     assert sum(runs) < 40
+
+
+def test_the_page_names_the_default(tmp_path):
+    """And the benchmark writes it there, with its table and plot, whatever the default is."""
+    page = Path("docs/selection.md").read_text("utf-8")
+    assert f"| `auto` | the default: `{DEFAULT_STRATEGY}` |" in page
+    copy = tmp_path / "selection.md"
+    copy.write_text(page.replace(f"the default: `{DEFAULT_STRATEGY}`", "the default: `another`"), "utf-8")
+    records = [json.loads(line) for line in Path("benchmarks/results/strategies.jsonl").read_text("utf-8").splitlines()]
+    rows = strategies.summed_up(records)
+    strategies.write_page(rows, copy, tmp_path / "images" / "strategies.svg")
+    again = copy.read_text("utf-8")
+    assert f"| `auto` | the default: `{DEFAULT_STRATEGY}` |" in again
+    assert "(images/strategies.svg)" in again
+    assert "Not measured yet" not in again
+    means = [row["mean"] for row in strategies.standings(rows)]
+    assert means == sorted(means, reverse=True)
+    strategies.write_page(rows, copy, tmp_path / "images" / "strategies.svg")
+    assert copy.read_text("utf-8") == again

@@ -87,7 +87,7 @@ class Desk:
         return {"classes": names, "texts": self.pictures.texts, "random": random, "entries": entries}
 
     def decided(self, asked: Asked) -> dict[str, Any]:
-        """Return what a person has decided, by place; what undo takes back, in its order; and places of others alone."""
+        """Return what a person has decided, by place; what undo takes back, in order; and places of others alone."""
         name, tally = _checked_name(asked.name), self.ledger.tally()
         votes = {place: tally.by_person(entry.id) for place, entry in enumerate(self.queue.entries)}
         own = {place: records[name] for place, records in votes.items() if name in records}

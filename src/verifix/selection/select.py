@@ -142,7 +142,7 @@ def select(model: nn.Module, data: Any, settings: SelectArguments) -> Selection:
     >>> import torch, verifix
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> data = torch.randn(500, 4), torch.arange(500) % 2
-    >>> selection = verifix.select(model, data, count=100, random_share=0.4, progress=False)
+    >>> selection = verifix.select(model, data, strategy="uncertain", count=100, random_share=0.4, progress=False)
     >>> print(selection.summary())
     100 of 500 samples to verify: 40 drawn at random (of 40 in all, each with probability 0.08) and 60 by uncertain.
     """

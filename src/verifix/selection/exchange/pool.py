@@ -130,10 +130,8 @@ class Pool:
 
 
 def _path_in(name: str) -> PurePosixPath:
-    """Return the path in a name or an address; that of a local file of Label Studio stands behind ``?d=``.
-
-    Files that were uploaded to Label Studio have lost their folder, and have eight letters before their name.
-    """
+    """Return the path in a name or an address; that of a local file of Label Studio stands behind ``?d=``."""
+    # Files that were uploaded to Label Studio have lost their folder, and have eight letters before their name.
     if uploaded := UPLOADED.search(name):
         return PurePosixPath(unquote(uploaded[1]))
     parts = urlsplit(name) if "://" in name or "?d=" in name else None
