@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from functools import reduce
 from types import TracebackType
 from typing import Any
 
@@ -51,7 +52,7 @@ class Spool:
         rows = np.ascontiguousarray(found.pop("features"), np.float32)
         if self._file.tell() == 0:
             self._start, self._width = part.start, rows.shape[1]
-        self._file.write(rows)
+        self._file.write(rows.tobytes())
 
     def read(self) -> Iterator[tuple[int, Array]]:
         """Yield the index of a sample, and the features of it and those after it, ``[up to MINI_BATCH, width]``."""
@@ -87,7 +88,7 @@ def spread(spool: Spool, order: Array, count: int, seed: int) -> list[int]:
     turns = np.full(int(order.max()) + 1, -1)
     turns[order] = np.arange(len(order))
     looked_at = _first(spool, turns, max(LOOKED_AT, PER_CENTRE * count))
-    centres = ranks.from_first(_centres(looked_at, count, seed) if ranks.rank() == 0 else None)
+    centres: Any = ranks.from_first(_centres(looked_at, count, seed) if ranks.rank() == 0 else None)
     sizes, nearest = _nearest(spool, turns, centres)
     clusters = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     chosen = order[nearest[clusters]].tolist()
@@ -133,10 +134,9 @@ def _nearest(spool: Spool, turns: Array, centres: Array) -> tuple[Array, Array]:
         own = found[first]
         closer = _closer(distances[own], mine[own], best[each], nearest[each])
         best[each[closer]], nearest[each[closer]] = distances[own][closer], mine[own][closer]
-    first, *others = ranks.exchange((sizes, best, nearest))
-    for other in others:
-        first = _joined(first, other)
-    return first[0], first[2]
+    own_found: tuple[Array, Array, Array] = sizes, best, nearest
+    together = reduce(_joined, ranks.exchange(own_found))
+    return together[0], together[2]
 
 
 def _joined(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -146,4 +146,5 @@ def _joined(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) 
 
 def _closer(distances: Array, turns: Array, others: Array, their_turns: Array) -> Array:
     """Tell which samples are nearer than others; of equal ones, the one that comes first in the random order."""
-    return (distances < others) | ((distances == others) & (turns < their_turns))
+    closer: Array = (distances < others) | ((distances == others) & (turns < their_turns))
+    return closer
