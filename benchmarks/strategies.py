@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ from verifix import correct, select
 from verifix.cli.demo.training import mlp, train, wrong_labels
 from verifix.model.answers import predicted
 from verifix.model.samples import Samples, read_samples
-from verifix.selection.options import STRATEGIES
+from verifix.selection.options import DEFAULT_STRATEGY, STRATEGIES
 
 OUT, PAGE = Path("benchmarks/results/strategies.jsonl"), Path("docs/selection.md")
 PLOT = Path("docs/images/strategies.svg")
@@ -50,6 +51,7 @@ NAMED = ("task", "recipe", "share", "size")
 
 BEGIN, END = "<!-- begin of the table; python -m benchmarks.strategies -->", "<!-- end of the table -->"
 TRAINING, POOL, WRONG, EPOCHS = 600, 700, 0.3, 60
+AUTO = re.compile(r"\| `auto` \| the default: `\w+` \|")
 SHARE = 0.5
 
 Strategy = Literal["random", "balanced", "uncertain", "suspect", "spread"]
@@ -271,7 +273,8 @@ def write_page(rows: Sequence[Record], page: Path = PAGE, plot: Path = PLOT) -> 
     """Write the plot, and tables and plot into their page."""
     draw(rows, plot)
     picture = f"![Points gained over the number of verified samples, by strategy]({plot.relative_to(page.parent)})"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    text = AUTO.sub(f"| `auto` | the default: `{DEFAULT_STRATEGY}` |", page.read_text(encoding="utf-8"))
+    before, rest = text.split(BEGIN)
     body = "\n\n".join([picture, "What each adds to random, in points:", table(standings(rows)), table(rows)])
     page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
 

@@ -321,10 +321,20 @@ def test_label_studio_annotations_are_checked(photos, verified, tmp_path, capsys
     (tmp_path / "t.json").write_text(json.dumps(tasks))
     run(capsys, "import", tmp_path / "t.json", *words, tmp_path / "again.jsonl")
     assert read_decisions(tmp_path / "again.jsonl").labels == read_decisions(verified).labels
+    for number, task in enumerate(tasks):  # as if they had been uploaded, which takes the folders away
+        name = task["data"]["image"].rpartition("/")[2]
+        task["data"] = {"image": f"/data/upload/3/{number:08x}-{name}"}
+    tasks[0]["annotations"][0]["result"] = []  # submitted without a choice
+    (tmp_path / "t.json").write_text(json.dumps(tasks))
+    run(capsys, "import", tmp_path / "t.json", *words, tmp_path / "uploaded.jsonl")
+    found, before = read_decisions(tmp_path / "uploaded.jsonl"), read_decisions(verified).labels
+    (empty,) = found.left_out
+    assert found.left_out == {empty: "skip"}
+    assert found.labels == {i: label for i, label in before.items() if i != empty}
     two = [{"from_name": "l", "to_name": "i", "type": "choices", "value": {"choices": ["red", "blue"]}}]
     for task, told in (
         ({"data": {"image": FILES[0]}, "annotations": [{"result": two}]}, "2 choices"),
-        ({"data": {"image": "no.png"}, "annotations": [{"result": two[:1]}]}, "none of the 30 samples"),
+        ({"data": {"image": "no.png"}, "annotations": [{"result": two}]}, "none of the 30 samples"),
         ({"data": {"verifix_id": 3, "verifix_fingerprint": "0"}, "annotations": [{}]}, "other names or labels"),
         ({"data": {"image": FILES[0]}}, "has no labels"),
         ({"image": FILES[0]}, "is not a list of tasks"),

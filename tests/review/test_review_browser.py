@@ -176,6 +176,14 @@ def test_two_people_and_their_disagreements(tmp_path, visit):
         press(bob, "k", 1)
         press(bob, str((second.label + 2) % 4), None)
         saved(bob, tmp_path / "verified.jsonl", 8)
+        bob.reload()
+        bob.wait_for_selector("#stage[data-place='3']")
+        bob.keyboard.press("z")  # the last resolution, although the page was loaded again
+        bob.wait_for_selector("#stage[data-place='1']")
+        assert bob.get_attribute("#to-disputes", "aria-pressed") == "true"
+        assert bob.inner_text("#votes").startswith("Ada: ")
+        press(bob, str((second.label + 2) % 4), None)
+        saved(bob, tmp_path / "verified.jsonl", 10)
         ada.reload()
         ada.wait_for_selector("#stage[data-place='3']")
         assert ada.inner_text("#far").startswith("3 of 8 decided")
@@ -215,14 +223,31 @@ def test_a_phone_by_touch(tmp_path, visit):
         small = """[...document.querySelectorAll('button, input, select')].filter(e => e.offsetParent).map(e => [
             e.id || e.textContent, e.getBoundingClientRect()]).filter(([, box]) => box.height < 44 || box.width < 44)"""
         assert page.evaluate(small) == []
-        page.tap("#to-grid")
+        page.wait_for_selector("#stage[data-place='2']")
+        seen = (
+            "(e => [e.top > -1, e.bottom < innerHeight + 1])(document.getElementById('stage').getBoundingClientRect())"
+        )
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        assert page.evaluate(seen) != [True, True]
+        page.evaluate("document.querySelector('#classes button').click()")
+        page.wait_for_selector("#stage[data-place='3']")
+        assert page.evaluate(seen) == [True, True]  # the next sample is seen, wherever the button was
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.evaluate("document.getElementById('to-grid').click()")
         page.wait_for_selector("#cells button")
         assert page.evaluate(small) == []
+        assert page.evaluate("document.getElementById('grid-title').getBoundingClientRect().top") >= 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.tap("#cells button >> nth=1")
         assert page.get_attribute("#cells button >> nth=1", "aria-pressed") == "true"
-        records = saved(page, tmp_path / "verified.jsonl", 4)
-        assert [r["status"] for r in records] == ["ok", "relabel", "undo", "unsure"]
+        records = saved(page, tmp_path / "verified.jsonl", 5)
+        assert [r["status"] for r in records[:4]] == ["ok", "relabel", "undo", "unsure"]
+        page.evaluate("document.getElementById('other-name').click()")
+        page.wait_for_selector("#name")  # somebody else on the same phone
+        page.fill("#name", "Bob")
+        page.press("#name", "Enter")
+        page.wait_for_selector("#stage[data-place='0']")
+        assert page.inner_text("#me") == "Bob"
         assert strange(page, server) == []
 
 
@@ -292,7 +317,7 @@ def test_a_server_that_is_gone_is_told_and_nothing_is_lost(tmp_path, visit):
         page.route("**/decide", lambda route: route.abort())
         press(page, "k", 1)
         page.wait_for_selector("#trouble:not([hidden])")
-        assert page.inner_text("#trouble-text").startswith("1 decisions are not saved yet")
+        assert page.inner_text("#trouble-text").startswith("1 decision is not saved yet")
         press(page, "k", 2)
         page.unroute("**/decide")
         page.click("#retry")
@@ -323,6 +348,11 @@ def test_texts_with_hostile_words_and_many_classes(tmp_path, visit):
     with cases.served(tmp_path) as server:
         page = visit(server)
         assert page.inner_text("#stage") == texts[0]
+        page.keyboard.press("g")
+        name = page.get_by_role("button", name=texts[0].split("\n")[0])
+        assert name.get_attribute("data-place") == "0"  # a screen reader reads the text, and not its number
+        page.keyboard.press("v")
+        page.wait_for_selector("#stage[data-place='0']")
         assert page.inner_text("#given") == f"Given label: {HOSTILE[0]}"
         press(page, "1", 1)
         assert page.inner_text("#stage") == texts[1]
@@ -364,7 +394,16 @@ def test_the_gain_is_told_as_it_grows(tmp_path, visit):
     of = {entry.id: entry for entry in queue.entries}
     before = {str(i): (of[i].label + 1) % 4 for i in queue.header.random}
     after = {str(i): before[str(i)] if turn == 0 else of[i].label for turn, i in enumerate(queue.header.random)}
-    look = {"about": about, "turns": 0, "labels": 50, "before": before, "after": after, "changed": True, "seconds": 1.0}
+    look = {
+        "about": about,
+        "turns": 0,
+        "since": 0,
+        "labels": 50,
+        "before": before,
+        "after": after,
+        "changed": True,
+        "seconds": 1.0,
+    }
     (tmp_path / "verified.looks.jsonl").write_text(json.dumps(look) + "\n")
     with cases.served(tmp_path, *flags) as server:
         client = server.connect()

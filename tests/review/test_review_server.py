@@ -81,8 +81,34 @@ def test_a_review_goes_on_where_it_was(tmp_path):
         client = server.connect()
         answer = json.loads(client.ask("POST", "/decided", {"name": "ada"})[2])
         assert answer["decisions"] == {str(place): ["ok", queue.entries[place].label] for place in range(5)}
-        assert answer["order"] == [0, 1, 2, 3, 4]
+        assert answer["steps"] == [{"places": [place], "resolves": False} for place in range(5)]
         assert json.loads(client.ask("POST", "/decided", {"name": "bob"})[2])["others"] == [0, 1, 2, 3, 4]
+
+
+def test_what_undo_takes_back_is_in_the_file(tmp_path):
+    """Request by request, resolutions too, whoever reads it; what was taken back is not there."""
+    queue = cases.make_queue(tmp_path, 8)
+    given = [entry.label for entry in queue.entries]
+    with cases.served(tmp_path) as server:
+        client = server.connect()
+        assert client.decide(*((place, "ok", given[place]) for place in (3, 4, 5))) == 200
+        assert client.decide((0, "ok", given[0])) == 200
+        assert client.decide((1, "skip", None)) == 200
+        assert client.decide((1, "undo", None)) == 200
+        assert client.decide((0, "relabel", (given[0] + 1) % 4), name="Bob") == 200
+        assert client.decide((0, "relabel", (given[0] + 2) % 4), resolves=True) == 200
+        assert client.decide((2, "unsure", None)) == 200
+    with cases.served(tmp_path) as server:
+        client = server.connect()
+        steps = [([3, 4, 5], False), ([0], False), ([0], True), ([2], False)]
+        answer = json.loads(client.ask("POST", "/decided", {"name": "ada"})[2])
+        assert answer["steps"] == [{"places": places, "resolves": resolves} for places, resolves in steps]
+        assert client.decide((2, "undo", None)) == client.decide((0, "undo", None), name="Bob", resolves=True) == 200
+        assert client.standing()["disputed"] == []  # nobody takes back what somebody else has resolved
+        assert client.decide((0, "undo", None), resolves=True) == 200
+        assert len(client.standing()["disputed"]) == 1
+        answer = json.loads(client.ask("POST", "/decided", {"name": "ada"})[2])
+        assert answer["steps"] == [{"places": [3, 4, 5], "resolves": False}, {"places": [0], "resolves": False}]
 
 
 @pytest.mark.slow
@@ -402,7 +428,8 @@ def slow_outcome(records, number, people):
         kept = list(kept)
         while any(record.status == "undo" for record in kept):
             at = next(i for i, record in enumerate(kept) if record.status == "undo")
-            kept = kept[: max(at - 1, 0)] + kept[at + 1 :]
+            mine = [i for i in range(at) if kept[i].annotator == kept[at].annotator]
+            kept = [record for i, record in enumerate(kept) if i not in (at, *mine[-1:])]
         return kept[-1] if kept else None
 
     own = [record for record in records if record.id == number]

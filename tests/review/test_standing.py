@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from verifix.io.data.records import Record, read_lines
 from verifix.io.data.tally import Tally
 from verifix.review.betting import bounds
 from verifix.review.looks import Looks
-from verifix.review.standing import in_turn, standing, wrong_rate
+from verifix.review.standing import ever_in_turn, in_turn, standing, wrong_rate
 
 
 def record(entry, verified: int | None, status: str | None = None, name: str = "ada") -> Record:
@@ -92,6 +95,7 @@ def starting(answers):
         "job = json.loads((place / 'job.json').read_text())\n"
         "found = job | json.loads(sys.argv[2]); later = map(str, found.pop('later'))\n"
         "before, after = found.pop('predictions'); later = list(later)\n"
+        "found['since'] = found['turns']\n"
         "found |= {'before': dict.fromkeys(later, before), 'after': dict.fromkeys(later, after), 'changed': True}\n"
         "(place / 'look.json').write_text(json.dumps(found | {'seconds': 1.0}))\n"
     )
@@ -108,7 +112,7 @@ def starting(answers):
 def finished(looks, turns, others):
     """Let the process that is running end, and take in what it has found."""
     looks._running[0].wait()
-    looks.tick(turns, others)
+    looks.tick(turns, others, len(turns))
 
 
 def test_each_correction_is_judged_by_the_samples_that_come_after_it(queue, drawn, tmp_path):
@@ -117,11 +121,11 @@ def test_each_correction_is_judged_by_the_samples_that_come_after_it(queue, draw
     others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"]
     labels = [1, 0, 2, 3, 1] * 8
     turns = [(e.id, record(e, label)) for e, label in zip(drawn, labels, strict=True)]
-    looks.tick(turns[:9], others)
+    looks.tick(turns[:9], others, 9)
     assert seen == []  # 49 labels
     assert looks.gain(turns[:9]).looks == 0
-    looks.tick(turns[:10], others)
-    looks.tick(turns[:12], others)  # one at a time
+    looks.tick(turns[:10], others, 10)
+    looks.tick(turns[:12], others, 12)  # one at a time
     assert looks.gain(turns[:12]).running
     finished(looks, turns[:12], others)
     assert [r.id for r in seen[0]] == [e.id for e in drawn[:10]] + [r.id for r in others]
@@ -130,9 +134,12 @@ def test_each_correction_is_judged_by_the_samples_that_come_after_it(queue, draw
     assert (gain.fixed, gain.broken) == (outcomes.count(1), outcomes.count(-1)) == (4, 2)
     assert gain.bounds == bounds(np.array(outcomes, dtype=float), -1.0, 1.0)
     unsure = [*turns[:15], (drawn[15].id, record(drawn[15], None, "unsure")), *turns[16:20]]
-    assert looks.gain(unsure).bounds.count == 9
+    found, at = looks.gain(unsure).bounds, outcomes[:5]
+    assert (found.count, found.estimate) == (9, pytest.approx(np.mean(at + outcomes[6:])))
+    worst, best = (bounds(np.array([*at, d, *outcomes[6:]], float), -1, 1) for d in (-1, 1))  # answers differ
+    assert (found.low, found.high) == (worst.low, best.high)
     more = others  # a second time, for 100 labels with 20 random samples in turn
-    looks.tick(turns[:20], [*others, *more])
+    looks.tick(turns[:20], [*others, *more], 20)
     finished(looks, turns[:20], [*others, *more])
     gain = looks.gain(turns)
     outcomes += [(label == 2) - (label == 1) for label in labels[20:]]
@@ -143,6 +150,52 @@ def test_each_correction_is_judged_by_the_samples_that_come_after_it(queue, draw
     assert Looks(tmp_path / "kept.jsonl", queue.header, "other model", start).gain(turns).looks == 0
 
 
+def test_what_was_shown_is_not_judged_again_by_a_later_correction(queue, drawn, tmp_path):
+    """Or whoever looks would see the better one of two sequences, and the bounds hold for one."""
+    start, _ = starting([(0, 1), (0, 2)])
+    looks = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
+    others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"]
+    turns = [(e.id, record(e, 1)) for e in drawn]
+    looks.tick(turns[:10], others, 10)
+    finished(looks, turns[:14], others)  # it was not there yet at turns 10 to 13, but nothing was shown of these
+    assert looks.gain(turns[:14]).fixed == 4
+    looks.tick(turns[:20], others * 2, 20)
+    assert looks.gain(turns[:30]).fixed == 20  # while the second one is being made
+    looks._running[0].wait()
+    looks.tick(turns[:25], others, 30)  # five of those that were shown have been taken back
+    assert [look.since for look in looks.looks] == [10, 30]
+    assert looks.gain(turns[:30]).fixed == 20
+    assert looks.gain(turns).fixed == 20  # the second one sets none right
+    again = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
+    assert again.gain(turns) == looks.gain(turns)
+
+
+def test_decisions_that_were_taken_back_were_in_turn(queue, drawn):
+    records = [record(entry, entry.label) for entry in drawn[:6]] + [record(drawn[2], None, "undo")]
+    rounds = queue, Tally(), Tally(records)
+    assert (len(in_turn(*rounds)), ever_in_turn(*rounds)) == (2, 6)
+    assert ever_in_turn(queue, Tally(records[:6]), Tally()) == 6
+
+
+def test_samples_without_a_given_label_have_no_wrong_one(queue, drawn):
+    records = [record(entry, entry.label) for entry in drawn[:9]]
+    records.append(replace(record(drawn[9], 1, "relabel"), label=None))
+    rate = wrong_rate(in_turn(queue, Tally(), Tally(records)), 80)
+    assert (rate.estimate, rate.count) == (0.0, 9)
+    assert rate.high == bounds(np.array([0.0] * 9 + [1.0]), 0, 1, total=80).high
+
+
+def test_a_label_that_was_kept_is_known_without_its_name(queue, drawn, tmp_path):
+    """As records may have it that were not written by the page."""
+    start, _ = starting([(0, 1)])
+    looks = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
+    others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"] * 2
+    looks.tick([], others, 0)
+    finished(looks, [], others)
+    plain = [(e.id, replace(record(e, e.label), verified=None)) for e in drawn]
+    assert looks.gain(plain) == looks.gain([(e.id, record(e, e.label)) for e in drawn])
+
+
 def test_a_correction_that_fails_is_told_and_the_next_one_is_made(queue, drawn, tmp_path, capsys):
     def start(place):
         (place / "log.txt").write_text("some warning\nverifix: error: the labels do not fit\n")
@@ -151,7 +204,7 @@ def test_a_correction_that_fails_is_told_and_the_next_one_is_made(queue, drawn, 
     looks = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
     others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"]
     turns = [(e.id, record(e, e.label)) for e in drawn[:12]]
-    looks.tick(turns, others)
+    looks.tick(turns, others, len(turns))
     finished(looks, turns, others)
     gain = looks.gain(turns)
     assert (gain.failed, gain.running, gain.looks) == ("the labels do not fit", False, 0)
@@ -164,7 +217,7 @@ def test_a_gain_that_is_certain_is_told(queue, drawn, tmp_path):
     start, _ = starting([(0, 1)])
     looks = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
     others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"] * 2
-    looks.tick([], others)
+    looks.tick([], others, 0)
     finished(looks, [], others)
     turns = [(e.id, record(e, 1)) for e in drawn]
     assert looks.gain(turns).verdict == "improved"
@@ -203,6 +256,9 @@ def test_a_correction_is_made_from_the_labels_so_far(tmp_path, network):
 
     queue = cases.make_queue(tmp_path, 80, drawn=40, side=2)
     command = parse(["review", str(tmp_path / "queue.jsonl"), *network])
+    first, copy = queue.header.random[0], queue.header.random[35]
+    names = {entry.id: tmp_path / "photos" / entry.file for entry in queue.entries}
+    names[copy].write_bytes(names[first].read_bytes())
 
     def start(place):
         (place / SETTINGS).write_text(json.dumps(asdict(command)), "utf-8")
@@ -213,7 +269,7 @@ def test_a_correction_is_made_from_the_labels_so_far(tmp_path, network):
     others = [record(entry, entry.label) for entry in queue.entries if entry.part != "random"]
     turns = [(number, record(of[number], of[number].label)) for number in queue.header.random]
     looks = Looks(tmp_path / "kept.jsonl", queue.header, "now", start)
-    looks.tick(turns[:30], others)
+    looks.tick(turns[:30], others, 30)
     finished(looks, turns[:30], others)
     (made,) = looks.looks
     assert (made.turns, made.labels, looks.gain(turns).failed) == (30, 50, "")
@@ -221,13 +277,13 @@ def test_a_correction_is_made_from_the_labels_so_far(tmp_path, network):
     exec(NET, names)
     net = names["build"]().eval()
     net.load_state_dict(torch.load(tmp_path / "net.pt"))
-    later = queue.header.random[30:]
+    later = [number for number in queue.header.random[30:] if number != copy]  # it was made from what equals that
     pixels = [np.array(Image.open(tmp_path / "photos" / of[number].file), dtype=np.float32) / 255 for number in later]
     expected = net(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).argmax(dim=1).tolist()
     assert made.before == dict(zip(later, expected, strict=True))
     assert set(made.after) == set(later)
     assert made.changed == (made.after != made.before)
-    assert looks.gain(turns).bounds.count == 10
+    assert looks.gain(turns).bounds.count == 9
 
 
 def test_the_page_makes_a_correction_in_a_process_of_its_own(tmp_path, network, often):
@@ -244,3 +300,31 @@ def test_the_page_makes_a_correction_in_a_process_of_its_own(tmp_path, network, 
         server.end()
     (kept,) = (tmp_path / "verified.looks.jsonl").read_text().splitlines()
     assert set(json.loads(kept)["after"]) == set(map(str, queue.header.random[30:]))
+
+
+def looking(server: int) -> dict[int, Path]:
+    """The processes that make corrections for a server, and the folder of each."""
+    found = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split(maxsplit=2) for line in found.splitlines())
+    return {
+        int(own): Path(args.split()[-1]) for own, of, args in rows if int(of) == server and "verifix.cli.look" in args
+    }
+
+
+def alive(process: int) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return bool(found.stdout.strip()) and not found.stdout.startswith("Z")
+
+
+def test_a_correction_in_the_background_ends_with_the_server(tmp_path, network):
+    """However the server ends: it is killed while a correction is being made."""
+    queue = cases.make_queue(tmp_path, 80, drawn=40, side=2)
+    with cases.served(tmp_path, *network) as server:
+        assert server.connect().decide(*((place, "ok", e.label) for place, e in enumerate(queue.entries[:60]))) == 200
+        ((process, folder),) = cases.wait_for(lambda: looking(server.process.pid), 60).items()
+        assert folder.is_dir()
+        os.kill(server.process.pid, signal.SIGKILL)
+        cases.wait_for(lambda: not alive(process), 300)
+    assert not folder.exists()  # it had no time to find anything, and left nothing

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
 import verifix
+from benchmarks import strategies
 from tests.deadly import Counted, killed
 from tests.record_cases import record, write
 from verifix.errors import DataError, UsageError
 from verifix.io.data.records import VERIFIED, Header, Record, spelled
 from verifix.io.data.verified import read_decisions
 from verifix.model import reading
+from verifix.selection import spreading
 from verifix.selection.draw import draw
-from verifix.selection.options import STRATEGIES, SelectOptions
-from verifix.selection.strategies import spread
+from verifix.selection.options import DEFAULT_STRATEGY, STRATEGIES, SelectOptions
+from verifix.selection.spreading import Spool, spread
 from verifix.storage import chunks
 
 COUNT = 90
@@ -119,13 +123,46 @@ def test_spread_reaches_what_is_rare():
     points = np.concatenate([c + generator.normal(size=(n, 5)) for c, n in zip(centres, sizes, strict=True)])
     blob = np.repeat(np.arange(5), sizes)
     order = generator.permutation(len(points))
-    chosen = spread(points.astype(np.float32), order, 5, 0)
+    with spooled(points) as spool:
+        chosen = spread(spool, order, 5, 0)
+        assert sorted(spread(spool, order[:3], 9, 0)) == sorted(order[:3].tolist())
     assert sorted(blob[chosen]) == [0, 1, 2, 3, 4]
     for i in chosen:  # each is the one nearest to the mean of its cluster
         own = points[blob == blob[i]]
         nearest = np.square(own - own.mean(axis=0)).sum(axis=1).argmin()
         assert np.square(own[nearest] - points[i]).sum() < 3
-    assert sorted(spread(points.astype(np.float32), order[:3], 9, 0)) == sorted(order[:3].tolist())
+
+
+def spooled(points) -> Spool:
+    spool = Spool()
+    for start in range(0, len(points), 100):
+        spool.take(range(start, min(start + 100, len(points))), {"features": points[start : start + 100]})
+    return spool
+
+
+@pytest.mark.parametrize("seen", [2**16, 60])
+def test_spread_is_k_means_of_all_in_memory(monkeypatch, seen):
+    """By a slow reading: each sample with its centre, the nearest of each cluster, the largest cluster first."""
+    monkeypatch.setattr(spreading, "LOOKED_AT", seen)
+    monkeypatch.setattr(spreading, "PER_CENTRE", 1)
+    monkeypatch.setattr(spreading, "MINI_BATCH", 64)
+    generator = np.random.default_rng(1)
+    points = generator.normal(size=(500, 6)).astype(np.float32)
+    order = generator.permutation(500)[:410]
+    with spooled(points) as spool:
+        chosen = spread(spool, order, 30, 0)
+    centres = MiniBatchKMeans(30, random_state=0, batch_size=64, n_init=3, reassignment_ratio=0.0)
+    centres = centres.fit(points[order[:seen]]).cluster_centers_
+    distances = np.square(points[order][:, None] - centres).sum(axis=2)
+    own = distances.argmin(axis=1)
+    sizes = np.bincount(own, minlength=30)
+    nearest = [
+        order[min(np.flatnonzero(own == k), key=distances[:, k].__getitem__)] if sizes[k] else -1 for k in range(30)
+    ]
+    expected = [nearest[k] for k in np.argsort(-sizes, kind="stable") if sizes[k]]
+    assert chosen[: len(expected)] == expected
+    assert len(set(chosen)) == 30
+    assert set(chosen) <= set(order.tolist())
 
 
 def test_features_are_what_the_last_layer_sees_brought_to_few_numbers(monkeypatch):
@@ -301,3 +338,22 @@ def test_strategies_that_score_nothing_run_only_what_they_select():
     model.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
     verifix.select(model, pool, strategy="random", count=10, batch_size=5, progress=False)
     assert sum(runs) < 40
+
+
+def test_the_page_names_the_default(tmp_path):
+    """And the benchmark writes it there, with its table and plot, whatever the default is."""
+    page = Path("docs/selection.md").read_text("utf-8")
+    assert f"| `auto` | the default: `{DEFAULT_STRATEGY}` |" in page
+    copy = tmp_path / "selection.md"
+    copy.write_text(page.replace(f"the default: `{DEFAULT_STRATEGY}`", "the default: `another`"), "utf-8")
+    records = [json.loads(line) for line in Path("benchmarks/results/strategies.jsonl").read_text("utf-8").splitlines()]
+    rows = strategies.summed_up(records)
+    strategies.write_page(rows, copy, tmp_path / "images" / "strategies.svg")
+    again = copy.read_text("utf-8")
+    assert f"| `auto` | the default: `{DEFAULT_STRATEGY}` |" in again
+    assert "(images/strategies.svg)" in again
+    assert "Not measured yet" not in again
+    means = [row["mean"] for row in strategies.standings(rows)]
+    assert means == sorted(means, reverse=True)
+    strategies.write_page(rows, copy, tmp_path / "images" / "strategies.svg")
+    assert copy.read_text("utf-8") == again

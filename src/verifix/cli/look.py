@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -34,6 +36,7 @@ def main(folder: str) -> int:
     int
         Exit code.
     """
+    threading.Thread(target=_end_with_the_page, args=(folder,), daemon=True).start()
     wait_passively()
     with suppress(OSError, AttributeError):  # Windows has no such call
         os.nice(COURTESY)
@@ -43,6 +46,14 @@ def main(folder: str) -> int:
         sys.stderr.write(f"verifix: error: {printable(error, one_line=True)}\n")
         return error.exit_code
     return 0
+
+
+def _end_with_the_page(folder: str) -> None:
+    """Wait for the end of standard input, which the page holds open as long as it lives; then leave nothing behind."""
+    while sys.stdin.buffer.read(1):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
 
 
 def look(folder: Path) -> None:
@@ -59,7 +70,7 @@ def look(folder: Path) -> None:
     from verifix.losses import predicted_classes
     from verifix.model.answers import predicted
     from verifix.model.outputs import understood
-    from verifix.model.samples import read_samples
+    from verifix.model.samples import apart_from, read_samples
     from verifix.model.tensors import device_of
     from verifix.model.threads import one_thread
     from verifix.review.looks import FOUND, JOB, TRAIN, Look
@@ -78,16 +89,19 @@ def look(folder: Path) -> None:
         labelled = read_samples(source, command.batch_size, False)
         settings = {name: getattr(command, name) for name in TAKEN_OVER}
         correction = correct(model, labelled, verified_from="unseen", drawn="mixed", progress=False, **settings)
-        later = job["later"]
-        judging = replace(source, dataset=Verified(verified.origin, later, [0] * len(later)))
-        samples, _ = understood(
-            model, read_samples(judging, command.predicting_size, False), device_of(model), command.outputs
+        judging = replace(source, dataset=Verified(verified.origin, job["later"], [0] * len(job["later"])))
+        judges = read_samples(judging, command.predicting_size, False)
+        apart = apart_from(judges, [labelled])  # a copy of what it was made from cannot judge it
+        later = [job["later"][i] for i in apart]
+        samples, _ = understood(model, judges, device_of(model), command.outputs)
+        before, after = (
+            predicted_classes(predicted(each, samples, apart)).tolist() if apart else []
+            for each in (model, correction.model)
         )
-        before = predicted_classes(predicted(model, samples)).tolist()
-        after = predicted_classes(predicted(correction.model, samples)).tolist() if correction.changed else before
     found = Look(
         about=job["about"],
         turns=job["turns"],
+        since=job["turns"],
         labels=job["labels"],
         before=dict(zip(later, before, strict=True)),
         after=dict(zip(later, after, strict=True)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch.utils.data import Dataset, Subset
 
 from verifix.errors import UsageError
 from verifix.model import ranks
+from verifix.model.identified import alone, identified, input_digest
+from verifix.model.rows import Packed, rows_of
 from verifix.model.run import Forward
-from verifix.model.samples import MEMORY_BYTES, Samples, alone, input_digest, opened, read_samples
-from verifix.model.sources import DEFAULT_BATCH_SIZE, Source, ask_dataset, remark_of
-from verifix.model.tensors import tensors_in
+from verifix.model.samples import MEMORY_BYTES, Samples, opened, read_samples
+from verifix.model.sources import DEFAULT_BATCH_SIZE, Items, Source, collate, remark_of
 from verifix.options import MOST_SAMPLES
 from verifix.progress import note, progress_bar
 from verifix.storage.chunks import Arrays, Chunks
@@ -67,25 +68,31 @@ def read_in_parts(
             found = once(chunk)
             if there:
                 _check_first(source, chunk, found, chunks)
-            bar.update(len(chunk))
+                bar.update(len(chunk))
             return found
 
-        once = chunks.through(READ, lambda chunk: _read(source, chunk, own_size or DEFAULT_BATCH_SIZE, memory))
+        once = chunks.through(
+            READ, lambda chunk: _read(source, chunk, own_size or DEFAULT_BATCH_SIZE, memory, bar.update)
+        )
         everything = ranks.spread(read, parts, [len(part) for part in parts])
     for remark in dict.fromkeys(ranks.exchange(remark_of(source.dataset))):
         if remark:
             note(remark)
     labels, digests, prints = (np.concatenate([part[name] for part in everything]) for name in _COLUMNS)
-    if memory.items:
-        source = replace(source, dataset=_PartlyRead(source.dataset, memory.items))
+    origin, rows = source.dataset, rows_of(source.dataset) if source.collate is collate else None
+    known = tuple(map(bytes, prints)) if len(prints) == count else ()
+    if rows is not None:
+        source = replace(source, dataset=Items(rows, known, origin), batch_size=None, options={})
+    elif memory.places:
+        source = replace(source, dataset=_PartlyRead(origin, memory))
     return Samples(
         source,
         own_size,
         torch.from_numpy(labels),
         tuple(map(bytes, digests)),
         forward,
-        tuple(map(bytes, prints)) if len(prints) == count else (),
-        (data_set_of(source), range(count)),
+        known,
+        (origin, range(count)),
     )
 
 
@@ -96,54 +103,41 @@ class _Memory:
     """Samples that are kept in memory, by their index, as long as they are small."""
 
     def __init__(self) -> None:
-        self.items: dict[int, Any] = {}
-        self.held = 0
+        self.items = Packed(MEMORY_BYTES)
+        self.places: dict[int, int] = {}
 
-    def add(self, index: int, item: Any, inputs: Any) -> None:
-        self.held += sum(x.numel() * x.element_size() for x in tensors_in(inputs))
-        if self.held <= MEMORY_BYTES:
-            self.items[index] = item
-        else:
-            self.items.clear()
+    def add(self, index: int, item: Any) -> None:
+        self.places[index] = len(self.items)
+        self.items.add(item)
+        if not self.items.whole:
+            self.places.clear()
 
 
 class _PartlyRead(Dataset[Any]):
     """A data set of which some samples are in memory."""
 
-    def __init__(self, dataset: Any, items: Mapping[int, Any]) -> None:
-        self.dataset, self.items = dataset, items
+    def __init__(self, dataset: Any, memory: _Memory) -> None:
+        self.dataset, self.memory = dataset, memory
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        return self.items[index] if index in self.items else self.dataset[index]
+        place = self.memory.places.get(index)
+        return self.dataset[index] if place is None else self.memory.items[place]
 
 
-def data_set_of(source: Source) -> Any:
-    """Return the data set that knows where its samples stand."""
-    return source.dataset.dataset if isinstance(source.dataset, _PartlyRead) else source.dataset
-
-
-def _read(source: Source, chunk: range, batch_size: int, memory: _Memory) -> Arrays:
+def _read(source: Source, chunk: range, batch_size: int, memory: _Memory, done: Callable[[int], object]) -> Arrays:
     """Read the samples of a chunk: labels ``[n]``, digests and prints ``[n, 32]``, or no prints."""
-    labels, digests, prints = [], [], []
-    part = replace(source, dataset=Subset(source.dataset, list(chunk)))
-    for index, item in zip(chunk, part.items(batch_size), strict=True):
-        batch = alone(source, item, index)
-        labels.append(int(batch.labels[0]))
-        digests.append(input_digest(batch.inputs))
-        prints.append(ask_dataset(source.dataset, index, "fingerprint"))
-        memory.add(index, item, batch.inputs)
-    known = [each for each in prints if each is not None]
+    found = identified(source, chunk, batch_size, memory.add, done)
     return {
-        "labels": np.array(labels, np.int64),
-        "digests": _rows(digests),
-        "prints": _rows(known if len(known) == len(chunk) else []),
+        "labels": np.array(found.labels, np.int64),
+        "digests": _rows(found.digests),
+        "prints": _rows(found.prints),
     }
 
 
-def _rows(digests: list[bytes]) -> Any:
+def _rows(digests: Sequence[bytes]) -> Any:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), 32)
 
 

@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path
 from torch.utils.data import ConcatDataset, Subset
 
-from verifix.errors import DataError, VerifixError, one_line
+from verifix.errors import DataError
 from verifix.model.groups import Groups, as_groups, joined, merged
+from verifix.model.identified import combined, identified
+from verifix.model.rows import Packed, rows_of
 from verifix.model.run import Forward, named_arguments
-from verifix.model.sources import DEFAULT_BATCH_SIZE, Batch, Items, Source, ask_dataset, batch_of, remark_of, source_of
-from verifix.model.tensors import tensor_sha256, tensors_in
+from verifix.model.sources import (
+    DEFAULT_BATCH_SIZE,
+    Batch,
+    Items,
+    Source,
+    ask_dataset,
+    collate,
+    remark_of,
+    source_of,
+)
 from verifix.options import MOST_SAMPLES
 from verifix.progress import note, progress_bar
 
@@ -117,7 +126,7 @@ class Samples:
         names = named_arguments(model, next(self.batches([0], 1)).inputs)
         if names is None:
             return self
-        return replace(self, digests=tuple(_combined({k: own[k] for k in names}) for own in self.columns))
+        return replace(self, digests=tuple(combined({k: own[k] for k in names}) for own in self.columns))
 
     def batches(self, indices: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Yield the samples at `indices`, in that order, `batch_size` at a time."""
@@ -210,34 +219,19 @@ def read_samples(
     source, own_size = opened(verified, batch_size, most)
     dataset, count = source.dataset, len(source.dataset)  # type: ignore[arg-type]
     declared = _declared(dataset, count) if groups is None else as_groups(groups, count)
-    items: list[Any] = []
-    labels: list[Tensor] = []
-    digests: list[bytes] = []
-    prints: list[bytes | None] = []
-    columns: list[Mapping[str, bytes]] = []
-    held = 0
+    memory = Packed(MEMORY_BYTES)
     with progress_bar("reading samples", count, show) as bar:
-        for item in source.items(own_size or DEFAULT_BATCH_SIZE):
-            batch = alone(source, item, len(digests))
-            prints.append(ask_dataset(dataset, len(digests), "fingerprint"))
-            digests.append(input_digest(batch.inputs))
-            if isinstance(batch.inputs, Mapping):
-                columns.append(_columns(batch.inputs))
-            labels.append(batch.labels)
-            held += sum(x.numel() * x.element_size() for x in tensors_in(batch.inputs))
-            if held <= MEMORY_BYTES:
-                items.append(item)
-            else:
-                items.clear()
-            bar.update()
+        found = identified(
+            source, range(count), own_size or DEFAULT_BATCH_SIZE, lambda _, item: memory.add(item), bar.update
+        )
     if count > 1 and (remark := remark_of(dataset)):  # one alone is looked at before the set is read
         note(remark)
-    known = tuple(each for each in prints if each is not None)
-    known = known if len(known) == count else ()
-    if held <= MEMORY_BYTES:
-        source = replace(source, dataset=Items(items, known, dataset), batch_size=None, options={})
+    rows = rows_of(dataset) if source.collate is collate else None
+    if rows is not None or memory.whole:
+        kept = memory if rows is None else rows
+        source = replace(source, dataset=Items(kept, found.prints, dataset), batch_size=None, options={})
     origin = dataset, range(count)
-    parts = torch.cat(labels), tuple(digests), forward, known, origin, tuple(columns)
+    parts = torch.tensor(found.labels), found.digests, forward, found.prints, origin, tuple(found.columns)
     return Samples(source, own_size, *parts, declared=declared)
 
 
@@ -259,32 +253,6 @@ def _declared(dataset: Any, count: int) -> tuple[Hashable, ...]:
     """Return the groups that a data set has been asked to read; none of any other."""
     found = [ask_dataset(dataset, i, "group") for i in range(count)]
     return () if None in found else as_groups(found, count)
-
-
-def alone(source: Source, item: Any, number: int) -> Batch:
-    """Return one sample as a batch of its own, checked."""
-    try:
-        batch = batch_of(source.collate([item]))
-    except VerifixError as error:
-        raise type(error)(f"sample {number}: {error}") from None
-    except Exception as error:  # the user's own code, or that of torch on items it cannot put together
-        line = one_line(error)
-        raise DataError(
-            f"sample {number} cannot be batched on its own ({type(error).__name__}: {line}); give samples of tensors "
-            "and numbers, or a DataLoader with a collate_fn that accepts any number of samples"
-        ) from error
-    if len(batch.labels) != 1:
-        raise DataError(
-            f"sample {number} alone gives a batch of {len(batch.labels)}; the collate_fn must keep each sample, once"
-        )
-    for x in tensors_in(batch.inputs):
-        if x.is_floating_point() and not all(torch.isfinite(part).all() for part in _parts(x)):
-            raise DataError(f"the input of sample {number} contains NaN or Inf; every input must be finite")
-    return batch
-
-
-def _parts(x: Tensor) -> Sequence[Tensor]:
-    return x.unbind() if x.is_nested else [x]
 
 
 def check_labels(labels: Tensor, outputs: int, where: Callable[[int], str] | None = None) -> None:
@@ -325,30 +293,3 @@ def _remedy(labels: Tensor, classes: int) -> str:
     if ignored and high < classes and bool(((labels >= 0) | (labels == ignored[0])).all()):
         return f"{ignored[0]} often marks samples without a label: leave them out"
     return "correct them, or leave the samples out"
-
-
-def _columns(inputs: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return what identifies each part of one sample's inputs."""
-    return {name: _content(inputs[name], name) for name in inputs}
-
-
-def _combined(columns: Mapping[str, bytes]) -> bytes:
-    return hashlib.sha256(b"".join(columns[name] for name in sorted(columns))).digest()
-
-
-def input_digest(inputs: Any) -> bytes:
-    """Return the SHA-256 of one sample's inputs, by the names they have in a dictionary."""
-    if isinstance(inputs, Tensor) and not inputs.is_nested:
-        return tensor_sha256(inputs[0])
-    return _combined(_columns(inputs)) if isinstance(inputs, Mapping) else hashlib.sha256(_content(inputs)).digest()
-
-
-def _content(inputs: Any, name: str = "") -> bytes:
-    """Return what identifies a nest of tensors of one sample, and whatever else is in it, by its place in the nest."""
-    parts = []
-    for path, leaf in sorted(tree_flatten_with_path(inputs)[0], key=lambda pair: str(pair[0])):
-        if isinstance(leaf, Tensor):
-            parts.append(f"{name}{path}".encode() + b"".join(tensor_sha256(part) for part in leaf.unbind()))
-        else:
-            parts.append(f"{name}{path}{leaf!r}".encode())
-    return b"".join(parts)

@@ -22,6 +22,7 @@ from torch.utils.data import (
 
 from verifix.errors import DataError, UsageError, one_line
 from verifix.model.labels import as_tensor, class_indices, parted
+from verifix.model.rows import Rows, are_rows, rows_of
 from verifix.model.tensors import tensors_in
 from verifix.options import MOST_SAMPLES
 
@@ -122,8 +123,10 @@ class Source:
 
     def _collated(self, indices: Sequence[int], batch_size: int) -> Iterator[Any]:
         if isinstance(self.dataset, Items) and not self.options:  # in memory: a loader takes longer than a small model
+            rows = rows_of(self.dataset) if self.collate is collate else None
             for start in range(0, len(indices), batch_size):
-                yield self.collate([self.dataset[i] for i in indices[start : start + batch_size]])
+                some = indices[start : start + batch_size]
+                yield self.collate([self.dataset[i] for i in some]) if rows is None else rows.batch(some)
         else:
             own = Subset(self.dataset, indices)
             yield from DataLoader(own, batch_size=batch_size, collate_fn=self.collate, **self.options)
@@ -310,6 +313,8 @@ def from_pair(inputs: Any, labels: Any) -> Source:
     labels = class_indices(labels, len(labels))
     if isinstance(inputs, Tensor) and inputs.is_nested:
         return Source(Items(list(zip(inputs.unbind(), labels, strict=True))), _jagged)
+    if are_rows(inputs, labels):
+        return Source(Items(Rows(inputs, labels)))
     return Source(Items([(tree_map(lambda x, i=i: x[i], inputs), y) for i, y in enumerate(labels)]))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from verifix.review.agreement import agreement
 from verifix.review.ledger import Ledger, earlier_records
 from verifix.review.looks import Looks
 from verifix.review.pictures import Pictures
-from verifix.review.standing import in_turn, standing
+from verifix.review.standing import ever_in_turn, in_turn, standing
 from verifix.selection.queue import RANDOM, Queue
 
 NAME = re.compile(r"[^\W_](?:[\w .,'@+-]{0,38}[\w.])?")
@@ -24,7 +24,10 @@ NAME = re.compile(r"[^\W_](?:[\w .,'@+-]{0,38}[\w.])?")
 
 
 UNDONE = 200
-"""Decisions that can be taken back after the page was loaded again."""
+"""Requests of a person that can be taken back after the page was loaded again."""
+
+TOGETHER = 60
+"""Samples of a page of the grid, whose decisions are taken back together. More at once were imported."""
 
 
 class Decision(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -84,15 +87,21 @@ class Desk:
         return {"classes": names, "texts": self.pictures.texts, "random": random, "entries": entries}
 
     def decided(self, asked: Asked) -> dict[str, Any]:
-        """Return what a person has decided: status and class by place, their order, and places of others alone."""
+        """Return what a person has decided, by place; what undo takes back, in order; and places of others alone."""
         name, tally = _checked_name(asked.name), self.ledger.tally()
         votes = {place: tally.by_person(entry.id) for place, entry in enumerate(self.queue.entries)}
         own = {place: records[name] for place, records in votes.items() if name in records}
         return {
             "decisions": {place: [record.status, self._number(record)] for place, record in own.items()},
-            "order": sorted(own, key=lambda place: own[place].time)[-UNDONE:],
+            "steps": list(self._steps(tally, name))[-UNDONE:],
             "others": [place for place, records in votes.items() if records and place not in own],
         }
+
+    def _steps(self, tally: Tally, name: str) -> Iterator[dict[str, Any]]:
+        for records in tally.steps(name):
+            places = [self._place_of[record.id] for record in records if record.id in self._place_of]
+            together = [places] if len(places) <= TOGETHER else [[place] for place in places]
+            yield from ({"places": each, "resolves": records[0].resolves} for each in together if each)
 
     def decide(self, sent: Sent) -> dict[str, Any]:
         """Write decisions down; when this returns, they are on the disk.
@@ -136,7 +145,8 @@ class Desk:
         tally, drawn = self.ledger.tally(), set(self.queue.header.random)
         ids = dict.fromkeys([*(entry.id for entry in self.queue.entries), *self.earlier.voted()])
         found = [(tally if tally.touched(i) else self.earlier).outcome(i) for i in ids if i not in drawn]
-        self.looks.tick(in_turn(self.queue, self.earlier, tally), [record for record in found if record is not None])
+        rounds = self.queue, self.earlier, tally
+        self.looks.tick(in_turn(*rounds), [record for record in found if record is not None], ever_in_turn(*rounds))
 
     def _disputes(self, tally: Tally) -> list[dict[str, Any]]:
         """Return the disagreements: the place of each sample, and the class that each person gave it."""

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from verifix.errors import DataError, OutputError, UsageError, one_line
 from verifix.io.data.records import VERIFIED, Header, Record, header_of, read_lines, spelled
 from verifix.io.data.tally import Tally
+from verifix.io.data.verified import checked_records
 from verifix.progress import note
 from verifix.storage.atomic import special, write_atomically
 from verifix.storage.transaction import flush
@@ -45,6 +46,7 @@ class Ledger:
         self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         self._one_at_a_time = threading.Lock()
         self._descriptor = -1
+        self._latest = datetime.min.replace(tzinfo=timezone.utc)
 
     def __enter__(self) -> Ledger:
         """Lock, read and open the file."""
@@ -90,12 +92,17 @@ class Ledger:
         OutputError
             If they cannot be written; then none of them is in the file.
         """
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        timed = [replace(record, time=now) for record in records]
         with self._one_at_a_time:
+            now = self._now()
+            timed = [replace(record, time=now) for record in records]
             self._write(spelled(timed))
             self._tally.add(timed)
         return timed
+
+    def _now(self) -> str:
+        """Return the time, which no two requests have in common: the records of one request are taken back together."""
+        self._latest = max(datetime.now(timezone.utc), self._latest + timedelta(milliseconds=1))
+        return self._latest.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def tally(self) -> Tally:
         """Return what is decided at this moment, which later decisions leave as it is."""
@@ -144,7 +151,7 @@ class Ledger:
                 f"{self.path} holds the records of another queue of the same data; name another file with --out"
             )
         self._cut_unfinished()
-        self._tally.add(records)
+        self._tally.add(checked_records(records, self.header, self.path))
 
     def _cut_unfinished(self) -> None:
         """Remove a last line without a line break: a decision that was never acknowledged."""
@@ -181,5 +188,5 @@ def earlier_records(header: Header) -> list[Record]:
         before, records = read_lines(path, VERIFIED, Record)
         if before.fingerprint != header.fingerprint:
             raise DataError(f"{path} holds records on other data than {header.data}; write the queue again")
-        found += records
+        found += checked_records(records, before, path)
     return found

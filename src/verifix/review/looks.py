@@ -1,9 +1,10 @@
 """Corrections from the labels so far, made in the background, and what they gain on labels that they have not seen.
 
 Every `EVERY` labels, a correction is made from the random samples in turn and from all others that are labelled. The
-next random samples judge it: each is scored by the latest correction that was made before its turn. Whatever has been
-seen until then, the next one is a fresh random sample for this correction, so that the outcomes are what `betting` asks
-for.
+next random samples judge it: each is scored by the latest correction that was there at its turn. Whatever has been seen
+until then, the next one is a fresh random sample for this correction, so that the outcomes are what `betting` asks for.
+An outcome that was shown is never replaced by that of a later correction: what is shown would then follow the better
+one of several sequences, and the bounds hold for one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 import numpy as np
 
 from verifix.io.data.records import VERIFIED, Header, Record, spelled
-from verifix.io.data.tally import LABELS
+from verifix.io.data.tally import LABELS, decided_label
 from verifix.progress import note
 from verifix.review.betting import LEVEL, Bounds, bounds, needed
 from verifix.storage.transaction import flush
@@ -46,6 +47,8 @@ class Look:
         What it was made with: a digest of data, model and settings. Those of others do not count.
     turns
         How many random samples were in turn before it was made.
+    since
+        The first turn that it judges: later ones were shown as judged by the one before, while it was being made.
     labels
         How many labels it was made from.
     before, after
@@ -58,6 +61,7 @@ class Look:
 
     about: str
     turns: int
+    since: int
     labels: int
     before: dict[int, int]
     after: dict[int, int]
@@ -145,15 +149,15 @@ class Looks:
         """
         if self.start is None:
             return None
-        outcomes = self._outcomes(turns)
-        found = bounds(outcomes, -1.0, 1.0)
+        known, least, most = self._outcomes(turns)
+        found = replace(bounds(known, -1.0, 1.0), low=bounds(least, -1.0, 1.0).low, high=bounds(most, -1.0, 1.0).high)
         verdict = "improved" if found.low > 0 else "harmful" if found.high < 0 else "undecided"
-        y = (outcomes + 1) / 2 if found.estimate is not None and found.estimate >= 0 else (1 - outcomes) / 2
+        y = (least + 1) / 2 if found.estimate is not None and found.estimate >= 0 else (1 - most) / 2
         return Gain(
             bounds=found,
             verdict=verdict,
-            fixed=int((outcomes > 0).sum()),
-            broken=int((outcomes < 0).sum()),
+            fixed=int((known > 0).sum()),
+            broken=int((known < 0).sum()),
             more=needed(y, 0.5, (1 - LEVEL) / 2),
             looks=len(self.looks),
             labels=self._last,
@@ -161,18 +165,29 @@ class Looks:
             failed=self._failed,
         )
 
-    def _outcomes(self, turns: Turns) -> Any:
-        """Return for each judged random sample whether it was set right (1), broken (−1), or neither (0) ``[n]``."""
-        found = []
+    def _outcomes(self, turns: Turns) -> tuple[Any, Any, Any]:
+        """Return whether judged random samples were set right (1), broken (−1), or neither (0): known, least, most."""
+        # Where the label is not known (unsure, skipped, disputed), it is neither if both answers are equal, and else
+        # anything. What becomes known later lies between, so that bounds from least and most hold at all times.
+        known, least, most = [], [], []
         for turn, (sample, record) in enumerate(turns):
-            made = [look for look in self.looks if look.turns <= turn and sample in look.after]
-            if not made or record is None or record.status not in LABELS:
+            made = [look for look in self.looks if look.since <= turn and sample in look.after]
+            if not made:
                 continue
-            look, label = made[-1], self.header.classes.index(str(record.verified))
-            found.append((look.after[sample] == label) - (look.before[sample] == label))
-        return np.array(found, dtype=float)
+            before, after = made[-1].before[sample], made[-1].after[sample]
+            name = None if record is None else decided_label(record)
+            if name is None:
+                change = int(before != after)
+                low, high = -change, change
+            else:
+                label = self.header.classes.index(name)
+                low = high = (after == label) - (before == label)
+                known.append(low)
+            least.append(low)
+            most.append(high)
+        return np.array(known, float), np.array(least, float), np.array(most, float)
 
-    def tick(self, turns: Turns, others: Sequence[Record]) -> None:
+    def tick(self, turns: Turns, others: Sequence[Record], seen: int) -> None:
         """Take in a correction that is finished, and begin the next one if it is due.
 
         Parameters
@@ -181,13 +196,15 @@ class Looks:
             The random samples in turn.
         others
             The records that count on samples that are not of the random part.
+        seen
+            How many random samples were ever in turn, with those that were taken back.
         """
         if self.start is None:
             return
         if self._running is not None:
             if self._running[0].poll() is None:
                 return
-            self._take()
+            self._take(seen)
         known = [r for r in (*(record for _, record in turns), *others) if r is not None and r.status in LABELS]
         later = self.header.random[len(turns) :]
         if len(known) < self._last + EVERY or not later:
@@ -200,7 +217,7 @@ class Looks:
         if self._running is not None:
             process, folder = self._running
             process.kill()
-            process.wait()
+            _ended(process)
             folder.cleanup()
             self._running = None
 
@@ -214,13 +231,15 @@ class Looks:
         (place / JOB).write_text(json.dumps(job), encoding="utf-8")
         self._running = self.start(place), folder
 
-    def _take(self) -> None:
+    def _take(self, seen: int) -> None:
         """Read what a finished process has found, and keep it."""
         assert self._running is not None  # noqa: S101 - `tick` has checked
         process, folder = self._running
         self._running, place = None, Path(folder.name)
+        _ended(process)
         try:
             look = msgspec.json.decode((place / FOUND).read_bytes(), type=Look)
+            look = replace(look, since=seen if self.looks else look.turns)  # the first one replaces nothing
             self._keep(look)
             self.looks.append(look)
             self._failed = ""
@@ -238,6 +257,13 @@ class Looks:
             file.flush()
             os.fsync(file.fileno())
         flush(self.path.parent)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process, and give back the pipe by which it sees whether this one lives."""
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def _read(path: Path) -> list[Look]:

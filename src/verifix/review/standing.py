@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,6 +102,23 @@ def in_turn(queue: Queue, earlier: Tally, decisions: Tally) -> list[tuple[int, R
     return found
 
 
+def ever_in_turn(queue: Queue, earlier: Tally, decisions: Tally) -> int:
+    """Return how many samples of the random part were ever in turn, with those whose decision was taken back.
+
+    Parameters
+    ----------
+    queue, earlier, decisions
+        As in `in_turn`.
+
+    Returns
+    -------
+    int
+        At least as many as `in_turn` returns.
+    """
+    known = (decisions.known(sample) or earlier.touched(sample) for sample in queue.header.random)
+    return sum(1 for _ in itertools.takewhile(bool, known))
+
+
 def wrong_rate(drawn: list[tuple[int, Record | None]], length: int) -> Bounds | None:
     """Estimate the share of wrong labels.
 
@@ -114,11 +132,12 @@ def wrong_rate(drawn: list[tuple[int, Record | None]], length: int) -> Bounds | 
     Returns
     -------
     Bounds or None
-        From 0 to 1. Samples whose label is not known (unsure, skipped, disputed) count as right for the lower bound, as
-        wrong for the upper one, and not at all for the estimate. None if no sample has a given label.
+        From 0 to 1. Samples of which it is not known whether their label is right (unsure, skipped, disputed, or
+        without a given label) count as right for the lower bound, as wrong for the upper one, and not at all for the
+        estimate. None if it is not known of any.
     """
-    statuses = [None if record is None else record.status for _, record in drawn]
-    if not any(status in LABELS for status in statuses) or all(r is None or r.label is None for _, r in drawn):
+    statuses = [None if record is None or record.label is None else record.status for _, record in drawn]
+    if not any(status in LABELS for status in statuses):
         return None
     wrong, unknown = (np.array([s == "relabel" for s in statuses]), np.array([s not in LABELS for s in statuses]))
     least, most = (bounds(values.astype(float), 0.0, 1.0, total=length) for values in (wrong, wrong | unknown))

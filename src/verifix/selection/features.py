@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +19,9 @@ from verifix.progress import note
 
 WIDTH = 64
 """Numbers that are kept of a sample. Random projections to so many change distances by about an eighth."""
+
+COLLECTED_EVERY = 2**14
+"""Samples after which Python looks for what watched the layers: it refers to itself, and holds their tensors."""
 
 Run = Callable[[Sequence[int], int], tuple[Tensor, Tensor]]
 
@@ -54,12 +58,19 @@ def with_features(work: nn.Module, where: torch.device, samples: Samples, seed: 
         note("no linear layer sees one row per sample, so samples are spread by the model's logits")
     projection: Callable[[Tensor], Tensor] | None = None
 
+    watched = 0
+
     def run(indices: Sequence[int], batch_size: int) -> tuple[Tensor, Tensor]:
-        nonlocal projection
+        nonlocal projection, watched
         rows: list[Tensor] = []
         only = frozenset(last)
         logits = _run(work, where, samples, indices, batch_size, only, lambda _, seen: rows.append(seen[0].cpu()))
         seen = torch.cat(rows).double() if last else logits
+        rows.clear()
+        watched += len(indices)
+        if watched >= COLLECTED_EVERY:
+            gc.collect()
+            watched = 0
         projection = projection or _projection(seen.shape[1], seed)
         return logits, projection(seen)
 

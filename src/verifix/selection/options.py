@@ -13,7 +13,7 @@ STRATEGIES = ("random", "balanced", "uncertain", "suspect", "spread")
 """Ways to select samples."""
 
 DEFAULT_STRATEGY = "uncertain"
-"""What "auto" selects by, beside the random part."""
+"""What "auto" selects by, beside the random part. docs/selection.md names it; a test compares them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,8 @@ class SelectOptions(RunOptions):
     """How samples are selected beside the random part. "random": at random, so that all of them prove a gain.
     "balanced": at random, the same number of each given class. "uncertain": where the model's two best answers are
     nearly as probable. "suspect": where cleanlab's label quality of the given label is lowest (needs
-    verifix[label-errors]). "spread": far apart in what the last layer sees, by k-means. "auto": "uncertain"."""
+    verifix[label-errors]). "spread": far apart in what the last layer sees, by k-means. "auto": the one of
+    these that docs/selection.md names as the default."""
     count: Annotated[int, MAIN] = 200
     """How many samples to verify."""
     random_share: Annotated[float, MAIN] = 0.5

@@ -17,7 +17,11 @@ from verifix.model.sources import DEFAULT_BATCH_SIZE
 from verifix.model.tensors import model_digest
 from verifix.options import RunOptions
 from verifix.progress import progress_bar
+from verifix.selection.spreading import Spool
 from verifix.storage.chunks import Arrays, Chunks
+
+ROWS = 2**16
+"""Rows of a file that are put together at once."""
 
 
 def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **further: Any) -> None:
@@ -56,7 +60,11 @@ def begin_chunks(chunks: Chunks, model: nn.Module, options: RunOptions, **furthe
 
 
 def run_through(
-    work: Callable[[Sequence[int], int], Arrays], samples: Samples, options: RunOptions, chunks: Chunks
+    work: Callable[[Sequence[int], int], Arrays],
+    samples: Samples,
+    options: RunOptions,
+    chunks: Chunks,
+    spool: Spool | None = None,
 ) -> Arrays:
     """Do some work on all samples, each process its part; in smaller batches if memory runs out.
 
@@ -70,6 +78,8 @@ def run_through(
         How the model is run.
     chunks
         Where numbers are kept in the meantime.
+    spool
+        What takes the features of the samples, if there are any.
 
     Returns
     -------
@@ -80,6 +90,8 @@ def run_through(
     sizes = [len(part) for part in parts]
 
     def run(size: int) -> Arrays:
+        if spool is not None:
+            spool.clear()
         with progress_bar("scoring samples", sum(map(len, ranks.mine(parts))), options.progress) as bar:
 
             def scored(part: range) -> Arrays:
@@ -88,7 +100,15 @@ def run_through(
                 bar.update(len(part))
                 return found
 
-            return joined(ranks.spread(chunks.through("scores", scored), parts, sizes))
+            once = chunks.through("scores", scored)
+
+            def kept(part: range) -> Arrays:
+                found = once(part)
+                if spool is not None:
+                    spool.take(part, found)
+                return found
+
+            return joined(ranks.spread(kept, parts, sizes))
 
     return with_smaller_batches(run, samples.batch_size, options)[0]
 
@@ -112,10 +132,15 @@ def finish_chunks(chunks: Chunks, samples: Samples, columns: Mapping[str, Tensor
     """
     if chunks.folder is None:
         return
-    parts = chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE)
-    own = [i for part in ranks.mine(parts) for i in part]
-    table: dict[str, Any] = {"sample": np.array(own, np.int64), "name": [samples.where(i) for i in own]}
-    table |= {name: values[own].numpy() for name, values in ({"label": samples.labels} | dict(columns)).items()}
+    parts = ranks.mine(chunks.split(len(samples), samples.batch_size or DEFAULT_BATCH_SIZE))
+    own = range(parts[0].start, parts[-1].stop) if parts else range(0)  # parts of a process are neighbours
+    every = {"label": samples.labels, **columns}
+
+    def table(start: int) -> dict[str, Any]:
+        part = own[start : start + ROWS]
+        found: dict[str, Any] = {"sample": np.array(part, np.int64), "name": list(map(samples.where, part))}
+        return found | {name: values[part.start : part.stop].numpy() for name, values in every.items()}
+
     with ranks.sharing():
-        chunks.finish(table, ranks.rank(), ranks.size())
+        chunks.finish(map(table, range(0, max(len(own), 1), ROWS)), ranks.rank(), ranks.size())
     chunks.clear()

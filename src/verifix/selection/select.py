@@ -32,7 +32,8 @@ from verifix.selection.draw import Draw, draw
 from verifix.selection.options import SelectOptions
 from verifix.selection.queue import RANDOM, Entry, Queue, order_of
 from verifix.selection.score_files import begin_chunks, finish_chunks, run_through
-from verifix.selection.strategies import balanced, lowest, scoring, spread
+from verifix.selection.spreading import Spool, spread
+from verifix.selection.strategies import balanced, lowest, scoring
 from verifix.settings import takes
 from verifix.storage.chunks import Arrays, Chunks
 
@@ -141,7 +142,7 @@ def select(model: nn.Module, data: Any, settings: SelectArguments) -> Selection:
     >>> import torch, verifix
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> data = torch.randn(500, 4), torch.arange(500) % 2
-    >>> selection = verifix.select(model, data, count=100, random_share=0.4, progress=False)
+    >>> selection = verifix.select(model, data, strategy="uncertain", count=100, random_share=0.4, progress=False)
     >>> print(selection.summary())
     100 of 500 samples to verify: 40 drawn at random (of 40 in all, each with probability 0.08) and 60 by uncertain.
     """
@@ -152,7 +153,7 @@ def selected(model: nn.Module, data: Any, settings: SelectArguments, folder: str
     """Select samples; `folder` is what the names of their files are relative to. See `select`."""
     model, chunks = unwrapped(model), Chunks(settings.scores)
     check_model(model)
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread(), Spool() as spool:
         source, _ = opened(data, settings.batch_size, settings.max_samples)
         if settings.scored:
             begin_chunks(chunks, model, settings, strategy=settings.by)
@@ -161,13 +162,13 @@ def selected(model: nn.Module, data: Any, settings: SelectArguments, folder: str
         fingerprint = fingerprint_of(files, labels.tolist())
         drawn = draw(len(labels), fingerprint, settings)
         if samples is None:
-            order = order_of(drawn.now, _chosen(drawn, labels, {}, settings))
+            order = order_of(drawn.now, _chosen(drawn, labels, {}, spool, settings))
             few = replace(source, dataset=Subset(source.dataset, order))
             samples = read_samples(few, settings.batch_size, False, settings.forward)
-            found, outputs = _run(model, samples, Chunks(None), settings)
+            found, outputs = _run(model, samples, Chunks(None), None, settings)
         else:
-            found, outputs = _run(model, samples, chunks, settings)
-            order = order_of(drawn.now, _chosen(drawn, labels, found, settings))
+            found, outputs = _run(model, samples, chunks, spool if settings.by == "spread" else None, settings)
+            order = order_of(drawn.now, _chosen(drawn, labels, found, spool, settings))
             _finish(chunks, samples, found, order)
             found = {name: values[order] for name, values in found.items()}
     if len(order) < settings.count:
@@ -222,7 +223,9 @@ def labels_of(source: Source) -> Tensor | None:
     return None if labels is None else torch.as_tensor(labels)
 
 
-def _run(model: nn.Module, samples: Samples, chunks: Chunks, settings: SelectArguments) -> tuple[Arrays, int]:
+def _run(
+    model: nn.Module, samples: Samples, chunks: Chunks, spool: Spool | None, settings: SelectArguments
+) -> tuple[Arrays, int]:
     """Run the model over samples; return what was computed of each, and the number of classes."""
     with working_copy(model, settings) as (work, where):
         labels = samples.labels
@@ -232,10 +235,10 @@ def _run(model: nn.Module, samples: Samples, chunks: Chunks, settings: SelectArg
         with threads_for(partial(work_of, work, runnable, where)):
             by = settings.by if settings.scored else "uncertain"  # whose scores are not used: guesses are
             score = scoring(by, work, where, runnable, labels, settings.seed)
-            return run_through(score, runnable, settings, chunks), max(outputs, 2)
+            return run_through(score, runnable, settings, chunks, spool), max(outputs, 2)
 
 
-def _chosen(drawn: Draw, labels: Tensor, found: Arrays, settings: SelectArguments) -> list[int]:
+def _chosen(drawn: Draw, labels: Tensor, found: Arrays, spool: Spool, settings: SelectArguments) -> list[int]:
     """Return the samples that the strategy selects, beside those that are drawn."""
     count = min(settings.count - len(drawn.now), len(drawn.free))
     if settings.by == "random" or count < 1:
@@ -243,7 +246,7 @@ def _chosen(drawn: Draw, labels: Tensor, found: Arrays, settings: SelectArgument
     if settings.by == "balanced":
         return balanced(labels.numpy(), drawn.free, count)
     if settings.by == "spread":
-        return spread(found["features"], drawn.free, count, settings.seed)
+        return spread(spool, drawn.free, count, settings.seed)
     return lowest(found["scores"], drawn.free, count)
 
 
@@ -251,5 +254,5 @@ def _finish(chunks: Chunks, samples: Samples, found: Arrays, order: Sequence[int
     """Write the numbers of all samples, if a folder for them was given."""
     picked = np.zeros(len(samples), bool)
     picked[order] = True
-    columns = {name: values for name, values in found.items() if name != "features"} | {"picked": picked}
+    columns = found | {"picked": picked}
     finish_chunks(chunks, samples, {name: torch.from_numpy(values) for name, values in columns.items()})

@@ -22,9 +22,6 @@ from verifix.storage.chunks import Arrays
 Array = np.ndarray[Any, Any]
 Work = Callable[[Sequence[int], int], Arrays]
 
-MINI_BATCH = 4096
-"""Samples that k-means looks at in each step."""
-
 
 def scoring(strategy: str, work: nn.Module, where: torch.device, samples: Samples, labels: Tensor, seed: int) -> Work:
     """Return what is computed of every sample.
@@ -138,43 +135,3 @@ def balanced(labels: Array, order: Array, count: int) -> list[int]:
         turn[own == label] = np.arange((own == label).sum())
     found: list[int] = order[np.argsort(turn, kind="stable")[:count]].tolist()
     return found
-
-
-def spread(features: Array, order: Array, count: int, seed: int) -> list[int]:
-    """Return samples that are far apart: those nearest to the centres of as many clusters.
-
-    Parameters
-    ----------
-    features
-        Of all samples, ``[n, width]``.
-    order
-        The samples to choose from, in random order.
-    count
-        How many.
-    seed
-        Of k-means.
-
-    Returns
-    -------
-    list of int
-        Those of the largest clusters first.
-    """
-    from sklearn.cluster import MiniBatchKMeans
-
-    if count >= len(order):
-        return [int(i) for i in order]
-    own = features[order]
-    how = {"batch_size": MINI_BATCH, "n_init": 3, "reassignment_ratio": 0.0}  # which gives small clusters up
-    means = MiniBatchKMeans(count, random_state=seed, **how).fit(own)
-    return [int(order[i]) for i in _nearest(own, means.cluster_centers_, means.labels_, count)]
-
-
-def _nearest(features: Array, centres: Array, clusters: Array, count: int) -> list[int]:
-    """Return the sample nearest to each centre, the largest cluster first; empty clusters give way to random ones."""
-    sizes = np.bincount(clusters, minlength=len(centres))
-    distances = np.square(features - centres[clusters]).sum(axis=1)
-    order = np.lexsort((distances, clusters))
-    first = order[np.searchsorted(clusters[order], np.flatnonzero(sizes))]
-    chosen = first[np.argsort(-sizes[sizes > 0], kind="stable")].tolist()
-    left = np.setdiff1d(np.arange(len(features)), chosen)
-    return [*chosen, *left[: count - len(chosen)].tolist()]

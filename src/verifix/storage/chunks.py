@@ -6,9 +6,10 @@ chunk that is finished. In the end each process writes one Parquet file, and the
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,23 +130,20 @@ class Chunks:
         """Tell whether a chunk is there."""
         return self.folder is not None and self._path(stage, chunk).exists()
 
-    def finish(self, columns: Mapping[str, Any], own: int, count: int) -> None:
+    def finish(self, tables: Iterable[Mapping[str, Any]], own: int, count: int) -> None:
         """Write the numbers of one process.
 
         Parameters
         ----------
-        columns
-            By name, all of one length: arrays ``[n]`` or ``[n, …]`` of numbers, or lists of texts.
+        tables
+            One or more, whose rows follow each other. Each has by name, all of one length, arrays ``[n]`` or
+            ``[n, …]`` of numbers, or lists of texts.
         own, count
             The number of the process, and how many there are.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if self.folder is not None:
             path = self.folder / f"scores-{own:05d}-of-{count:05d}.parquet"
-            table = pa.table({name: _column(values) for name, values in columns.items()})
-            write_atomically(path, lambda place: pq.write_table(table, place), force=True)
+            write_atomically(path, lambda place: _write(tables, place), force=True)
 
     def clear(self) -> None:
         """Remove the chunks, and last what says that there are some."""
@@ -160,6 +158,18 @@ class Chunks:
         return self.folder / f"{stage}-{chunk.start:09d}-{chunk.stop:09d}.npz"
 
 
+def _write(tables: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write a Parquet file table by table, so that one of them is in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = (pa.table({name: _column(values) for name, values in table.items()}) for table in tables)
+    first = next(arrow)
+    with pq.ParquetWriter(path, first.schema) as file:
+        for table in itertools.chain([first], arrow):
+            file.write_table(table)
+
+
 def _column(values: Any) -> Any:
     """Return values as a column of Parquet, which has its type even if it is empty."""
     import pyarrow as pa
@@ -168,4 +178,5 @@ def _column(values: Any) -> Any:
         return pa.array(values, pa.string())
     if values.ndim == 1:
         return pa.array(values)
-    return pa.array(list(values), pa.list_(pa.from_numpy_dtype(values.dtype)))
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(offsets, values.reshape(-1))

@@ -122,12 +122,12 @@ def _about(command: ReviewCommand, queue: Queue) -> str:
 
 
 def _start(command: ReviewCommand, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that makes a correction, and leaves the processor to everything else."""
+    """Start a process that makes a correction, leaves the processor to everything else, and ends with this one."""
     (folder / SETTINGS).write_text(json.dumps(asdict(command), default=str), encoding="utf-8")
     with (folder / LOG).open("wb") as log:
         return subprocess.Popen(  # noqa: S603 - this interpreter, with a module and a folder of our own
             [sys.executable, "-m", "verifix.cli.look", str(folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # nothing is written to it: it ends when this process does, however that is
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from verifix.io.data.records import Record
@@ -33,6 +34,7 @@ class Tally:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.records = 0
+        self._steps: dict[str, list[Record]] = {}
         self._of: dict[int, dict[str, list[Record]]] = {}
         self._resolved: dict[int, list[Record]] = {}
         self.add(records)
@@ -45,15 +47,19 @@ class Tally:
                 kept = self._resolved.setdefault(record.id, [])
             else:
                 kept = self._of.setdefault(record.id, {}).setdefault(record.annotator, [])
+            steps = self._steps.setdefault(record.annotator, [])
             if record.status != "undo":
                 kept.append(record)
-            elif kept:
-                kept.pop()
+                steps.append(record)
+            elif (last := _last_of(record.annotator, kept)) is not None:
+                del kept[last]
+                del steps[_last_step(steps, record)]
 
     def copy(self) -> Tally:
         """Return the same, which later records leave as it is."""
         made = Tally()
         made.records = self.records
+        made._steps = {name: [*steps] for name, steps in self._steps.items()}
         made._of = {sample: {name: [*kept] for name, kept in of.items()} for sample, of in self._of.items()}
         made._resolved = {sample: [*kept] for sample, kept in self._resolved.items()}
         return made
@@ -61,6 +67,12 @@ class Tally:
     def by_person(self, sample: int) -> dict[str, Record]:
         """Return what everybody has decided on a sample."""
         return {name: kept[-1] for name, kept in self._of.get(sample, {}).items() if kept}
+
+    def steps(self, name: str) -> list[list[Record]]:
+        """Return what a person has decided and not taken back, request by request, the last one at the end."""
+        # The records of one request have one time, which no other request has.
+        grouped = itertools.groupby(self._steps.get(name, ()), key=lambda record: (record.time, record.resolves))
+        return [list(records) for _, records in grouped]
 
     def resolution(self, sample: int) -> Record | None:
         """Return the record that ended a disagreement on a sample."""
@@ -82,6 +94,10 @@ class Tally:
     def touched(self, sample: int) -> bool:
         """Tell whether anybody has decided on a sample, whatever counts of it."""
         return bool(self.by_person(sample)) or self.resolution(sample) is not None
+
+    def known(self, sample: int) -> bool:
+        """Tell whether there is any record on a sample, even if all were taken back."""
+        return sample in self._of or sample in self._resolved
 
     def outcome(self, sample: int) -> Record | None:
         """Return the record that counts.
@@ -112,3 +128,14 @@ class Tally:
 
 def _labels(votes: Sequence[Record]) -> list[Record]:
     return [vote for vote in votes if vote.status in LABELS]
+
+
+def _last_of(name: str, kept: Sequence[Record]) -> int | None:
+    """Return the place of a person's last record; None if there is none."""
+    return next((i for i in reversed(range(len(kept))) if kept[i].annotator == name), None)
+
+
+def _last_step(steps: Sequence[Record], undone: Record) -> int:
+    """Return the place of the record that another one takes back."""
+    wanted = undone.id, undone.resolves
+    return next(i for i in reversed(range(len(steps))) if (steps[i].id, steps[i].resolves) == wanted)

@@ -80,8 +80,8 @@ def read_decisions(path: str | Path) -> Decisions:
     for place in header.earlier:
         earlier, found = read_lines(place, VERIFIED, Record)
         check_same(earlier, header.length, header.fingerprint, str(place), f"that of {path}")
-        records += _checked(found, earlier, place)
-    return _together(header, [*records, *_checked(own, header, path)])
+        records += checked_records(found, earlier, place)
+    return _together(header, [*records, *checked_records(own, header, path)])
 
 
 def _together(header: Header, records: Sequence[Record]) -> Decisions:
@@ -98,8 +98,8 @@ def _together(header: Header, records: Sequence[Record]) -> Decisions:
     return Decisions(header, labels, left_out)
 
 
-def _checked(records: Sequence[Record], header: Header, path: object) -> Sequence[Record]:
-    """Refuse records that contradict themselves, or name a class that there is not."""
+def checked_records(records: Sequence[Record], header: Header, path: object) -> Sequence[Record]:
+    """Return records; refuse those that contradict themselves, or name a class that there is not."""
     for number, record in enumerate(records, 2):
         label = decided_label(record)
         fault = ""

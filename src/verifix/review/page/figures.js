@@ -7,6 +7,7 @@ const RECENT = 40; // decisions that the pace is measured on
 const times = [];
 
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const counted = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
 const points = (share) => `${share >= 0 ? "+" : "−"}${Math.abs(100 * share).toFixed(1)}`;
 
 export function tick(count) {
@@ -48,8 +49,8 @@ export async function refresh() {
   const { rate, gain, agreement, disputed } = state.standing;
   element("disputes").textContent = disputed.length;
   element("rate").textContent = rate
-    ? `${percent(rate.estimate)} of the given labels (${percent(rate.low)} to ${percent(rate.high)}), from ${rate.count} `
-      + "random samples in turn. The interval holds at every look."
+    ? `${percent(rate.estimate)} of the given labels (${percent(rate.low)} to ${percent(rate.high)}), from ${counted(rate.count, "random sample")} `
+      + "in turn. The interval holds at every look."
     : "Unknown until a sample of the random part with a given label is decided.";
   element("gain").textContent = gainText(gain);
   element("agreement").replaceChildren(...agreement.pairs.map(({ people, samples, equal, kappa }) => make(
@@ -81,7 +82,7 @@ function gainText(gain) {
       : `It is not decided; about ${labels(gain.more)} would decide it if the trend holds.`,
   };
   return [
-    `${points(estimate)} points (${points(low)} to ${points(high)}) on ${count} random samples:`,
+    `${points(estimate)} points (${points(low)} to ${points(high)}) on ${counted(count, "random sample")}:`,
     `${gain.fixed} set right, ${gain.broken} broken.`,
     verdicts[gain.verdict],
     `The last correction was made from ${gain.labels} labels.${work}`,

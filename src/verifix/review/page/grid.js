@@ -28,7 +28,7 @@ export function fill() {
   element("cells").replaceChildren(...shown.map((place, index) => {
     const cell = make("button", "", { type: "button", "aria-pressed": "false", "data-place": place });
     cell.tabIndex = index ? -1 : 0;
-    cell.ariaLabel = `Sample ${place + 1}, odd`;
+    if (!state.queue.texts) cell.ariaLabel = `Sample ${place + 1}, odd`; // a text is its own name
     cell.append(small(place));
     cell.addEventListener("click", () => mark(cell));
     return cell;
@@ -38,7 +38,8 @@ export function fill() {
   element("grid-title").textContent = title;
   element("grid-count").textContent = shown.length ? `${shown.length} samples` : "";
   element("spoken").textContent = `${title} ${element("grid-count").textContent}`;
-  element("cells").firstElementChild?.focus();
+  element("cells").firstElementChild?.focus({ preventScroll: true });
+  element("grid").scrollIntoView(); // the question, and not only the samples
 }
 
 export function mark(cell = document.activeElement) {

@@ -12,7 +12,8 @@ let due = null;
 
 onChange((error) => {
   element("trouble").hidden = error === null;
-  element("trouble-text").textContent = error ? `${unsaved()} decisions are not saved yet: ${error.message}` : "";
+  const count = unsaved() === 1 ? "1 decision is" : `${unsaved()} decisions are`;
+  element("trouble-text").textContent = error ? `${count} not saved yet: ${error.message}` : "";
   figures.progress();
   if (error === null) soon();
 });
@@ -47,13 +48,14 @@ function act(work) {
   figures.progress();
 }
 
-function takeBack() {
+async function takeBack() {
   const last = undo();
   if (last === null) {
     element("spoken").textContent = "There is nothing to undo.";
-  } else if (view === "grid") {
+  } else if (view === "grid" && !last.resolves) {
     grid.begin();
   } else {
+    if (last.resolves) await send().then(figures.refresh).catch(() => {}); // which say again what others decided
     if (last.resolves !== (view === "disputes")) show(last.resolves ? "disputes" : "single");
     single.next(last.places[0]);
     element("spoken").textContent = `Undone. ${element("spoken").textContent}`;
@@ -119,6 +121,10 @@ document.addEventListener("click", (event) => {
 element("confirm").addEventListener("click", confirm);
 element("grid-class").addEventListener("change", grid.fill);
 element("retry").addEventListener("click", send);
+element("other-name").addEventListener("click", () => {
+  sessionStorage.removeItem("name");
+  location.reload();
+});
 element("keys-on").addEventListener("change", (event) => {
   state.keys = event.target.checked;
   sessionStorage.setItem("no-keys", state.keys ? "" : "yes");
@@ -152,8 +158,9 @@ async function enter() {
   }
   state.decisions = new Map(Object.entries(answer.decisions).map(([place, decision]) => [Number(place), decision]));
   state.others = new Set(answer.others);
-  state.history = answer.order.map((place) => ({ places: [place], resolves: false }));
+  state.history = answer.steps;
   await figures.refresh();
+  element("me").textContent = state.name;
   element("figures").hidden = false;
   show("single");
   setInterval(soon, POLL);

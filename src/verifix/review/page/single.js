@@ -54,6 +54,7 @@ export function next(wanted = null) {
   });
   describe(found);
   ahead(left.filter((each) => each !== found));
+  element("look").scrollIntoView({ block: "nearest" }); // whoever taps a button far below it sees the next sample
   return true;
 }
 

@@ -6,14 +6,14 @@ export const state = {
   decisions: new Map(), // place in the queue -> [status, number of the class or null]
   others: new Set(), // places on which somebody else has decided
   onlyOpen: false,
-  history: [], // what undo takes back: {places, resolves}
+  history: [], // what undo takes back: {places, resolves}, as the file of records has it
   first: [], // places that come before all others: those marked in the grid
   standing: null,
   keys: true,
 };
 
 const waiting = []; // requests that are not acknowledged yet, in order
-let sending = false;
+let sending = null; // the promise of those under way
 let listener = () => {};
 
 export const onChange = (call) => { listener = call; };
@@ -57,9 +57,13 @@ function enqueue(request) {
   send();
 }
 
-export async function send() {
-  if (sending) return;
-  sending = true;
+// Resolves once everything is acknowledged, or one request has failed.
+export function send() {
+  sending ??= deliver().finally(() => { sending = null; });
+  return sending;
+}
+
+async function deliver() {
   try {
     while (waiting.length) {
       await post("/decide", waiting[0]);
@@ -68,8 +72,6 @@ export async function send() {
     }
   } catch (error) {
     listener(error);
-  } finally {
-    sending = false;
   }
 }
 

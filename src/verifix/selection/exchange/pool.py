@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from verifix.io.data.open import reopen
 from verifix.io.data.records import Header
 from verifix.model.class_names import as_written
 from verifix.model.sources import ask_dataset
+
+UPLOADED = re.compile(r"/data/upload/\d+/[0-9a-f]{8}-([^/]+)$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,9 @@ class Pool:
 
 def _path_in(name: str) -> PurePosixPath:
     """Return the path in a name or an address; that of a local file of Label Studio stands behind ``?d=``."""
+    # Files that were uploaded to Label Studio have lost their folder, and have eight letters before their name.
+    if uploaded := UPLOADED.search(name):
+        return PurePosixPath(unquote(uploaded[1]))
     parts = urlsplit(name) if "://" in name or "?d=" in name else None
     if parts is None:
         return PurePosixPath(name.replace("\\", "/"))

@@ -180,7 +180,7 @@ def fiftyone(path: Path, pool: Pool) -> Iterator[Decided]:
 
 
 def label_studio(path: Path, pool: Pool) -> Iterator[Decided]:
-    """Read tasks of Label Studio with annotations: one choice per annotation; skipped ones count as skipped."""
+    """Read tasks of Label Studio with annotations: one choice per annotation; cancelled and empty ones are skipped."""
     tasks = _json(path)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) and "data" in task for task in tasks):
         raise DataError(f"{path} is not a list of tasks of Label Studio; export the project in the format JSON")
@@ -192,7 +192,8 @@ def label_studio(path: Path, pool: Pool) -> Iterator[Decided]:
             who = annotation.get("completed_by", "")
             who = who.get("email", who.get("id", "")) if isinstance(who, dict) else who
             when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-            chosen = None if annotation.get("was_cancelled") else _chosen(annotation, pool, place)
+            empty = annotation.get("was_cancelled") or not annotation.get("result")
+            chosen = None if empty else _chosen(annotation, pool, place)
             yield index, chosen, "" if who is None else str(who), when
 
 
@@ -209,7 +210,7 @@ def _of_task(data: Mapping[str, Any], pool: Pool, place: str) -> int:
 def _chosen(annotation: Mapping[str, Any], pool: Pool, place: str) -> str:
     chosen = [
         choice
-        for result in annotation.get("result") or []
+        for result in annotation["result"]
         if result.get("type") == "choices"
         for choice in result.get("value", {}).get("choices", [])
     ]
