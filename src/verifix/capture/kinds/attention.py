@@ -41,7 +41,7 @@ class Attention(RowMajor):
         for weight, x, mask in _inputs(call, of_queries, of_keys):
             bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][start : start + len(weight)]
             start += len(weight)
-            yield Product(weight, 1, _reader(x, mask), bias=bias)
+            yield Product(weight, 1, _reader(x, mask), bias=bias, source=(x, (self.name, mask)))
         before = partial(_before_output, bound)
         yield Product(call["out_proj_weight"], 1, lambda: _rows(before(), of_queries), bias=call["out_proj_bias"])
 
