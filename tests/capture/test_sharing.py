@@ -12,7 +12,9 @@ from torch import Tensor, nn
 import verifix
 from tests.stage_cases import CPU, interleaved
 from verifix.capture import collect as collecting
+from verifix.capture import interceptor
 from verifix.capture.collect import Collected, collect
+from verifix.capture.kinds import attention
 from verifix.capture.memory_plan import LayerSize, Limits, planned
 from verifix.capture.sharing import Sharing
 from verifix.model.borrow import borrowed
@@ -250,3 +252,41 @@ def test_merging_leaves_shared_moments_alone():
     (a + a).add_(torch.ones(1, 1, 4))
     assert a.n == 9
     assert float(a.gram[0, 0, 0]) == 9
+
+
+class Attention(nn.Module):
+    """Attention whose output projection may be tied to an input projection, or under autocast."""
+
+    def __init__(self, tied: bool, lowered: bool) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(8, 2, kdim=8, vdim=8, batch_first=True)
+        if tied:
+            self.mha.in_proj_weight = None
+            self.mha._qkv_same_embed_dim = False
+            self.mha.q_proj_weight = self.mha.out_proj.weight
+            self.mha.k_proj_weight, self.mha.v_proj_weight = (nn.Parameter(torch.randn(8, 8) / 3) for _ in range(2))
+        self.lowered = lowered
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.lowered):
+            return self.head(self.mha(x, x, x)[0].mean(1)).float()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("lowered", [False, True])
+def test_what_attention_hands_to_its_output_is_seen_as_it_runs(tied, lowered, monkeypatch):
+    torch.manual_seed(0)
+    model, x = Attention(tied, lowered), torch.randn(N, 5, 8)
+    again = []
+    run = attention._before_output
+    monkeypatch.setattr(attention, "_before_output", lambda bound: (again.append(1), run(bound))[1])
+    seen = collected(model, x)
+    assert bool(again) == (tied or lowered)
+    monkeypatch.setattr(interceptor, "_PRODUCTS", {})
+    plain = collected(model, x)
+    assert again
+    for own, other in zip(seen.folds, plain.folds, strict=True):
+        assert own.keys() == other.keys()
+        for layer in own:
+            torch.testing.assert_close(own[layer].gram, other[layer].gram, rtol=1e-6, atol=1e-6)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -88,6 +89,9 @@ INTO_PYTHON = frozenset(
 )
 """Functions that turn a tensor into numbers that nothing here can follow. Shapes, and what is only asked, are none."""
 
+_PRODUCTS: dict[object, int] = {torch.ops.aten.addmm.default: 1, torch.ops.aten.mm.default: 0}
+"""Matrix products that a linear layer becomes, and which argument is the input; the transposed weight is the next."""
+
 Meeting = tuple[tuple[str, ...], int]
 """Names of parameters, and the number of the call in a batch that they meet in."""
 
@@ -110,6 +114,7 @@ class _Interceptor(TorchFunctionMode):
             if buffer.ndim >= 2 and buffer.is_floating_point() and (storage := storage_of(buffer))
         }
         self._known: set[Layer] = set()
+        self.inside: list[Call] = []
         self._alone: dict[Meeting, list[tuple[int, ...]]] = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,8 +136,10 @@ class _Interceptor(TorchFunctionMode):
             if func in KINDS and names:
                 understood = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
             result = func(*args, **kwargs)
+            self._give(*self.inside)  # which were not seen inside
         finally:
             self.depth -= 1
+            self.inside.clear()
         self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *of_weight_norm(*args, **kwargs)):
             return result
@@ -237,7 +244,23 @@ class _Interceptor(TorchFunctionMode):
         self.taker.called(layer)
         if self.census.trial == 1:
             self.sharing.learn(layer, product, times)
-        self._give(*self.sharing.due(layer, product, times))
+        if product.within is not None:
+            self.inside.append(Call((layer,), product, times, None))
+        else:
+            self._give(*self.sharing.due(layer, product, times))
+
+    def look_inside(self, function: object, args: Sequence[Any]) -> None:
+        """Hand on the rows of weights that meet their inputs inside the function that runs."""
+        at = _PRODUCTS.get(function)
+        for call in [*self.inside] if at is not None else ():
+            x, weight = args[at], args[at + 1]
+            product = call.product
+            if (storage_of(weight), weight.storage_offset()) == (
+                storage_of(product.weight),
+                product.weight.storage_offset(),
+            ) and weight.shape == product.weight.mT.shape:
+                self.inside.remove(call)
+                self._give(replace(call, product=replace(product, rows=partial(product.within, x))))
 
     def _give(self, *calls: Call) -> None:
         """Hand on the rows of calls to the layers that they belong to."""
@@ -293,6 +316,8 @@ class _Witness(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func._schema.is_mutable:  # type: ignore[attr-defined] # an operator, which has a schema
             self.interceptor._give(*self.interceptor.sharing.touched(tensors_in((args, kwargs))))
+        if self.interceptor.inside:
+            self.interceptor.look_inside(func, args)
         result = func(*args, **(kwargs or {}))
         if self.interceptor.depth == 0 and not self.interceptor.census.reading:
             for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):

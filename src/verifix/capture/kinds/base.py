@@ -40,6 +40,9 @@ class Product:
     source
         The input as the function received it, and how its rows are read: products in which both are equal have the
         same rows. None if that cannot be told.
+    within
+        Where the weight meets its input only inside the function: takes that input, the left operand of a matrix
+        product, and yields the rows. `rows` is called, after the function has run, only if no such product was seen.
     """
 
     weight: Tensor
@@ -49,6 +52,7 @@ class Product:
     bias: Tensor | None = None
     patches: Patches | None = None
     source: tuple[Tensor, Hashable] | None = None
+    within: Callable[[Tensor], Iterator[Tensor]] | None = None
 
 
 class LayerKind(Protocol):
