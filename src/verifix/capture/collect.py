@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,6 @@ from verifix.model.samples import Samples
 from verifix.model.sources import Batch
 from verifix.moments import Moments, SharedRows, merge
 from verifix.progress import progress_bar
-
-T = TypeVar("T")
 
 
 def _no_logits() -> Tensor:
@@ -377,7 +375,7 @@ def _checked(answers: Sequence[tuple[Sequence[int], Tensor]]) -> dict[int, Tenso
     return dict(zip(indices, logits, strict=True))
 
 
-def add_rows(table: dict[T, Moments], layer: T, rows: Tensor) -> None:
+def add_rows(table: dict[Any, Moments], layer: Layer | Layers, rows: Tensor) -> None:
     """Add rows ``[groups, n, d_in]`` to the moments of their layer, or of the layers that see them together."""
     rows = rows.to(moments_device(rows.device))
     if layer in table:

@@ -22,6 +22,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -270,7 +271,8 @@ class _Pixels:
         self._flat = geometry.lines != geometry.space[1:]
         if self._flat:
             self.x = x.new_zeros(*x.shape[:3], *geometry.lines, x.shape[-1])
-            self.x[(..., *(slice(size) for size in geometry.space[1:]), slice(None))] = x
+            inside: tuple[Any, ...] = (..., *(slice(size) for size in geometry.space[1:]), slice(None))
+            self.x[inside] = x
         else:
             self.x = x.contiguous()
         self._cut: dict[tuple[tuple[int, int], ...], Tensor] = {}
@@ -294,7 +296,8 @@ class _Pixels:
     def _along_others(self, where: tuple[tuple[int, int], ...]) -> Tensor:
         """Return ``[groups, first, samples, …, C]`` cut along all spatial axes but the first."""
         if where not in self._cut:
-            self._cut[where] = self.x[(..., *(slice(*ends) for ends in where), slice(None))].contiguous()
+            box: tuple[Any, ...] = (..., *(slice(*ends) for ends in where), slice(None))
+            self._cut[where] = self.x[box].contiguous()
         return self._cut[where]
 
 
