@@ -17,6 +17,7 @@ from benchmarks.speed.rounds import Case, Found, Ready, timed
 from verifix.capture.interceptor import intercepting
 from verifix.capture.kinds.lags import Patches, boxes
 from verifix.capture.layer import Layer
+from verifix.capture.sharing import Layers
 from verifix.model.borrow import borrowed
 from verifix.model.samples import Samples
 from verifix.model.work import multiplications as forward_multiplications
@@ -85,22 +86,35 @@ def multiplications(model: nn.Module, samples: Samples) -> float:
     seen: Counter[Layer] = Counter()
     total = 0.0
 
-    def dense(layer: Layer, rows: torch.Tensor) -> None:
-        seen[layer] += rows.shape[1]
-        widths[layer] = rows.shape[0], rows.shape[2]
+    class Counting:
+        """Counts in place of multiplying."""
 
-    def patched(_: Layer, patches: Patches) -> bool:
-        nonlocal total
-        enough = count * patches.geometry.positions >= patches.shape[2]
-        if enough and patches.worthwhile:
-            pixels = count * sum(box.pixels for box in boxes(patches.geometry))
-            total += patches.groups * pixels * (patches.x.shape[1] // patches.groups) ** 2
-        return enough and patches.worthwhile
+        def rows(self, layers: Layers, rows: torch.Tensor) -> None:
+            seen[layers[0]] += rows.shape[1]
+            widths[layers[0]] = rows.shape[0], rows.shape[2]
+
+        def patches(self, _: Layers, patches: Patches) -> bool:
+            nonlocal total
+            enough = count * patches.geometry.positions >= patches.shape[2]
+            if enough and patches.worthwhile:
+                pixels = count * sum(box.pixels for box in boxes(patches.geometry))
+                total += patches.groups * pixels * (patches.x.shape[1] // patches.groups) ** 2
+            return enough and patches.worthwhile
+
+        def waits(self, _: Layer) -> bool:
+            return False
+
+        def called(self, _: Layer) -> None:
+            """Layers are counted when their rows come."""
+
+        def shares(self, _: Layer) -> bool:
+            return True
 
     batch = next(samples.batches(range(few), min(few, SIZE)))
-    with borrowed(model), intercepting(model, dense, patched=patched, masked=False) as census:
+    with borrowed(model), intercepting(model, Counting(), masked=False) as census:
         census.begin(few)
         model(batch.inputs)
+        census.finish()
     for layer, (groups, width) in widths.items():
         rows = seen[layer] * count / few
         total += groups * rows * width * (width + 1) / 2 if rows >= width else 0  # fewer are kept as they are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,14 @@ class Survey:
         Input rows of each layer per sample.
     widths
         Groups and row width of each layer.
+    shared
+        Layers that see the same rows as another one, so that both share their moments; and which that is.
     """
 
     accounts: tuple[Account, ...]
     rows: dict[Layer, float]
     widths: dict[Layer, tuple[int, int]]
+    shared: dict[Layer, Layer] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -93,7 +96,7 @@ class Survey:
             Passes, and bytes.
         """
         sizes = {x: size_of(x, *self.widths[x], self.rows[x]) for x in self.rows if x in set(self.layers)}
-        return planned(sizes, samples, folds, limits)
+        return planned(sizes, samples, folds, limits, self.shared)
 
     def memory(self, samples: int, folds: int) -> int:
         """Estimate the bytes that a correction without a limit holds besides model and samples; see `plan`."""
@@ -152,9 +155,10 @@ def inspect(model: nn.Module, inputs: Any, settings: InspectArguments) -> Survey
     selection = selection_of(settings.include, settings.exclude)
     work = copy_model(model)
     with borrowed(work), _WithoutValues(), intercepting(work, sink, selection, masked=False) as census:
-        census.begin(samples)
+        census.begin(samples, trial=1)
         run_model(work, to_device(inputs, device_of(work)), settings.forward)
-    return Survey(tuple(census.accounts(work, selection)), rows, widths)
+        census.finish()
+    return Survey(tuple(census.accounts(work, selection)), rows, widths, census.shared)
 
 
 class _WithoutValues(TorchDispatchMode):

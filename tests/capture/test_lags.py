@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from verifix.capture.collect import collect
+from verifix.capture.kinds import lags
 from verifix.capture.kinds.convolution import unfold
 from verifix.capture.kinds.lags import Geometry, Patches, PatchMoments, boxes
 from verifix.model.borrow import borrowed
@@ -41,7 +42,16 @@ axis = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(0, 3), st.int
 )
 
 
-@settings(deadline=None, max_examples=60)
+@pytest.fixture(params=[0, 99], ids=["all are cut", "zeros behind the lines"])
+def zeros(request):
+    """Whether maps get zeros behind their lines, however small they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lags, "MOST_ZEROS", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("zeros")
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(axis, min_size=1, max_size=2), st.sampled_from([1, 2]), st.integers(1, 3), st.integers(1, 3))
 def test_it_is_the_gram_matrix_of_the_patches(axes, groups, per_group, samples):
     space, kernel, before, after, dilation = zip(*axes, strict=True)
@@ -57,6 +67,7 @@ def test_it_is_the_gram_matrix_of_the_patches(axes, groups, per_group, samples):
     assert torch.equal(found.gram, found.gram.mT) or torch.allclose(found.gram, found.gram.mT, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.usefixtures("zeros")
 def test_three_axes():
     geometry = Geometry((3, 4, 2), (2, 3, 2), ((1, 0), (1, 1), (0, 1)), (1, 1, 1))
     x = torch.randn(2, 4, 3, 4, 2, dtype=torch.float64)
@@ -102,6 +113,15 @@ def test_a_3_by_3_filter_takes_13_products_per_pixel_in_place_of_81():
     assert len(found) == 29
     assert 12 <= sum(box.pixels for box in found) / 32**2 <= 13
     assert sum(len(box.blocks) for box in found if box.pixels > 30**2 - 1) >= 13
+
+
+def test_pixels_that_no_tap_sees_need_not_be_finite(monkeypatch):
+    monkeypatch.setattr(lags, "MOST_ZEROS", 99)
+    x = torch.randn(2, 8, 3, 5)
+    x[:, :, :, 2] = torch.nan  # two taps, three pixels apart, on lines of five: the one in the middle is not seen
+    geometry = Geometry((3, 5), (1, 2), ((0, 0), (0, 0)), (1, 3))
+    rows = patches_of(x, 1, geometry).double()
+    torch.testing.assert_close(PatchMoments(Patches(x, 1, geometry)).gram, rows.mT @ rows, rtol=1e-6, atol=1e-6)
 
 
 class Net(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
@@ -85,6 +85,10 @@ class Census:
         Sizes of the buffers that have met samples in products, by name.
     added
         What has been added to each layer's outputs, call by call; None for calls that added no parameter.
+    shared
+        Layers that had the same inputs as another one in the trial, and the first of these; see `Sharing`.
+    finish
+        To be called after each batch that has run without an error.
     reading
         Whether samples are being read, so that nothing that is called belongs to the model; see `aside`.
     """
@@ -101,6 +105,8 @@ class Census:
     confirmed: dict[tuple[str, ...], list[list[Tensor]]] = field(default_factory=dict)
     buffers: dict[str, int] = field(default_factory=dict)
     added: dict[Layer, set[Bias | None]] = field(default_factory=dict)
+    shared: dict[Layer, Layer] = field(default_factory=dict)
+    finish: Callable[[], None] = lambda: None
     reading: bool = False
 
     @property

@@ -21,6 +21,7 @@ from verifix.capture.memory_plan import LayerSize, Limits, MemoryPlan, planned, 
 from verifix.capture.padding import Padding
 from verifix.capture.row_sample import RowSample
 from verifix.capture.selection import Selection
+from verifix.capture.sharing import Layers
 from verifix.capture.spilled_moments import Spill, SpilledTable
 from verifix.errors import AmbiguousBatchError, DataError
 from verifix.model import ranks
@@ -160,8 +161,7 @@ def collect(
     fewest = sum(sizes) - max(sizes) if len(sizes) > 1 else sum(sizes)  # samples that moments will be wanted of
     taking = _Taking(fewest, exact)
     selection, limits = selection or Selection(), limits or Limits()
-    how: dict[str, Any] = {"padding": padding, "patched": taking.patches, "waits": taking.waits}
-    watched = intercepting(model, taking.rows, selection, **how)
+    watched = intercepting(model, taking, selection, padding=padding)
     padded: tuple[int, ...] = ()
     answers: dict[int, Tensor] = {}
     with ranks.sharing() if shared else nullcontext(), progress_bar("moments", 1, show) as bar, watched as census:
@@ -169,7 +169,7 @@ def collect(
         another = next((i for i in others if samples.digests[i] != samples.digests[first]), None)
         with ranks.alike():
             _run(model, samples, samples.alone(first), census, device, trial=1)  # shows what grows with the samples
-            plan = planned(taking.sizes, sum(sizes), len(sizes), limits)
+            plan = planned(taking.sizes, sum(sizes), len(sizes), limits, census.shared)
             if census.untraced and another is not None:
                 _run(model, samples, samples.alone(another), census, device, trial=2)
         spill = Spill(plan.in_file) if plan.in_file else None
@@ -247,25 +247,33 @@ class _Taking:
         """Tell whether a layer has its turn in another pass."""
         return self.groups.get(layer, 0) != self.turn
 
-    def rows(self, layer: Layer, rows: Tensor) -> None:
+    def called(self, layer: Layer) -> None:
+        """Note the first use of a layer, whose rows may come later."""
+        if self.fold is not None:
+            self.fold.seen.setdefault(layer)
+
+    def shares(self, layer: Layer) -> bool:
+        """Tell whether a layer may be given together with others: not if each draws rows of its own."""
+        return self.sample is None or not self.sample.thins(layer)
+
+    def rows(self, layers: Layers, rows: Tensor) -> None:
         """Take in rows ``[groups, n, d_in]``."""
         if self.fold is None:
-            self._measure(layer, rows.shape, rows.dtype)
+            self._measure(layers[0], rows.shape, rows.dtype)
         else:
-            drawn = rows if self.sample is None else self.sample.draw(layer, rows)
-            self.fold.seen[layer] = None
-            add_rows(self.fold.table, layer, drawn.double() if self.exact else drawn)
+            drawn = rows if self.sample is None else self.sample.draw(layers[0], rows)
+            add_rows(self.fold.table, layers, drawn.double() if self.exact else drawn)
 
-    def patches(self, layer: Layer, patches: Patches) -> bool:
+    def patches(self, layers: Layers, patches: Patches) -> bool:
         """Take in patches if they are better than rows; tell whether they are."""
         few = self.fewest * patches.geometry.positions < patches.shape[2]  # too few rows to go without them
-        few = few or (self.sample is not None and self.sample.thins(layer))
+        few = few or not self.shares(layers[0])
         if few or moments_device(patches.x.device) != patches.x.device or not patches.worthwhile:
             return False
         if self.fold is None:
-            self._measure(layer, patches.shape, patches.x.dtype)
+            self._measure(layers[0], patches.shape, patches.x.dtype)
         else:
-            self.fold.add_(layer, replace(patches, x=patches.x.double()) if self.exact else patches)
+            self.fold.add_(layers, replace(patches, x=patches.x.double()) if self.exact else patches)
         return True
 
     def _measure(self, layer: Layer, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -305,16 +313,15 @@ class _Taking:
 
 @dataclass
 class _Fold:
-    """The moments of one fold while they are collected: of rows, and of patches."""
+    """The moments of one fold while they are collected: of rows, and of patches, that some layers see together."""
 
     seen: dict[Layer, None] = field(default_factory=dict)
-    table: dict[Layer, Moments] = field(default_factory=dict)
-    lags: dict[tuple[Layer, Geometry], PatchMoments] = field(default_factory=dict)
+    table: dict[Layers, Moments] = field(default_factory=dict)
+    lags: dict[tuple[Layers, Geometry], PatchMoments] = field(default_factory=dict)
 
-    def add_(self, layer: Layer, patches: Patches) -> None:
-        """Add patches to the moments of their layer."""
-        self.seen[layer] = None
-        key = layer, patches.geometry
+    def add_(self, layers: Layers, patches: Patches) -> None:
+        """Add patches to the moments of their layers."""
+        key = layers, patches.geometry
         if key in self.lags:
             self.lags[key].add_patches_(patches)
         else:
@@ -322,10 +329,14 @@ class _Fold:
 
     def moments(self) -> dict[Layer, Moments]:
         """Return the moments of every layer, in the order of first use."""
-        for (layer, _), found in self.lags.items():
-            found.condense_()
-            self.table[layer] = self.table[layer] + found if layer in self.table else found
-        return {layer: self.table[layer] for layer in self.seen}
+        parts: dict[Layer, list[Moments]] = {layer: [] for layer in self.seen}
+        of_patches = ((layers, found.condense_()) for (layers, _), found in self.lags.items())
+        for layers, found in itertools.chain(self.table.items(), of_patches):
+            for layer in layers:
+                parts[layer].append(found)
+        merged = {tuple(map(id, some)): some for some in parts.values() if some}  # once for layers that share them all
+        whole = {key: merge(some) for key, some in merged.items()}
+        return {layer: whole[tuple(map(id, some))] for layer, some in parts.items() if some}
 
 
 def _run(
@@ -341,6 +352,7 @@ def _run(
     census.begin(len(batch.labels), trial)
     try:
         output = run_model(model, to_device(batch.inputs, device), samples.forward)
+        census.finish()
         if answers is not None:
             answers.append((batch.indices, logits_in(output, len(batch.labels)).detach().clone()))
     except AmbiguousBatchError:
@@ -363,8 +375,8 @@ def _checked(answers: Sequence[tuple[Sequence[int], Tensor]]) -> dict[int, Tenso
     return dict(zip(indices, logits, strict=True))
 
 
-def add_rows(table: dict[Layer, Moments], layer: Layer, rows: Tensor) -> None:
-    """Add rows ``[groups, n, d_in]`` to the moments of their layer."""
+def add_rows(table: dict[Any, Moments], layer: Layer | Layers, rows: Tensor) -> None:
+    """Add rows ``[groups, n, d_in]`` to the moments of their layer, or of the layers that see them together."""
     rows = rows.to(moments_device(rows.device))
     if layer in table:
         table[layer].add_(rows)

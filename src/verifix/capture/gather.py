@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,25 +82,43 @@ def gathered_moments(tables: Sequence[Mapping[Layer, Moments]], device: torch.de
     """
     if ranks.size() == 1:
         return [dict(table) for table in tables]
-    seen = ranks.exchange([{layer: _form(moments) for layer, moments in table.items()} for table in tables])
+    seen = ranks.exchange([_forms(table) for table in tables])
     found: list[dict[Layer, Moments]] = []
     for k, table in enumerate(tables):
         layers = dict.fromkeys(layer for own in seen for layer in own[k])
-        forms = {layer: [own[k].get(layer) for own in seen] for layer in layers}
-        found.append({layer: _gathered(table.get(layer), forms[layer], device) for layer in layers})
+        forms = {layer: tuple(own[k].get(layer) for own in seen) for layer in layers}
+        whole: dict[object, Moments] = {}  # once for layers that share their moments in every process
+        for layer, form in forms.items():
+            if form not in whole:
+                whole[form] = _gathered(table.get(layer), form, device)
+        found.append({layer: whole[form] for layer, form in forms.items()})
     return found
 
 
-def _form(moments: Moments) -> tuple[int, int, int, bool]:
-    """Return rows, groups, width, and whether the rows have been multiplied already."""
-    return moments.n, moments.groups, moments.width, moments.rows is None
+@dataclass(frozen=True)
+class _Form:
+    """Rows, groups and width of moments, whether the rows have been multiplied already, and whose moments they are."""
+
+    n: int
+    groups: int
+    width: int
+    multiplied: bool
+    owner: Layer
 
 
-def _gathered(own: Moments | None, forms: Sequence[tuple[int, int, int, bool] | None], device: torch.device) -> Moments:
+def _forms(table: Mapping[Layer, Moments]) -> dict[Layer, _Form]:
+    owners: dict[int, Layer] = {}
+    return {
+        layer: _Form(x.n, x.groups, x.width, x.rows is None, owners.setdefault(id(x), layer))
+        for layer, x in table.items()
+    }
+
+
+def _gathered(own: Moments | None, forms: Sequence[_Form | None], device: torch.device) -> Moments:
     """Return the moments of one layer and fold; each process has its own part, or none."""
     there = [form for form in forms if form is not None]
-    n, (_, groups, width, _) = sum(form[0] for form in there), there[0]
-    if n < width and not any(multiplied for *_, multiplied in there):
+    n, groups, width = sum(form.n for form in there), there[0].groups, there[0].width
+    if n < width and not any(form.multiplied for form in there):
         parts = ranks.exchange(own if own is None or device.type == "cpu" else own.to(torch.device("cpu")))
         merged = merge(part for part in parts if part is not None)
         return merged if device.type == "cpu" else merged.to(device)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +30,55 @@ from verifix.capture.layer import Bias, Layer
 from verifix.capture.padding import Padding, watching_padding
 from verifix.capture.parameters import ParameterIndex, of_weight_norm
 from verifix.capture.selection import Selection
+from verifix.capture.sharing import Call, Layers, Sharing
 from verifix.errors import DataError, VerifixError
 from verifix.model.run import out_of_memory
 from verifix.model.tensors import storage_of, tensors_in
 
-Sink = Callable[["Layer", Tensor], None]
+Sink = Callable[[Layer, Tensor], None]
 """Receives a layer and a chunk of its rows ``[groups, n, d_in]``, which is valid only during the call."""
 
-PatchSink = Callable[["Layer", Patches], bool]
-"""Receives the input of a convolution in place of its rows, and returns whether it has used it."""
+
+class Taker(Protocol):
+    """Takes in the rows of layers; what it is given is valid only during the call."""
+
+    def rows(self, layers: Layers, rows: Tensor) -> None:
+        """Take in a chunk of rows ``[groups, n, d_in]`` that all these layers see."""
+
+    def patches(self, layers: Layers, patches: Patches) -> bool:
+        """Take in the input of a convolution in place of its rows, if that is better; tell whether it is."""
+
+    def waits(self, layer: Layer) -> bool:
+        """Tell whether a selected layer is handed on in another pass over the same batches."""
+
+    def called(self, layer: Layer) -> None:
+        """Note that a layer is called whose rows are about to be given, or will be with those of others."""
+
+    def shares(self, layer: Layer) -> bool:
+        """Tell whether a layer may be given together with others that see the same rows."""
+
+
+@dataclass(frozen=True)
+class _Each:
+    """Hands the rows of each layer to a sink."""
+
+    sink: Sink
+
+    def rows(self, layers: Layers, rows: Tensor) -> None:
+        self.sink(layers[0], rows)
+
+    def patches(self, *_: object) -> bool:
+        return False
+
+    def waits(self, _: Layer) -> bool:
+        return False
+
+    def called(self, _: Layer) -> None:
+        return
+
+    def shares(self, _: Layer) -> bool:
+        return False
+
 
 INTO_PYTHON = frozenset(
     getattr(Tensor, name)
@@ -47,29 +89,23 @@ INTO_PYTHON = frozenset(
 )
 """Functions that turn a tensor into numbers that nothing here can follow. Shapes, and what is only asked, are none."""
 
-Call = tuple[tuple[str, ...], int]
+_PRODUCTS: dict[object, int] = {torch.ops.aten.addmm.default: 1, torch.ops.aten.mm.default: 0}
+"""Matrix products that a linear layer becomes, and which argument is the input; the transposed weight is the next."""
+
+Meeting = tuple[tuple[str, ...], int]
 """Names of parameters, and the number of the call in a batch that they meet in."""
 
 
 class _Interceptor(TorchFunctionMode):
     """Sees each function call; hands on the rows of those with an adapter before they run."""
 
-    def __init__(
-        self,
-        index: ParameterIndex,
-        census: Census,
-        selection: Selection,
-        sink: Sink,
-        patched: PatchSink,
-        waits: Callable[[Layer], bool],
-    ) -> None:
+    def __init__(self, index: ParameterIndex, census: Census, selection: Selection, taker: Taker) -> None:
         super().__init__()
         self.index = index
         self.census = census
         self.selection = selection
-        self.sink = sink
-        self.patched = patched
-        self.waits = waits
+        self.taker = taker
+        self.sharing = Sharing(taker.shares, taker.waits)
         self.constants = Constants(index.model)
         self.depth = 0
         self._buffers = {
@@ -78,7 +114,8 @@ class _Interceptor(TorchFunctionMode):
             if buffer.ndim >= 2 and buffer.is_floating_point() and (storage := storage_of(buffer))
         }
         self._known: set[Layer] = set()
-        self._alone: dict[Call, list[tuple[int, ...]]] = {}
+        self.inside: list[Call] = []
+        self._alone: dict[Meeting, list[tuple[int, ...]]] = {}
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,14 +128,18 @@ class _Interceptor(TorchFunctionMode):
             self.census.untraced = True
         if not constant and func in KINDS and self._buffers:
             self.census.buffers.update(self._buffers[at] for x in tensors if (at := storage_of(x)) in self._buffers)
+        if _writes(func) or "out" in kwargs or func in INTO_PYTHON:
+            self._give(*self.sharing.touched(tensors))
         self.depth += 1
         understood: set[str] = set()
         try:
             if func in KINDS and names:
                 understood = self._record(KINDS[func], args, kwargs, tensors, constant=constant)
             result = func(*args, **kwargs)
+            self._give(*self.inside)  # which were not seen inside
         finally:
             self.depth -= 1
+            self.inside.clear()
         self.constants.note(tensors, result, constant=constant, writes=_writes(func) or "out" in kwargs)
         if func is torch._weight_norm and names and self.index.note_normed(result, *of_weight_norm(*args, **kwargs)):
             return result
@@ -148,13 +189,13 @@ class _Interceptor(TorchFunctionMode):
             return None
         return Bias(name, int(bias.storage_offset() - self.index.parameters[name].storage_offset()), len(bias))
 
-    def _call(self, tensors: Sequence[Tensor]) -> Call:
+    def _call(self, tensors: Sequence[Tensor]) -> Meeting:
         """Return which call of the batch it is in which these parameters meet inputs that seem constant."""
         names = tuple(sorted(self.index.names_of(tensors)))
         self.census.calls[names] = self.census.calls.get(names, -1) + 1
         return names, self.census.calls[names]
 
-    def _carries_samples(self, call: Call, inputs: Sequence[Tensor]) -> bool:
+    def _carries_samples(self, call: Meeting, inputs: Sequence[Tensor]) -> bool:
         """Tell whether constants have been repeated for every sample, so that an axis grows with the samples."""
         # The first batch of a census is a single sample, whose shapes are remembered, call by call, to compare with.
         samples = self.census.batch.samples or 1
@@ -197,20 +238,66 @@ class _Interceptor(TorchFunctionMode):
                 f"before layer {layer.parameter!r}; pass the attention_mask with the ids, or set padding=False "
                 "(--no-padding) if these ids are not padding"
             )
-        if self.waits(layer):
+        if self.taker.waits(layer):
             self.census.batch.counted = True
             return
-        try:
+        self.taker.called(layer)
+        if self.census.trial == 1:
+            self.sharing.learn(layer, product, times)
+        if product.within is not None:
+            self.inside.append(Call((layer,), product, times, None))
+        else:
+            self._give(*self.sharing.due(layer, product, times))
+
+    def look_inside(self, function: object, args: Sequence[Any]) -> None:
+        """Hand on the rows of weights that meet their inputs inside the function that runs."""
+        at = _PRODUCTS.get(function)
+        for call in [*self.inside] if at is not None else ():
+            x, weight = args[at], args[at + 1]
+            product = call.product
+            if (storage_of(weight), weight.storage_offset()) == (
+                storage_of(product.weight),
+                product.weight.storage_offset(),
+            ) and weight.shape == product.weight.mT.shape:
+                self.inside.remove(call)
+                self._give(replace(call, product=replace(product, rows=partial(product.within, x))))
+
+    def _give(self, *calls: Call) -> None:
+        """Hand on the rows of calls to the layers that they belong to."""
+        for call in calls:
             # What is computed here is not the model's: watching it would cost more than computing it.
-            with _disable_current_modes():
-                if times == 1 and product.patches is not None and self.patched(layer, product.patches):
-                    self.census.batch.counted = True
-                    return
-                for rows in product.rows():
-                    self.census.batch.counted = True
-                    self.sink(layer, rows if times == 1 else rows.double() * math.sqrt(times))
+            with _disable_current_modes(), self._failing(call):
+                self._read(call)
+
+    @contextmanager
+    def _failing(self, call: Call) -> Iterator[None]:
+        """Name the layers of a call whose rows cannot be read."""
+        try:
+            yield
         except DataError as error:
-            raise type(error)(f"layer {layer.parameter!r}: {error}") from None
+            raise type(error)(f"layer {call.layers[0].parameter!r}: {error}") from None
+        except VerifixError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self.census.note_failure([layer.parameter for layer in call.layers], call.layers[0].kind, error)
+
+    def _read(self, call: Call) -> None:
+        product, times = call.product, call.times
+        if not call.unchanged:
+            raise RuntimeError("their memory was written to by something that cannot be intercepted")
+        if times == 1 and product.patches is not None and self.taker.patches(call.layers, product.patches):
+            self.census.batch.counted = True
+            return
+        for rows in product.rows():
+            self.census.batch.counted = True
+            self.taker.rows(call.layers, rows if times == 1 else rows.double() * math.sqrt(times))
+
+    def finish(self) -> None:
+        """Hand on what waits, after a batch has run."""
+        self._give(*self.sharing.rest())
+        self.census.shared = self.sharing.learned()
 
     def _only_looks(self, name: str, function: Callable[..., Any], result: Any) -> bool:
         """Tell views and questions about shape or dtype, which are no use, from arithmetic, which is one."""
@@ -227,6 +314,10 @@ class _Witness(TorchDispatchMode):
         self.interceptor = interceptor
 
     def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:  # type: ignore[attr-defined] # an operator, which has a schema
+            self.interceptor._give(*self.interceptor.sharing.touched(tensors_in((args, kwargs))))
+        if self.interceptor.inside:
+            self.interceptor.look_inside(func, args)
         result = func(*args, **(kwargs or {}))
         if self.interceptor.depth == 0 and not self.interceptor.census.reading:
             for name in self.interceptor.index.names_of(tensors_in((args, kwargs))):
@@ -254,13 +345,11 @@ def _function_name(function: Callable[..., Any]) -> str:
 @contextmanager
 def intercepting(
     model: nn.Module,
-    sink: Sink,
+    taker: Taker | Sink,
     selection: Selection | None = None,
     *,
     padding: Padding | None = None,
     masked: bool = True,
-    patched: PatchSink = lambda *_: False,
-    waits: Callable[[Layer], bool] = lambda _: False,
 ) -> Iterator[Census]:
     """Intercept a borrowed model's multiplications for as long as the context lasts.
 
@@ -268,28 +357,27 @@ def intercepting(
     ----------
     model
         The model; see `verifix.model.borrow.borrowed`.
-    sink
-        Receives ``(layer, rows)`` for every selected layer, chunk by chunk, before the layer's function runs.
+    taker
+        Receives the rows of every selected layer, chunk by chunk, before the layer's function runs, or that of the last
+        layer that sees the same rows. A function receives ``(layer, rows)``, each layer on its own.
     selection
         Layers to hand on; all of them by default. The census lists the others too.
     padding
         How padding is told; as usual by default.
     masked
         Whether rows of padding are left out.
-    patched
-        Receives the input of a convolution first, where that is faster to multiply than its rows; `sink` receives the
-        rows unless it has used it.
-    waits
-        Tells whether a selected layer is handed on in another pass over the same batches.
 
     Yields
     ------
     Census
-        What has been seen so far. Its batch must begin before each run; see `Census.begin`.
+        What has been seen so far. Its batch must begin before each run, and finish after it; see `Census.begin` and
+        `Census.finish`.
     """
     index = ParameterIndex(model)
     census = Census(index=index)
-    interceptor = _Interceptor(index, census, selection or Selection(), sink, patched, waits)
+    taker = _Each(taker) if callable(taker) else taker
+    interceptor = _Interceptor(index, census, selection or Selection(), taker)
+    census.finish = interceptor.finish
     watching = watching_padding(model, census.batch, padding or Padding()) if masked else nullcontext()
     with watching, interceptor, _Witness(interceptor):
         yield census

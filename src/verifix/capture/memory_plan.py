@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from verifix.capture.layer import Layer
 from verifix.errors import UsageError
@@ -123,7 +124,13 @@ class MemoryPlan:
         )
 
 
-def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: Limits | None = None) -> MemoryPlan:
+def planned(
+    sizes: Mapping[Layer, LayerSize],
+    samples: int,
+    folds: int,
+    limits: Limits | None = None,
+    shared: Mapping[Layer, Layer] = MappingProxyType({}),
+) -> MemoryPlan:
     """Split the layers into groups whose moments of one fold fit into the memory.
 
     Parameters
@@ -134,6 +141,8 @@ def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: 
         Number of verified samples, and of folds of nearly equal size: one if no strength is chosen.
     limits
         The memory; none by default.
+    shared
+        Layers whose moments are those of another one, and which that is.
 
     Returns
     -------
@@ -146,12 +155,16 @@ def planned(sizes: Mapping[Layer, LayerSize], samples: int, folds: int, limits: 
         If the memory is too small for one layer alone; names it, and what would do.
     """
     limits = limits or Limits()
+    if limits.rows is not None:
+        shared = {}  # each draws its own
+    first = {layer: i for i, layer in enumerate(sizes)}
+    sizes = {layer: sizes[layer] for layer in sorted(sizes, key=lambda layer: first[shared.get(layer, layer)])}
     chosen = folds > 1 and limits.memory is None  # among strengths, for which factors of all layers are kept
     if limits.rows is not None:
         sizes = {layer: replace(size, rows=min(size.rows, limits.rows / samples)) for layer, size in sizes.items()}
     of_fold = math.ceil(samples / folds)
     others = samples - of_fold if folds > 1 else samples
-    one = {layer: size.moments(of_fold, others) for layer, size in sizes.items()}
+    one = {layer: 0 if layer in shared else size.moments(of_fold, others) for layer, size in sizes.items()}
     space = max((size.workspace(samples) for size in sizes.values()), default=0)
     moments = folds * sum(one.values())
     weights = sum(3 * size.itemsize * size.groups * size.width * size.outputs for size in sizes.values())

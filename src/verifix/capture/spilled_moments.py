@@ -71,10 +71,13 @@ class SpilledTable(Mapping[Layer, Moments]):
 
     def update(self, table: Mapping[Layer, Moments]) -> None:
         """Write the moments of some layers."""
+        written: dict[int, tuple[Moments, list[int], torch.device]] = {}  # layers may share their moments
         for layer, moments in table.items():
-            places = [self._spill.put(x) for x in moments.tensors]
-            husk = moments.holding([x.to("meta") for x in moments.tensors])
-            self._places[layer] = husk, places, moments.tensors[0].device
+            if id(moments) not in written:
+                places = [self._spill.put(x) for x in moments.tensors]
+                husk = moments.holding([x.to("meta") for x in moments.tensors])
+                written[id(moments)] = husk, places, moments.tensors[0].device
+            self._places[layer] = written[id(moments)]
 
     def __getitem__(self, layer: Layer) -> Moments:
         husk, places, device = self._places[layer]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from verifix.capture.kinds.base import Product, RowMajor, chunked
 from verifix.capture.kinds.masks import RowMask
+from verifix.model.tensors import storage_of
 
 Mask = Callable[[], Tensor] | None
 """Returns which rows count, bool ``[tokens, samples]``; None for all. Called only if the rows are wanted."""
@@ -24,7 +24,8 @@ class Attention(RowMajor):
     """``F.multi_head_attention_forward``: query, key, value and output projections.
 
     The input projection is one layer if query, key and value are the same rows, else three. The rows of the output
-    projection exist only inside the function; calling it with the identity as output projection returns them.
+    projection exist only inside the function, where they are seen as it runs. Should they not be, calling the function
+    with the identity as output projection returns them.
     """
 
     name = "attention"
@@ -37,13 +38,24 @@ class Attention(RowMajor):
         call = bound.arguments
         of_keys = _own_mask(call) if call["key_padding_mask"] is not None else _mask_at(call["key"], keep)
         of_queries = of_keys if call["query"] is call["key"] else _mask_of_queries(call, of_keys, keep)
-        start = 0
+        start, own = 0, set()
         for weight, x, mask in _inputs(call, of_queries, of_keys):
             bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][start : start + len(weight)]
             start += len(weight)
-            yield Product(weight, 1, _reader(x, mask), bias=bias)
-        before = partial(_before_output, bound)
-        yield Product(call["out_proj_weight"], 1, lambda: _rows(before(), of_queries), bias=call["out_proj_bias"])
+            own.add(storage_of(weight))
+            yield Product(weight, 1, _reader(x, mask), bias=bias, source=(x, (self.name, mask)))
+        weight, steps = call["out_proj_weight"], call["query"].shape[:-1]
+
+        def within(x: Tensor) -> Iterator[Tensor]:
+            return _rows(x.reshape(*steps, x.shape[-1]), of_queries)
+
+        yield Product(
+            weight,
+            1,
+            lambda: _rows(_before_output(bound), of_queries),
+            bias=call["out_proj_bias"],
+            within=None if storage_of(weight) in own else within,  # else it may meet other inputs as well
+        )
 
 
 def _inputs(call: Mapping[str, Any], of_queries: Mask, of_keys: Mask) -> Iterator[tuple[Tensor, Tensor, Mask]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,6 +37,12 @@ class Product:
         changes the outputs in another way.
     patches
         The same rows in a form that is faster to multiply; None if there is none.
+    source
+        The input as the function received it, and how its rows are read: products in which both are equal have the
+        same rows. None if that cannot be told.
+    within
+        Where the weight meets its input only inside the function: takes that input, the left operand of a matrix
+        product, and yields the rows. `rows` is called, after the function has run, only if no such product was seen.
     """
 
     weight: Tensor
@@ -45,6 +51,8 @@ class Product:
     partner: Tensor | None = None
     bias: Tensor | None = None
     patches: Patches | None = None
+    source: tuple[Tensor, Hashable] | None = None
+    within: Callable[[Tensor], Iterator[Tensor]] | None = None
 
 
 class LayerKind(Protocol):

@@ -59,7 +59,9 @@ class Convolution(_Spatial):
 
         dense = keep is None and set(stride) == {1}
         space = Geometry(tuple(x.shape[2:]), tuple(kernel), tuple(pads), dilation)
-        yield Product(weight, groups, rows, bias=call.get("bias"), patches=Patches(x, groups, space) if dense else None)
+        patches = Patches(x, groups, space) if dense else None
+        how = (self.name, space, stride, groups, keep)
+        yield Product(weight, groups, rows, bias=call.get("bias"), patches=patches, source=(call["input"], how))
 
     def matrix(self, weight: Tensor, groups: int) -> Tensor:
         """Return ``[groups, C_out / groups, C_in / groups · k₁ · …]``."""

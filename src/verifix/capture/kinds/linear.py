@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,12 @@ class Linear(RowMajor):
         """Name the one multiplication of the call; see `LayerKind`."""
         call = bind(("input", "weight", "bias"), args, kwargs)
         x, weight, bias = call["input"], call["weight"], call.get("bias")
-        yield Product(weight, 1, lambda: chunked(kept_rows(x, keep).unsqueeze(0)), bias=bias)
+        rows = partial(_rows, x, keep)
+        yield Product(weight, 1, rows, bias=bias, source=(x, (self.name, keep)))
+
+
+def _rows(x: Tensor, keep: RowMask | None) -> Iterator[Tensor]:
+    return chunked(kept_rows(x, keep).unsqueeze(0))
 
 
 class Matmul(RowMajor):

@@ -140,7 +140,7 @@ class Recurrent(RowMajor):
 
 
 def _product(weight: Tensor, x: Tensor, counted: Callable[[], Tensor], bias: Tensor | None = None) -> Product:
-    return Product(weight, 1, lambda: chunked(x[counted()].unsqueeze(0)), bias=bias)
+    return Product(weight, 1, lambda: chunked(x[counted()].unsqueeze(0)), bias=bias, source=(x, counted))
 
 
 def _steps_first(x: Tensor, batch_first: bool, keep: RowMask | None) -> _Sequences:
