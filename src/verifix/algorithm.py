@@ -109,7 +109,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
             start.provenance["notes"] += [doubt] * (doubt is not None)
             parts = [whole.without(fold) for fold in whole.folds] if choosing else []
             course, rules = Course(whole, parts), Rules(settings, settings.score, settings.loss)
-            began += foresee(start.plan, whole, rules, work, time.perf_counter() - began)
+            foresee(start.plan, settings.folds, work)
             search(start.plan, [course], rules, show=settings.progress, title="correction")
             work.times.update(seconds_of(course.paths, settings.folds))
             tell(course.reason, settings.progress and choosing)

@@ -213,7 +213,7 @@ class SharedRows:
                 part._rows = [self.rows[:, own.start : own.stop]]
         self._scaled: Tensor = within_float32(self.rows)[0]  # the rows themselves, if numbers are of usual size
         self._inner: Tensor | None = None
-        self._outputs: tuple[Tensor, Tensor] | None = None
+        self._outputs: list[tuple[Tensor, Tensor]] = []  # W and W Xᵀ, for each layer that sees these rows
 
     def merge(self, numbers: Sequence[int]) -> Moments:
         """Merge some parts; one at least that has rows."""
@@ -242,9 +242,11 @@ class SharedRows:
         """
         if self._inner is None:
             self._inner = _inner(self._scaled)
-        if self._outputs is None or not torch.equal(self._outputs[0], weight):
-            self._outputs = weight.clone(), weight @ self._scaled.mT
-        return self._outputs[1][..., among], self._inner[:, among[:, None], among], self._scaled[:, among]
+        outputs = next((found for own, found in self._outputs if torch.equal(own, weight)), None)
+        if outputs is None:
+            outputs = weight @ self._scaled.mT
+            self._outputs.append((weight.clone(), outputs))
+        return outputs[..., among], self._inner[:, among[:, None], among], self._scaled[:, among]
 
 
 def _inner(rows: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class Work:
         self._begun = self._since = time.perf_counter()
         self._ahead: list[float] = []
         self._over = self._took = 0.0
+        self._trust = TRUST
 
     @property
     def shown(self) -> bool:
@@ -108,9 +109,18 @@ class Work:
         """Seconds since it began."""
         return time.perf_counter() - self._begun
 
-    def foresee(self, seconds: Sequence[float]) -> None:
-        """Say how long each part that lies ahead is expected to take, in their order."""
-        self._ahead, self._over, self._took = list(seconds), 0.0, 0.0
+    def foresee(self, parts: Sequence[float], *, known: bool = True) -> None:
+        """Say how long each part that lies ahead is expected to take, in their order.
+
+        Parameters
+        ----------
+        parts
+            In seconds, if `known`; else in any unit, whose length shows with the first part.
+        known
+            Whether anything is known of it.
+        """
+        self._ahead, self._over, self._took = list(parts), 0.0, 0.0
+        self._trust = TRUST if known else 0.0
         self._since = time.perf_counter()
 
     def passed(self, parts: int) -> None:
@@ -123,11 +133,11 @@ class Work:
     @property
     def left(self) -> float | None:
         """About how many seconds are left; None if that is not known."""
-        if not self._ahead:
+        known = self._trust * (self._over + sum(self._ahead))
+        if not self._ahead or not self._over + known:
             return None
         current, *others = self._ahead
-        known = TRUST * (self._over + sum(self._ahead))
-        pace = (self._took + known) / (self._over + known) if known else 1.0
+        pace = (self._took + known) / (self._over + known)
         return pace * sum(others) + max(pace * current - (time.perf_counter() - self._since), 0.0)
 
     def show(self, words: str) -> None:

@@ -37,7 +37,7 @@ from verifix.progress import Work, duration, one_bar, progress_bar, tell, untold
 from verifix.recipe.candidates import Strength
 from verifix.recipe.context import Context
 from verifix.recipe.crossfit import Rules
-from verifix.recipe.forecast import measure, seconds_of
+from verifix.recipe.forecast import seconds_of
 from verifix.recipe.nested import nested
 from verifix.recipe.plan import Plan
 from verifix.recipe.search import Course
@@ -219,7 +219,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
         counted = judged(settings.drawn, settings.weights, range(len(samples)), len(samples))
         with begin(model, samples, settings, folds=OUTER_FOLDS) as start:
             rules = Rules(settings, settings.score, settings.loss)
-            began += _foresee(start.plan, start.whole, rules, work)
+            _foresee(start.plan, work)
             with untold():  # lines of five corrections in turn would tell nobody anything
                 courses = nested(start.plan, start.whole, rules, settings.progress)
             pairs = ranks.spread(partial(_judged, start.whole), courses, [1] * len(courses))
@@ -375,14 +375,12 @@ def seconds_of_proof(once: float, choosing: float, folds: int) -> float:
     return once + choosing * 1.5 * pairs * share / folds
 
 
-def _foresee(plan: Plan, whole: Context, rules: Rules, work: Work) -> float:
-    """Say about how long a proof takes, and return the seconds that finding it out took."""
-    spent = measure(plan, whole, rules, work)
+def _foresee(plan: Plan, work: Work) -> None:
+    """Say about how long a proof takes, if its correction has just been made; else that shows on the way."""
     ahead = [seconds_of_proof(0.0, OUTER_FOLDS * work.times.get(path, 0.0), OUTER_FOLDS) for path in plan.walk]
-    time_left = f", about {duration(sum(ahead))}" if work.times else ""
-    tell(f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen{time_left}", work.shown)
-    work.foresee(ahead if work.times else ())
-    return spent
+    about = f", about {duration(sum(ahead))}" if work.times else ""
+    tell(f"proof: {OUTER_FOLDS} corrections, each judged on samples it has not seen{about}", work.shown)
+    work.foresee(ahead if work.times else [1.0] * len(ahead), known=bool(work.times))
 
 
 def _judged(untouched: Context, course: Course) -> tuple[Tensor, Tensor]:

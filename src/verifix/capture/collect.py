@@ -60,8 +60,8 @@ class Collected:
         What the model answers, ``[n, outputs]``, float64 on the CPU, in the order of the samples' indices.
     remarks
         What is to be known of how they were collected.
-    shared
-        The layers whose rows are still there; see `sharing`.
+    rows
+        Of the layers that still hold them; see `sharing`.
     """
 
     folds: tuple[Mapping[Layer, Moments], ...]
@@ -72,7 +72,7 @@ class Collected:
     buffers: Mapping[str, int] = field(default_factory=dict)
     logits: Tensor = field(default_factory=_no_logits)
     remarks: tuple[str, ...] = ()
-    shared: Mapping[Layer, SharedRows] = field(default_factory=dict)
+    rows: Mapping[Layer, SharedRows] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[Layer]:
@@ -84,8 +84,8 @@ class Collected:
         """Merge one layer's moments over some folds, and those of earlier samples."""
         # Adding the other folds up is total − fold without the cancellation: what none of them excites stays zero.
         numbers = [fold for fold in folds if layer in self.folds[fold]]
-        if numbers and layer in self.shared and layer not in earlier:
-            return self.shared[layer].merge(numbers)
+        if numbers and layer in self.rows and layer not in earlier:
+            return self.rows[layer].merge(numbers)
         tables = [self.folds[fold] for fold in numbers] + [earlier] * (layer in earlier)
         if not tables:
             return next(table[layer] for table in self.folds if layer in table).empty()
@@ -93,13 +93,13 @@ class Collected:
 
     def sharing(self) -> Collected:
         """Return the same, to be merged over many sets of folds: what these share is worked out once."""
-        parts = {layer: [table.get(layer) for table in self.folds] for layer in self.layers}
-        with_rows = {
-            layer: SharedRows(some)
-            for layer, some in parts.items()
-            if all(part is None or part.rows is not None for part in some)
-        }
-        return replace(self, shared=with_rows)
+        made: dict[tuple[int, ...], SharedRows] = {}  # layers that see the same input have the same moments
+        rows = {}
+        for layer in self.layers:
+            parts = [table.get(layer) for table in self.folds]
+            if all(part is None or part.has_rows for part in parts):
+                rows[layer] = made.get(own := tuple(map(id, parts))) or made.setdefault(own, SharedRows(parts))
+        return replace(self, rows=rows)
 
 
 def collect(

@@ -124,16 +124,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Give the global random generators the state back that they have now, also within `seeded`."""
-    give_back = _random_state()
-    try:
-        yield
-    finally:
-        give_back()
-
-
-@contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """Lend a model in eval mode, without gradients, and give back all that running it may change.
 
