@@ -252,15 +252,15 @@ class _Interceptor(TorchFunctionMode):
     def look_inside(self, function: object, args: Sequence[Any]) -> None:
         """Hand on the rows of weights that meet their inputs inside the function that runs."""
         at = _PRODUCTS.get(function)
-        for call in [*self.inside] if at is not None else ():
-            x, weight = args[at], args[at + 1]
-            product = call.product
-            if (storage_of(weight), weight.storage_offset()) == (
-                storage_of(product.weight),
-                product.weight.storage_offset(),
-            ) and weight.shape == product.weight.mT.shape:
+        if at is None or not self.inside:
+            return
+        x, weight = args[at], args[at + 1]
+        for call in [*self.inside]:
+            own, within = call.product.weight, call.product.within
+            same = storage_of(weight), weight.storage_offset(), weight.shape
+            if within is not None and same == (storage_of(own), own.storage_offset(), own.mT.shape):
                 self.inside.remove(call)
-                self._give(replace(call, product=replace(product, rows=partial(product.within, x))))
+                self._give(replace(call, product=replace(call.product, rows=partial(within, x))))
 
     def _give(self, *calls: Call) -> None:
         """Hand on the rows of calls to the layers that they belong to."""
