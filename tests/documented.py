@@ -52,6 +52,7 @@ ELSEWHERE = {
     r"VERIFIX_FUZZ=long python -m pytest": "takes hours; the suite runs the short profile of the same file",
     r"ssh ": "needs a second machine",
     r"hf auth login": "needs an account",
+    r"sed ": "rewrites text of a file that another tool reads",
     r"verifix correct .*--push-to-hub": "needs an account; tests/cli/test_cli_hub.py uploads to a Hub on this machine",
     r"verifix review ": "serves a page until it is stopped; tests/review run it in Chromium",
     r"torchrun .*": "needs several GPUs or machines; tests/cli/test_launch.py runs two processes",

@@ -342,11 +342,14 @@ def test_strategies_that_score_nothing_run_only_what_they_select():
 
 def test_the_page_names_the_default(tmp_path):
     """And the benchmark writes it there, with its table and plot, whatever the default is."""
-    page = Path("docs/selection.md").read_text("utf-8")
+    root = Path(__file__).resolve().parents[2]
+    page = (root / "docs/selection.md").read_text("utf-8")
     assert f"| `auto` | the default: `{DEFAULT_STRATEGY}` |" in page
     copy = tmp_path / "selection.md"
     copy.write_text(page.replace(f"the default: `{DEFAULT_STRATEGY}`", "the default: `another`"), "utf-8")
-    records = [json.loads(line) for line in Path("benchmarks/results/strategies.jsonl").read_text("utf-8").splitlines()]
+    records = [
+        json.loads(line) for line in (root / "benchmarks/results/strategies.jsonl").read_text("utf-8").splitlines()
+    ]
     rows = strategies.summed_up(records)
     strategies.write_page(rows, copy, tmp_path / "images" / "strategies.svg")
     again = copy.read_text("utf-8")

@@ -12,7 +12,7 @@ from verifix.settings import DATA, MAIN, OUTPUT, READS, WRITES, one_of, require,
 STRATEGIES = ("random", "balanced", "uncertain", "suspect", "spread")
 """Ways to select samples."""
 
-DEFAULT_STRATEGY = "uncertain"
+DEFAULT_STRATEGY = "spread"
 """What "auto" selects by, beside the random part. docs/selection.md names it; a test compares them."""
 
 
