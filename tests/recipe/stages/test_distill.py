@@ -105,10 +105,10 @@ def test_inputs_are_changed_where_they_can_be_and_given_labels_are_a_candidate_w
     assert "no unlabelled inputs" in Distill(context).obstacle()
 
 
-def test_large_networks_try_both_ways(lend):
+def test_large_networks_learn_from_soft_answers(lend):
     model, x, y = memorised_case(double=False)
     context = with_run(lend(model, x, y), unlabelled=beside(), work=1e11)
-    assert {changes for *_, changes in Distill(context).candidates().strengths} == {0.0, 1.0}
+    assert {changes for *_, changes in Distill(context).candidates().strengths} == {0.0}
 
 
 def test_consistency_is_that_of_a_loop():

@@ -115,11 +115,10 @@ class Distill(Stage):
         return [longest // 2, longest] if changes else self.lengths
 
     def candidates(self) -> Listed:
-        """Return both lengths, with changes where inputs can be changed; else, and for large networks also, without."""
-        changeable, large = self._changeable(), rate_of(self.context) != RATE
-        ways = [(0.0, 1.0)] * changeable
-        if large or not changeable:
-            ways += [(0.0, 0.0)] + [(TRUST, 0.0)] * (self.beside.given is not None)
+        """Return both lengths, with changes for small networks whose inputs can be changed; else without."""
+        small = rate_of(self.context) == RATE
+        soft = [(0.0, 0.0)] + [(TRUST, 0.0)] * (self.beside.given is not None)
+        ways = [(0.0, 1.0)] if small and self._changeable() else soft
         strengths = tuple((float(seen), *way) for way in ways for seen in self.lengths_with(way[1]))
         return Listed(strengths, kind=(1, 2))
 
