@@ -128,7 +128,7 @@ class Moments:
         return self
 
     def shared_products(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return W Xᵀ, X Xᵀ and X, up to one scale of X, if other moments share them, and W is in the dtype of the rows."""
+        """Return W Xᵀ, X Xᵀ and X, up to one scale of X, if others share them and W is in the dtype of the rows."""
         if self._shared is None or not self.has_rows or self._rows[0].dtype != weight.dtype:
             return None
         shared, among = self._shared
