@@ -59,7 +59,7 @@ class Launch:
     def report(self, line: str) -> None:
         """Write an error, unless another process has reported one: it is the same, or the cause of this one."""
         if self.speaks_first():
-            self.stderr.write(line)
+            self.stderr.write(f"\n{line}")  # the bar of another process may stand in the last line
             self.stderr.flush()
 
 
