@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from verifix.correction import Correction
 from verifix.errors import DataError
 from verifix.evaluation.near_copies import remark_between_folds
-from verifix.model import ranks
-from verifix.model.borrow import seeded
+from verifix.model.call import own_call
 from verifix.model.corrected import remember_corrected
 from verifix.model.given import Made
-from verifix.model.threads import one_thread
 from verifix.model.weights import tensors_of
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
@@ -96,13 +94,7 @@ def correct(model: nn.Module, verified: Any, settings: CorrectArguments) -> Corr
     100.0
     """
     choosing, began = is_choosing(settings), time.perf_counter()
-    with (
-        ranks.sharing(),
-        torch.inference_mode(False),
-        seeded(settings.seed),
-        one_thread(),
-        one_bar("correction", settings.progress) as work,
-    ):
+    with own_call(settings.seed), one_bar("correction", settings.progress) as work:
         with begin(model, verified, settings, folds=settings.folds if choosing else None) as start:
             whole = start.whole
             doubt = remark_between_folds(whole) if choosing and settings.origin == "unseen" else None

@@ -20,12 +20,13 @@ from verifix.capture.saved_moments import SavedMoments
 from verifix.capture.selection import selection_of
 from verifix.errors import UsageError
 from verifix.model import ranks
-from verifix.model.borrow import borrowed, check_model, seeded
+from verifix.model.borrow import borrowed, check_model
+from verifix.model.call import own_call
 from verifix.model.clone import copy_model
 from verifix.model.run import run_model, to_device
 from verifix.model.samples import read_samples
 from verifix.model.tensors import device_of, model_digest
-from verifix.model.threads import one_thread, threads_for
+from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
@@ -204,7 +205,7 @@ def collect_moments(model: nn.Module, verified: Any, settings: CollectArguments)
     """
     model = unwrapped(model)
     check_model(model)
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with own_call(settings.seed):
         samples = read_samples(verified, settings.batch_size, settings.progress, settings.forward, settings.max_samples)
         origin = settings.verified_from or ("trusted" if samples.source.picked_by else None)
         check_picked(samples, origin)

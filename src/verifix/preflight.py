@@ -322,7 +322,7 @@ def check_classes(samples: Samples, outputs: int, options: CorrectOptions) -> di
             "would favour it; verify samples of every class"
         )
     counts = torch.bincount(samples.labels, minlength=max(outputs, 2)).tolist()
-    absent = [label for label in range(max(outputs, 2)) if label not in there]
+    absent = [label for label, count in enumerate(counts) if not count]
     return {"classes_without_samples": absent, "class_samples": counts}
 
 

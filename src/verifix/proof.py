@@ -23,13 +23,12 @@ from verifix.evaluation.provable import OUTER_FOLDS, check_provable, check_said
 from verifix.losses import correct_or_not
 from verifix.model import ranks
 from verifix.model.answers import predicted
-from verifix.model.borrow import seeded
+from verifix.model.call import own_call
 from verifix.model.folds import split_folds
 from verifix.model.given import given_samples
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, read_samples, together
 from verifix.model.tensors import device_of, model_digest
-from verifix.model.threads import one_thread
 from verifix.model.wrappers import unwrapped
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
@@ -205,13 +204,7 @@ def prove(model: nn.Module, verified: Any, settings: ProveArguments) -> Proof:
     check_said(settings)
     verified, names = given_samples(model, verified, settings.labels, settings.classes)
     settings = replace(settings, labels=None)  # the samples have them now
-    with (
-        ranks.sharing(),
-        torch.inference_mode(False),
-        seeded(settings.seed),
-        one_thread(),
-        one_bar("proof", settings.progress) as work,
-    ):
+    with own_call(settings.seed), one_bar("proof", settings.progress) as work:
         reading = settings.batch_size, settings.progress, settings.forward, settings.max_samples, settings.groups
         samples = read_samples(verified, *reading)
         check_provable(len(samples), "nested", settings)

@@ -157,11 +157,10 @@ def planned(
     limits = limits or Limits()
     if limits.rows is not None:
         shared = {}  # each draws its own
+        sizes = {layer: replace(size, rows=min(size.rows, limits.rows / samples)) for layer, size in sizes.items()}
     first = {layer: i for i, layer in enumerate(sizes)}
     sizes = {layer: sizes[layer] for layer in sorted(sizes, key=lambda layer: first[shared.get(layer, layer)])}
     chosen = folds > 1 and limits.memory is None  # among strengths, for which factors of all layers are kept
-    if limits.rows is not None:
-        sizes = {layer: replace(size, rows=min(size.rows, limits.rows / samples)) for layer, size in sizes.items()}
     of_fold = math.ceil(samples / folds)
     others = samples - of_fold if folds > 1 else samples
     one = {layer: 0 if layer in shared else size.moments(of_fold, others) for layer, size in sizes.items()}

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from verifix.capture.first_runs import check_runs
-from verifix.model import ranks
 from verifix.model.answers import predicted
-from verifix.model.borrow import check_model, seeded
+from verifix.model.borrow import check_model
+from verifix.model.call import own_call
 from verifix.model.given import check_count, given_samples
 from verifix.model.outputs import understood
 from verifix.model.samples import Samples, read_samples
-from verifix.model.threads import one_thread, threads_for
+from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
@@ -73,7 +72,7 @@ def answered(model: nn.Module, data: Any, settings: RunArguments, title: str) ->
     model = unwrapped(model)
     check_model(model)
     data, names = given_samples(model, data, settings.labels, settings.classes)
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with own_call(settings.seed):
         size = settings.predicting_size
         samples = read_samples(data, size, settings.progress, settings.forward, settings.max_samples).reaching(model)
         with working_copy(model, settings) as (work, where):

@@ -15,14 +15,14 @@ from torch.utils.data import Subset
 from verifix.capture.first_runs import check_runs
 from verifix.io.data.identity import files_of, fingerprint_of
 from verifix.io.data.records import Header
-from verifix.model import ranks
-from verifix.model.borrow import check_model, seeded
+from verifix.model.borrow import check_model
+from verifix.model.call import own_call
 from verifix.model.labels import UNKNOWN
 from verifix.model.outputs import understood
 from verifix.model.reading import read_in_parts
 from verifix.model.samples import Samples, opened, read_samples
 from verifix.model.sources import Source
-from verifix.model.threads import one_thread, threads_for
+from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
@@ -153,7 +153,7 @@ def selected(model: nn.Module, data: Any, settings: SelectArguments, folder: str
     """Select samples; `folder` is what the names of their files are relative to. See `select`."""
     model, chunks = unwrapped(model), Chunks(settings.scores)
     check_model(model)
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread(), Spool() as spool:
+    with own_call(settings.seed), Spool() as spool:
         source, _ = opened(data, settings.batch_size, settings.max_samples)
         if settings.scored:
             begin_chunks(chunks, model, settings, strategy=settings.by)

@@ -19,12 +19,12 @@ from torch.utils.data import Subset
 
 from verifix.capture.first_runs import check_runs
 from verifix.errors import DataError, UsageError
-from verifix.model import ranks
-from verifix.model.borrow import check_model, seeded
+from verifix.model.borrow import check_model
+from verifix.model.call import own_call
 from verifix.model.outputs import understood
 from verifix.model.reading import read_in_parts
 from verifix.model.sources import Source
-from verifix.model.threads import one_thread, threads_for
+from verifix.model.threads import threads_for
 from verifix.model.work import work_of
 from verifix.model.working_copy import working_copy
 from verifix.model.wrappers import unwrapped
@@ -161,7 +161,7 @@ def trust(model: nn.Module, data: Any, settings: TrustArguments) -> Trusted:
     rank, chunks = RANKINGS[settings.method], Chunks(settings.scores)
     model = unwrapped(model)
     check_model(model)
-    with ranks.sharing(), torch.inference_mode(False), seeded(settings.seed), one_thread():
+    with own_call(settings.seed):
         begin_chunks(chunks, model, settings, method=settings.method)
         how = settings.batch_size, settings.progress, settings.forward, settings.max_samples
         samples = read_in_parts(data, chunks, *how)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from verifix.cli.commands.places import written_by
@@ -16,10 +15,8 @@ from verifix.cli.options import CorrectCommand
 from verifix.errors import first_of
 from verifix.evaluation.provable import OUTER_FOLDS
 from verifix.io.checkpoints.undo_record import correction_path
-from verifix.model import ranks
-from verifix.model.borrow import seeded
+from verifix.model.call import own_call
 from verifix.model.samples import Samples
-from verifix.model.threads import one_thread
 from verifix.options import CorrectArguments
 from verifix.preflight import begin
 from verifix.progress import duration
@@ -110,10 +107,7 @@ def dry_run(
     """
     options, began = replace(CorrectArguments(**settings), progress=False), time.perf_counter()
     with (
-        ranks.sharing(),
-        torch.inference_mode(False),
-        seeded(options.seed),
-        one_thread(),
+        own_call(options.seed),
         begin(model, verified, options, folds=options.folds) as start,
     ):
         read = time.perf_counter() - began

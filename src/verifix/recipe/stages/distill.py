@@ -27,7 +27,7 @@ from verifix.recipe.candidates import Listed
 from verifix.recipe.context import Context
 from verifix.recipe.stages.base import Stage
 from verifix.recipe.stages.finetune import MOST as LONGEST
-from verifix.recipe.stages.finetune import RATE, WORK, labelled, lengths_of, rate_of
+from verifix.recipe.stages.finetune import RATE, labelled, lengths_of, rate_of
 from verifix.recipe.stages.jitter import flipped_and_shifted, jitter_for, mixed, weak_and_strong
 from verifix.recipe.stages.training import Batch, Pool, Schedule, Training, descend, trainable
 
@@ -45,7 +45,7 @@ LIKELY = 0.9
 """How likely the likeliest class has to be, for an input to count."""
 
 CHANGED = 2
-"""With changes, small networks see so many times the inputs of their longest fine-tuning."""
+"""With changes, networks see so many times the inputs of the longest fine-tuning."""
 
 PRIOR = 1.0
 """Inputs with each given label that every class is taken to have, before any is seen."""
@@ -110,8 +110,8 @@ class Distill(Stage):
         return probabilities(self.context.predict(self.indices, {}, self.beside.samples))
 
     def lengths_with(self, changes: float) -> list[int]:
-        """Return the inputs seen where a training may stop: with changes, small networks are trained for longer."""
-        longest = max(self.lengths[-1], min(round(CHANGED * WORK / max(self.context.run.work, 1)), CHANGED * LONGEST))
+        """Return the inputs seen where a training may stop: with changes, it is longer."""
+        longest = max(self.lengths[-1], CHANGED * LONGEST)
         return [longest // 2, longest] if changes else self.lengths
 
     def candidates(self) -> Listed:
@@ -120,7 +120,7 @@ class Distill(Stage):
         soft = [(0.0, 0.0)] + [(TRUST, 0.0)] * (self.beside.given is not None)
         ways = [(0.0, 1.0)] if small and self._changeable() else soft
         strengths = tuple((float(seen), *way) for way in ways for seen in self.lengths_with(way[1]))
-        return Listed(strengths, kind=(1, 2))
+        return Listed(strengths, kind=(self.numbers.index("trust"),))
 
     def _changeable(self) -> bool:
         """Tell whether there are changes, and verified and other inputs fit into one batch."""
